@@ -1,0 +1,28 @@
+"""What can go wrong, with the exit code that the command line gives it (design: 0 ok, 2 usage, 3 numerical, 4 data)."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be: the message gives the value, the expectation and the way out."""
+
+    exit_code = 2
+
+
+class NumericalFailure(ArithmeticError):
+    """A quantity became NaN or infinite. Names the quantity and the step; nothing is computed from it."""
+
+    exit_code = 3
+
+    def __init__(self, quantity: str, step: int, hint: str = "") -> None:
+        self.quantity, self.step = quantity, step
+        super().__init__(f"{quantity} is not finite at step {step}" + (f"; {hint}" if hint else ""))
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (self.quantity, self.step)
+
+
+class VerificationFailure(Exception):
+    """Two derivations of one number disagree beyond the tolerance table."""
+
+    exit_code = 4

@@ -1,0 +1,237 @@
+"""Hyperparameters: kind, representation, sharing level, bounds.
+
+A hyperparameter is declared (`L2(level="parameter", init=1e-4)`), held as unconstrained arrays u, and used as values.
+Representation: value = e.g. 10^u. Sharing: one value for the network, a tensor, an output unit, an input unit or each
+parameter. `expand` takes the arrays to values that broadcast against each elementary parameter; `collapse` is its
+exact adjoint, so gradients flow back to what the outer optimiser moves.
+
+The arrays of one declaration: {"network": array ()} at level network, else {parameter name: array}; per_step adds
+an axis (T,) in front. Source of the representations: reference table "Hyperparameters and how they move" (log10 L2: the
+thesis; ln α, logit γ: Maclaurin et al. 2015, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hypertrail_nets import Parameter
+from hypertrail_nets.layers import REGULARIZABLE
+
+from .errors import UsageError
+
+Array = Any
+Arrays = dict[str, Array]  # what one declaration holds
+Hyper = dict[str, Arrays]  # kind → arrays: everything the outer optimiser moves
+
+LEVELS = ("network", "layer", "unit", "input", "parameter")
+NETWORK = "network"
+LN10 = float(np.log(10.0))
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One declared kind. init and bounds are VALUES (not logarithms); bounds are kept by clipping u after each move.
+
+    level: network, layer (one per tensor), unit (per output unit), input (per input unit), parameter.
+    per_step: one value for each of the T elementary steps (learning rate and momentum only).
+    """
+
+    level: str = "parameter"
+    init: float = 0.0
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    per_step: bool = False
+
+    kind: ClassVar[str]
+    levels: ClassVar[tuple[str, ...]] = LEVELS
+    steppable: ClassVar[bool] = False
+    penalty: ClassVar[bool] = False  # acts through the elementary loss on regularizable parameters only
+
+    def __post_init__(self) -> None:
+        if self.level not in self.levels:
+            raise UsageError(f"{self.kind}: level {self.level!r}, expected one of {', '.join(self.levels)}")
+        if self.per_step and not self.steppable:
+            raise UsageError(f"{self.kind}: per_step is for learning rate and momentum only")
+        low, high = self.bounds
+        if not low <= self.init <= high:
+            raise UsageError(f"{self.kind}: init {self.init:g} lies outside its bounds [{low:g}, {high:g}]")
+        with np.errstate(all="ignore"):
+            free = self.free(self.init)
+        if not np.isfinite(free):
+            raise UsageError(f"{self.kind}: init {self.init:g} has no finite representation; {self.expectation}")
+
+    # The representation, its inverse and its slope d value / d u (as a function of the value). `xp`: numpy or jax.numpy.
+    expectation: ClassVar[str] = "any number goes"
+
+    def free(self, value: Any) -> Any:
+        return value
+
+    def value(self, u: Array, xp: Any = np) -> Array:
+        return u
+
+    def slope(self, value: Array) -> Array:
+        return 1.0
+
+    def reaches(self, param: Parameter) -> bool:
+        """Whether this hyperparameter acts on that tensor."""
+        if self.penalty and REGULARIZABLE not in param.tags:
+            return False
+        return self.level != "input" or len(param.shape) >= 2
+
+    def shape(self, param: Parameter) -> tuple[int, ...]:
+        """Shape of the values for one tensor, without the step axis; broadcasts against the tensor."""
+        return {
+            "network": (),
+            "layer": (),
+            "unit": param.shape[-1:],
+            "input": (*(1,) * (len(param.shape) - 2), param.shape[-2], 1) if len(param.shape) >= 2 else (),
+            "parameter": param.shape,
+        }[self.level]
+
+    def clip(self, u: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            low, high = (self.free(np.asarray(b, dtype=np.float64)) for b in self.bounds)
+        return np.clip(u, low, high).astype(np.asarray(u).dtype)
+
+
+@dataclass(frozen=True)
+class L2(Hyperparameter):
+    """Penalty Σ λ w² (no ½) on regularizable parameters; u = log10 λ. Bounds keep λ positive and sane."""
+
+    init: float = 1e-4
+    bounds: tuple[float, float] = (1e-9, 1.0)
+    kind: ClassVar[str] = "l2"
+    penalty: ClassVar[bool] = True
+    expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
+
+    def free(self, value: Any) -> Any:
+        return np.log10(value)
+
+    def value(self, u: Array, xp: Any = np) -> Array:
+        return xp.exp(u * LN10)  # 10**u, in the form whose derivative both engines take without a special case
+
+    def slope(self, value: Array) -> Array:
+        return LN10 * value
+
+
+@dataclass(frozen=True)
+class L1(Hyperparameter):
+    """Penalty Σ λ |w| on regularizable parameters; u = ln λ. The kink at w = 0 has derivative 0 here."""
+
+    init: float = 1e-5
+    bounds: tuple[float, float] = (1e-12, 1.0)
+    kind: ClassVar[str] = "l1"
+    penalty: ClassVar[bool] = True
+    expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
+
+    def free(self, value: Any) -> Any:
+        return np.log(value)
+
+    def value(self, u: Array, xp: Any = np) -> Array:
+        return xp.exp(u)
+
+    def slope(self, value: Array) -> Array:
+        return value
+
+
+@dataclass(frozen=True)
+class LearningRate(Hyperparameter):
+    """α of the dynamics; u = ln α. The schedule of the dynamics multiplies it."""
+
+    level: str = "network"
+    init: float = 0.1
+    bounds: tuple[float, float] = (1e-7, 10.0)
+    kind: ClassVar[str] = "learning_rate"
+    steppable: ClassVar[bool] = True
+    expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
+
+    free, value, slope = L1.free, L1.value, L1.slope
+
+
+@dataclass(frozen=True)
+class Momentum(Hyperparameter):
+    """γ of the dynamics; u = logit γ = ln(γ / (1 − γ))."""
+
+    level: str = "network"
+    init: float = 0.9
+    bounds: tuple[float, float] = (1e-4, 0.9999)
+    kind: ClassVar[str] = "momentum"
+    levels: ClassVar[tuple[str, ...]] = ("network", "layer")
+    steppable: ClassVar[bool] = True
+    expectation: ClassVar[str] = "expected a number between 0 and 1"
+
+    def free(self, value: Any) -> Any:
+        return np.log(value) - np.log1p(-np.asarray(value))
+
+    def value(self, u: Array, xp: Any = np) -> Array:
+        return 1.0 / (1.0 + xp.exp(-u))
+
+    def slope(self, value: Array) -> Array:
+        return value * (1.0 - value)
+
+
+@dataclass(frozen=True)
+class WeightTransform(Hyperparameter):
+    """t of w = z · eᵗ: training moves z, the network computes with w (DrMAD's experiment 1). u = t, unbounded by default.
+
+    With a fixed penalty c·z² it acts like an L2 penalty c·e^(−2t) on w, and scales the learning rate of w by e^(2t).
+    """
+
+    level: str = "input"
+    init: float = 0.0
+    kind: ClassVar[str] = "transform"
+    penalty: ClassVar[bool] = True
+
+
+KINDS: dict[str, type[Hyperparameter]] = {c.kind: c for c in (L2, L1, LearningRate, Momentum, WeightTransform)}
+
+
+def initial_hyper(declared: Sequence[Hyperparameter], params: Sequence[Parameter], steps: int) -> Hyper:
+    """The arrays of every declaration at its init, float64. steps: T, the length of the per-step axis."""
+    hyper: Hyper = {}
+    for one in declared:
+        front = (steps,) if one.per_step else ()
+        u = float(one.free(one.init))
+        if one.level == NETWORK:
+            hyper[one.kind] = {NETWORK: np.full(front, u)}
+        else:
+            hyper[one.kind] = {p.name: np.full(front + one.shape(p), u) for p in params if one.reaches(p)}
+    return hyper
+
+
+def expand(one: Hyperparameter, arrays: Mapping[str, Array], params: Sequence[Parameter], xp: Any = np) -> Arrays:
+    """{parameter name: values that broadcast against it}, (T, …) where per_step. Cost: one exp per stored scalar."""
+    values = {key: one.value(u, xp) for key, u in arrays.items()}
+    if one.level == NETWORK:
+        return {p.name: values[NETWORK] for p in params if one.reaches(p)}
+    return values
+
+
+def collapse(one: Hyperparameter, arrays: Mapping[str, Array], dvalues: Mapping[str, Array]) -> Arrays:
+    """Adjoint of `expand`: {parameter name: d/d value} → {key: d/d u}, same shapes as `arrays`. NumPy, by hand.
+
+    dvalues may have the full shape of the parameter: what a value was broadcast over is summed.
+    """
+    front = 1 if one.per_step else 0
+    if one.level == NETWORK:
+        total: Any = sum(d.reshape(*d.shape[:front], -1).sum(axis=-1) for d in map(np.asarray, dvalues.values()))
+        return {NETWORK: total * one.slope(one.value(np.asarray(arrays[NETWORK])))}
+    return {key: unbroadcast(dvalues[key], np.shape(u), front) * one.slope(one.value(np.asarray(u)))
+            for key, u in arrays.items()}  # fmt: skip
+
+
+def unbroadcast(d: np.ndarray, shape: tuple[int, ...], front: int = 0) -> np.ndarray:
+    """Sum d down to `shape`, aligning axes from the last (after `front` leading axes that both share)."""
+    d = np.asarray(d)
+    surplus = d.ndim - len(shape)
+    d = d.sum(axis=tuple(range(front, front + surplus)))
+    stretched = tuple(i for i, (have, want) in enumerate(zip(d.shape, shape, strict=True)) if want == 1 and have != 1)
+    return d.sum(axis=stretched, keepdims=True)
+
+
+def count(hyper: Hyper) -> int:
+    """How many scalars m the outer optimiser moves."""
+    return sum(int(np.size(u)) for arrays in hyper.values() for u in arrays.values())

@@ -1,0 +1,211 @@
+"""The bilevel problem: network, data, schedule, dynamics, hyperparameters and the two losses.
+
+    elementary:  w_T = training of w by T steps on  L(w, λ, batch) = mean cross-entropy (dropout on) + Σ λ₂ w² + Σ λ₁ |w|
+    hyper:       f(w_T) = mean cross-entropy on the valid split, no penalties, dropout off, batch norm normalising with
+                 the statistics of the validation batch itself: a pure function of w
+
+The losses are written once, on the operations an engine supplies; each engine differentiates them in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hypertrail_nets import Layer, Ops, Parameter, get_all_params, get_output, initial_params, initial_running
+
+from .errors import UsageError
+from .hyperparameters import Hyper, Hyperparameter, expand, initial_hyper
+
+if TYPE_CHECKING:
+    from hypertrail_data import BatchSchedule, Splits
+
+Array = Any
+Values = dict[str, dict[str, Array]]  # kind → parameter name → values that broadcast against the parameter
+
+PRECISIONS = ("float32", "float64")
+DYNAMICS = ("damped", "heavy-ball")
+AVERAGING = 0.1
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How a gradient moves the weights; learning rate and momentum may be overridden by declared hyperparameters.
+
+    kind 'damped':      v ← γ v − (1−γ) g,  w ← w + α v     (Maclaurin et al. 2015; SGD with lr α(1−γ), momentum γ)
+    kind 'heavy-ball':  v ← μ v + g,        w ← w − η v     (Polyak 1964; α is η and γ is μ here)
+    schedule: ((step, factor), …): from that step on the learning rate is multiplied by factor.
+    """
+
+    kind: str = "damped"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    schedule: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in DYNAMICS:
+            raise UsageError(f"dynamics {self.kind!r}, expected one of {', '.join(DYNAMICS)}")
+        if not self.learning_rate > 0:
+            raise UsageError(f"learning rate {self.learning_rate}, expected a positive number")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"momentum {self.momentum}, expected 0 ≤ momentum < 1")
+        if any(a[0] >= b[0] for a, b in zip(self.schedule, self.schedule[1:], strict=False)):
+            raise UsageError(f"schedule {self.schedule}: steps must rise")
+
+    def factors(self, steps: int) -> np.ndarray:
+        """(T,) float64: what the schedule multiplies the learning rate by at each step."""
+        out = np.ones(steps)
+        for step, factor in self.schedule:
+            out[step:] = factor
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A bilevel problem. eq=False: two problems are the same only if they are the same object (engines cache by it).
+
+    steps: T. l2: a fixed penalty on every regularizable parameter where no L2 hyperparameter is declared.
+    valid_batch: the hyper loss is the mean over validation batches of this size (each normalised by its own
+    statistics); None: the whole split in one batch. precision: 'float64' to compare, 'float32' to work.
+    """
+
+    network: Layer
+    splits: Splits
+    schedule: BatchSchedule
+    steps: int
+    hyperparameters: tuple[Hyperparameter, ...]
+    dynamics: Dynamics = Dynamics()
+    l2: float = 0.0
+    valid_batch: int | None = None
+    seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"steps {self.steps}, expected at least 1")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        kinds = [h.kind for h in self.hyperparameters]
+        if not kinds:
+            raise UsageError("no hyperparameter is declared, there is nothing to tune")
+        if len(set(kinds)) != len(kinds):
+            raise UsageError(f"hyperparameters {kinds}: each kind can be declared once")
+        if self.schedule.examples != len(self.splits.train):
+            raise UsageError(
+                f"the schedule draws from {self.schedule.examples} examples, train has {len(self.splits.train)}"
+            )
+        if self.valid_batch is not None and not 1 <= self.valid_batch <= len(self.splits.valid):
+            raise UsageError(f"valid_batch {self.valid_batch}, expected 1 … {len(self.splits.valid)} (the valid split)")
+        if self.network.shape != (self.splits.classes,):
+            raise UsageError(
+                f"the network gives {self.network.shape} outputs, the data has {self.splits.classes} classes"
+            )
+
+    def with_(self, **changes: Any) -> Problem:
+        """A new problem with some fields changed (compiles anew)."""
+        return replace(self, **changes)
+
+    @cached_property
+    def params(self) -> tuple[Parameter, ...]:
+        return tuple(get_all_params(self.network, trainable=True))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.precision)
+
+    @cached_property
+    def noise_key(self) -> tuple[np.uint32, np.uint32]:
+        from hypertrail_data import streams
+
+        first, second = streams.words(self.seed, "noise")
+        return np.uint32(first), np.uint32(second)
+
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        """w_0: a pure function of the seed; drawn in float64, cast to the precision."""
+        from hypertrail_data import streams
+
+        return initial_params(self.network, streams.generator(self.seed, "init"), self.dtype)
+
+    def initial_running(self) -> dict[str, np.ndarray]:
+        return initial_running(self.network, self.dtype)
+
+    def initial_hyper(self) -> Hyper:
+        """The declared hyperparameters at their init, unconstrained arrays in float64."""
+        return initial_hyper(self.hyperparameters, self.params, self.steps)
+
+    def declared(self, kind: str) -> Hyperparameter | None:
+        return next((h for h in self.hyperparameters if h.kind == kind), None)
+
+    def needs_velocity(self) -> bool:
+        """Whether the reverse pass needs v_t: only the gradients of learning rate and momentum do."""
+        return any(h.kind in ("learning_rate", "momentum") for h in self.hyperparameters)
+
+    def values(self, hyper: Mapping[str, Mapping[str, Array]], xp: Any = np) -> Values:
+        """All values by kind and parameter name. learning_rate and momentum are always there (constants if not declared);
+        l2, l1 and transform only for the parameters they act on. Differentiable in `hyper` when xp is."""
+        out: Values = {}
+        for one in self.hyperparameters:
+            arrays = {key: xp.asarray(u, dtype=self.precision) for key, u in hyper[one.kind].items()}
+            out[one.kind] = expand(one, arrays, self.params, xp)
+        constants = {"learning_rate": self.dynamics.learning_rate, "momentum": self.dynamics.momentum}
+        for kind, constant in constants.items():
+            out.setdefault(kind, {p.name: xp.asarray(constant, dtype=self.precision) for p in self.params})
+        if self.l2 > 0.0:
+            fixed = {
+                p.name: xp.asarray(self.l2, dtype=self.precision) for p in self.params if "regularizable" in p.tags
+            }
+            out.setdefault("l2", fixed)
+        return out
+
+    # -- the losses, engine neutral ---------------------------------------------------------------------------------
+
+    def effective(self, xp: Any, w: Mapping[str, Array], values: Values) -> dict[str, Array]:
+        """What the network computes with: z·eᵗ where a weight transform is declared, w itself elsewhere."""
+        t = values.get("transform", {})
+        return {name: one * xp.exp(t[name]) if name in t else one for name, one in w.items()}
+
+    def data_loss(
+        self, ops: Ops, weights: Mapping[str, Array], x: Array, y: Array, step: Any, collect: dict | None = None
+    ) -> Array:
+        """Mean cross-entropy of one training batch in nats, dropout masks of that step. x (B, …), y (B,) → scalar."""
+        logits = get_output(self.network, weights, x, ops, key=self.noise_key, step=step, collect=collect)
+        return ops.cross_entropy(logits, y).mean()
+
+    def penalty(self, xp: Any, w: Mapping[str, Array], values: Values) -> Array:
+        """Σ λ₂ w² + Σ λ₁ |w| over regularizable parameters → scalar."""
+        total: Any = xp.zeros((), dtype=self.precision)
+        for name, value in values.get("l2", {}).items():
+            total = total + (value * w[name] ** 2).sum()
+        for name, value in values.get("l1", {}).items():
+            total = total + (value * abs(w[name])).sum()
+        return total
+
+    def valid_loss(self, ops: Ops, weights: Mapping[str, Array], x: Array, y: Array) -> Array:
+        """Mean cross-entropy of one validation batch: dropout off, batch statistics. The hyper loss is the mean of these."""
+        return ops.cross_entropy(get_output(self.network, weights, x, ops, deterministic=True), y).mean()
+
+    def metrics(
+        self, ops: Ops, weights: Mapping[str, Array], running: Mapping[str, Array], x: Array, y: Array
+    ) -> Array:
+        """Per-example loss (nats) and error (0 or 1) with the deterministic forward and running averages, (2, B)."""
+        logits = get_output(self.network, weights, x, ops, deterministic=True, running=running)
+        wrong = (logits.argmax(axis=-1) != y).astype(self.precision)
+        return ops.xp.stack([ops.cross_entropy(logits, y), wrong])
+
+    def update_running(self, running: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Batch norm's running averages after one training batch: r ← (1 − a) r + a · batch, a = 0.1 (Lasagne's default)."""
+        return {key: (1 - AVERAGING) * running[key] + AVERAGING * batch[key] for key in running}
+
+    def valid_batches(self) -> tuple[np.ndarray, np.ndarray]:
+        """The validation split cut into equal batches, x (n, B, …), y (n, B); a rest smaller than a batch is left out."""
+        valid = self.splits.valid
+        size = self.valid_batch or len(valid)
+        n = len(valid) // size
+        return (
+            valid.x[: n * size].reshape(n, size, *valid.x.shape[1:]).astype(self.dtype),
+            valid.y[: n * size].reshape(n, size),
+        )

@@ -1,0 +1,73 @@
+"""What the engines return. Plain records of NumPy arrays; the trajectory alone may live elsewhere (device, disk)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .hyperparameters import Hyper
+
+if TYPE_CHECKING:
+    from hypertrail_data import MemoryTrajectory, StoredTrajectory
+
+Params = dict[str, np.ndarray]
+
+
+@dataclass
+class Cost:
+    """gradients: gradient evaluations; hvps: gradients that also gave a Hessian-vector and a mixed product; seconds: wall."""
+
+    gradients: int = 0
+    hvps: int = 0
+    seconds: float = 0.0
+    trajectory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean loss in nats and error rate (0 … 1) over a whole split of `examples` examples."""
+
+    loss: float
+    error: float
+    examples: int
+
+
+@dataclass
+class Training:
+    """One training run of T elementary steps.
+
+    initial, final: w_0 and w_T (what training moved: z where a weight transform is declared); weights: what the network
+    computes with at the end; velocity: v_T; running: batch norm averages; losses: (T,) elementary loss of each step
+    before it was taken; distances: (T,) ‖w_{t+1} − w_0‖; trajectory: the states w_0 … w_{T−1}, or None.
+    """
+
+    initial: Params
+    final: Params
+    weights: Params
+    velocity: Params
+    running: Params
+    losses: np.ndarray
+    distances: np.ndarray
+    steps: int
+    trajectory: MemoryTrajectory | StoredTrajectory | None
+    cost: Cost
+
+
+@dataclass
+class Hypergradient:
+    """The gradient of the hyper loss with respect to the unconstrained hyperparameter arrays (same structure and shapes).
+
+    initial_weights: dw_0; initial_velocity: dv_0; hyper_loss: f(w_T); adjoint_norms: ‖dw‖ before each reverse step,
+    last step first; method: its name; diagnostics: method's own numbers (N for a line).
+    """
+
+    gradient: Hyper
+    initial_weights: Params
+    initial_velocity: Params
+    hyper_loss: float
+    adjoint_norms: np.ndarray
+    method: str
+    cost: Cost
+    diagnostics: dict[str, Any] = field(default_factory=dict)
