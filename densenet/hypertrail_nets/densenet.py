@@ -42,9 +42,9 @@ def densenet(
     Depth 40, growth 12, 3 blocks, first output 16: 1,019,722 trainable parameters, 1,010,664 of them regularizable.
     Raises ValueError for sizes that cannot be.
     """
-    n, rest = divmod(depth - blocks - 1, blocks)
     if blocks < 1 or growth < 1 or first_output < 1:
         raise ValueError(f"blocks {blocks}, growth {growth}, first_output {first_output}: each must be at least 1")
+    n, rest = divmod(depth - blocks - 1, blocks)
     if rest or n < 1:
         fits = [blocks * k + blocks + 1 for k in (max(n, 1), max(n, 1) + 1)]
         raise ValueError(

@@ -60,8 +60,11 @@ class Hyperparameter:
             raise UsageError(f"{self.kind}: init {self.init:g} lies outside its bounds [{low:g}, {high:g}]")
         with np.errstate(all="ignore"):
             free = self.free(self.init)
+            ends = [self.free(np.float64(b)) for b in self.bounds]
         if not np.isfinite(free):
             raise UsageError(f"{self.kind}: init {self.init:g} has no finite representation; {self.expectation}")
+        if np.isnan(ends).any():  # would turn every clipped value into NaN
+            raise UsageError(f"{self.kind}: bounds [{low:g}, {high:g}] have no representation; {self.expectation}")
 
     # The representation, its inverse and its slope d value / d u (as a function of the value). `xp`: numpy or jax.numpy.
     expectation: ClassVar[str] = "any number goes"
@@ -145,6 +148,7 @@ class LearningRate(Hyperparameter):
     init: float = 0.1
     bounds: tuple[float, float] = (1e-7, 10.0)
     kind: ClassVar[str] = "learning_rate"
+    levels: ClassVar[tuple[str, ...]] = ("network", "layer", "unit", "parameter")  # every tensor needs one: no "input"
     steppable: ClassVar[bool] = True
     expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
 

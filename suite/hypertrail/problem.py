@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hypertrail_nets import Layer, Ops, Parameter, get_all_params, get_output, initial_params, initial_running
+from hypertrail_nets.layers import REGULARIZABLE
 
 from .errors import UsageError
 from .hyperparameters import Hyper, Hyperparameter, expand, initial_hyper
@@ -53,8 +55,9 @@ class Dynamics:
             raise UsageError(f"learning rate {self.learning_rate}, expected a positive number")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum {self.momentum}, expected 0 ≤ momentum < 1")
-        if any(a[0] >= b[0] for a, b in zip(self.schedule, self.schedule[1:], strict=False)):
-            raise UsageError(f"schedule {self.schedule}: steps must rise")
+        steps = [-1, *(step for step, _ in self.schedule)]
+        if any(a >= b for a, b in pairwise(steps)):
+            raise UsageError(f"schedule {self.schedule}: steps must rise, from 0 on")
 
     def factors(self, steps: int) -> np.ndarray:
         """(T,) float64: what the schedule multiplies the learning rate by at each step."""
@@ -89,6 +92,8 @@ class Problem:
             raise UsageError(f"steps {self.steps}, expected at least 1")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if not 0 <= self.l2 < np.inf:
+            raise UsageError(f"l2 {self.l2}, expected a number ≥ 0")
         kinds = [h.kind for h in self.hyperparameters]
         if not kinds:
             raise UsageError("no hyperparameter is declared, there is nothing to tune")
@@ -145,20 +150,30 @@ class Problem:
         return any(h.kind in ("learning_rate", "momentum") for h in self.hyperparameters)
 
     def values(self, hyper: Mapping[str, Mapping[str, Array]], xp: Any = np) -> Values:
-        """All values by kind and parameter name. learning_rate and momentum are always there (constants if not declared);
-        l2, l1 and transform only for the parameters they act on. Differentiable in `hyper` when xp is."""
+        """All values by kind and parameter name: the declared ones and the constants. Differentiable in `hyper` when xp is."""
+        return {**self.constants(xp), **self.declared_values(hyper, xp)}
+
+    def declared_values(self, hyper: Mapping[str, Mapping[str, Array]], xp: Any = np) -> Values:
+        """The values of the declared hyperparameters; l2, l1 and transform only for the tensors they act on."""
         out: Values = {}
         for one in self.hyperparameters:
             arrays = {key: xp.asarray(u, dtype=self.precision) for key, u in hyper[one.kind].items()}
             out[one.kind] = expand(one, arrays, self.params, xp)
-        constants = {"learning_rate": self.dynamics.learning_rate, "momentum": self.dynamics.momentum}
-        for kind, constant in constants.items():
-            out.setdefault(kind, {p.name: xp.asarray(constant, dtype=self.precision) for p in self.params})
-        if self.l2 > 0.0:
-            fixed = {
-                p.name: xp.asarray(self.l2, dtype=self.precision) for p in self.params if "regularizable" in p.tags
-            }
-            out.setdefault("l2", fixed)
+        return out
+
+    def constants(self, xp: Any = np) -> Values:
+        """What is not declared but needed: learning rate, momentum, a fixed L2 penalty. Scalars by parameter name."""
+
+        def fill(value: float, params: tuple[Parameter, ...]) -> dict[str, Array]:
+            return {p.name: xp.asarray(value, dtype=self.precision) for p in params}
+
+        out: Values = {}
+        if self.declared("learning_rate") is None:
+            out["learning_rate"] = fill(self.dynamics.learning_rate, self.params)
+        if self.declared("momentum") is None:
+            out["momentum"] = fill(self.dynamics.momentum, self.params)
+        if self.l2 > 0.0 and self.declared("l2") is None:
+            out["l2"] = fill(self.l2, tuple(p for p in self.params if REGULARIZABLE in p.tags))
         return out
 
     # -- the losses, engine neutral ---------------------------------------------------------------------------------

@@ -1,0 +1,219 @@
+"""A problem on the device: its data, and its programs, compiled once.
+
+Everything that changes between meta-iterations (weights, hyperparameters, batch indices, learning rate factors, the
+number of line steps) is an argument of a program; everything that does not (network, dynamics, shapes) is compiled
+in. So the second meta-iteration compiles nothing. In this package "compiled Theano function" means one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hypertrail.hyperparameters import Hyper
+from hypertrail.problem import Problem, Values
+
+from . import losses
+from .dynamics import DYNAMICS
+from .functional import Inner, add, reverse_step, step, zeros
+from .ops import OPS
+
+Array = Any
+Tree = Any
+
+CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
+CHUNK_BYTES = 256 << 20
+
+
+@contextmanager
+def precision(problem: Problem) -> Iterator[None]:
+    """Scoped x64 mode: float64 (and int64) exist for JAX inside, the user's process is left as it was."""
+    with jax.enable_x64(problem.precision == "float64"):
+        yield
+
+
+@lru_cache(maxsize=4)
+def compiled(problem: Problem) -> Compiled:
+    """The programs of this very problem object; the last four problems are remembered, with their data on the device."""
+    return Compiled(problem)
+
+
+class Compiled:
+    """Data on the device and compiled programs of one problem. Call everything inside `precision(problem)`."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.kinds = [h.kind for h in problem.hyperparameters]
+        self.per_step = {h.kind for h in problem.hyperparameters if h.per_step}
+        self.keeps_velocity = problem.needs_velocity()
+        self.inner = Inner(self.loss, self.update, has_aux=True)
+        train = problem.splits.train
+        self.train_data = jnp.asarray(train.x, problem.dtype), jnp.asarray(train.y)
+        self.valid_data = jax.tree.map(jnp.asarray, problem.valid_batches())
+        self.chunk = chunk_length(problem)
+        # Compiled per object, not per class: when the object goes, its programs and the data they hold go too.
+        self.values = jax.jit(self._values)
+        self.pull_back = jax.jit(self._pull_back)
+        self.weights = jax.jit(self._weights)
+        self.train_chunk = jax.jit(self._train_chunk, static_argnums=0)
+        self.reverse_chunk = jax.jit(self._reverse_chunk)
+        self.reverse_line = jax.jit(self._reverse_line, static_argnums=0)
+        self.hyper_gradient = jax.jit(self._hyper_gradient)
+        self.hyper_loss = jax.jit(self._hyper_loss)
+        self.metrics = jax.jit(self._metrics)
+
+    # -- the elementary problem, in the form functional.py takes: hyper = the values of the declared kinds, and
+    #    t = (step, row of per-step values, learning rate factor)
+
+    def loss(self, w: Tree, values: Values, batch: tuple[Array, Array], t: tuple) -> tuple[Array, Tree]:
+        return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0])
+
+    def update(self, w: Tree, v: Tree, g: Tree, values: Values, t: tuple) -> tuple[Tree, Tree]:
+        rule = DYNAMICS[self.problem.dynamics.kind]
+        alpha, gamma = self.rates(values, t)
+        moved = {name: rule(w[name], v[name], g[name], alpha[name], gamma[name]) for name in w}
+        return {name: one[0] for name, one in moved.items()}, {name: one[1] for name, one in moved.items()}
+
+    def rates(self, values: Values, t: tuple) -> tuple[dict[str, Array], dict[str, Array]]:
+        """α_t and γ_t by parameter name. The schedule's factor multiplies α."""
+        _, row, factor = t
+        values = self.complete(values)
+
+        def at(kind: str) -> dict[str, Array]:
+            return {name: one[row] if kind in self.per_step else one for name, one in values[kind].items()}
+
+        return {name: factor * one for name, one in at("learning_rate").items()}, at("momentum")
+
+    def complete(self, values: Values) -> Values:
+        """The declared values and the constants of the kinds that are not declared."""
+        return {**self.problem.constants(jnp), **values}
+
+    # -- programs ---------------------------------------------------------------------------------------------------
+
+    def _values(self, hyper: Hyper) -> Values:
+        """Values of the declared kinds. Cost: one exponential per hyperparameter."""
+        return self.problem.declared_values(hyper, jnp)
+
+    def _pull_back(self, hyper: Hyper, dvalues: Values) -> Hyper:
+        """Adjoint of `values`: d/d value → d/d unconstrained array."""
+        return jax.vjp(lambda h: self.problem.declared_values(h, jnp), hyper)[1](dvalues)[0]
+
+    def _weights(self, w: Tree, values: Values) -> Tree:
+        return self.problem.effective(jnp, w, self.complete(values))
+
+    def _train_chunk(self, keep: bool, state: Tree, w0: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+        """Some steps forward. state = (w, v, running); xs = (batch indices, t), each with a leading axis of steps.
+
+        Returns the state after them and, per step, (loss, ‖w_{t+1} − w_0‖, the state before the step where kept).
+        """
+
+        def forward(state: tuple, x: tuple) -> tuple:
+            w, v, running = state
+            indices, t = x
+            batch = data[0][indices], data[1][indices]
+            w_next, v_next, loss, statistics = step(self.inner, w, v, values, batch, t)
+            kept = {"w/" + name: one for name, one in w.items()} if keep else {}
+            if keep and self.keeps_velocity:
+                kept |= {"v/" + name: one for name, one in v.items()}
+            running = self.problem.update_running(running, statistics)
+            return (w_next, v_next, running), (loss, distance(w_next, w0), kept)
+
+        return lax.scan(forward, state, xs)
+
+    def _reverse_chunk(self, adjoint: Tree, states: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+        """The same steps backward, over the states that `train_chunk` kept. adjoint = (dw, dv, dvalues).
+
+        Returns the adjoint before them and ‖dw‖ as it stood before each reverse step, in the order of the steps.
+        """
+
+        def backward(adjoint: tuple, x: tuple) -> tuple:
+            kept, (indices, t) = x
+            w = {name: kept["w/" + name] for name in adjoint[0]}
+            v = {name: kept["v/" + name] for name in w} if self.keeps_velocity else zeros(w)
+            return self.backward(adjoint, w, v, values, data, indices, t), norm(adjoint[0])
+
+        return lax.scan(backward, adjoint, (states, xs), reverse=True)
+
+    def _reverse_line(
+        self, literal: bool, adjoint: Tree, line: Tree, values: Values, data: Tree, span: tuple[Array, Array]
+    ) -> tuple:
+        """Steps span[1]−1 … span[0] backward along a line; see providers.Line. The span is an argument, so one program
+        serves every N. Returns the adjoint and ‖dw‖ before each step, an array as long as the line's tables."""
+        lo, hi = span
+
+        def backward(k: Array, carry: tuple) -> tuple:
+            adjoint, norms = carry
+            i = hi - 1 - (k - lo)
+            w, v, indices, t = line.point(i, self, values)
+            norms = norms.at[i].set(norm(adjoint[0]))
+            advance = self.backward_literal if literal else self.backward
+            return advance(adjoint, w, v, values, data, indices, t), norms
+
+        norms = jnp.zeros(line.rho.shape, self.problem.dtype)
+        return lax.fori_loop(lo, hi, backward, (adjoint, norms))
+
+    def backward(self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple) -> Tree:
+        """One exact reverse step at (w, v)."""
+        dw, dv, dvalues = adjoint
+        batch = data[0][indices], data[1][indices]
+        dw, dv, more = reverse_step(self.inner, w, v, values, batch, t, dw, dv)
+        return dw, dv, add(dvalues, more)
+
+    def backward_literal(
+        self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple
+    ) -> Tree:
+        """One step of DrMAD's algorithm 2 to the letter (completion C0): no velocity, no learning rate.
+
+        dλ −= (1−γ) (∂²L/∂λ∂w)ᵀ dw,   dw −= (1−γ) (∂²L/∂w²) dw       (dλ takes dw before its own update)
+        """
+        dw, dv, dvalues = adjoint
+        _, gamma = self.rates(values, t)
+        u = {name: -(1 - gamma[name]) * one for name, one in dw.items()}
+        batch = data[0][indices], data[1][indices]
+        hvp, mixed = losses.second_order(self.problem, w, self.complete(values), *batch, t[0], u)
+        return add(dw, hvp), dv, add(dvalues, {kind: mixed[kind] for kind in dvalues})
+
+    def _hyper_gradient(self, w: Tree, values: Values, batches: Tree) -> tuple:
+        f, dw, dvalues = losses.hyper_gradient(self.problem, w, self.complete(values), *batches)
+        return f, dw, {kind: dvalues[kind] for kind in self.kinds}
+
+    def _hyper_loss(self, weights: Tree, batches: Tree) -> Array:
+        """f at effective weights (any transform already applied)."""
+        return lax.map(lambda batch: self.problem.valid_loss(OPS, weights, *batch), batches).mean()
+
+    def _metrics(self, weights: Tree, running: Tree, batches: Tree) -> Array:
+        """(n, 2, B): loss and error of every example of the batches."""
+        return lax.map(lambda batch: self.problem.metrics(OPS, weights, running, *batch), batches)
+
+    def steps(self, start: int, stop: int) -> tuple:
+        """What the programs read for the steps start … stop−1: batch indices and t, with a leading axis of steps."""
+        t = np.arange(start, stop, dtype=np.int32)
+        factors = self.problem.dynamics.factors(self.problem.steps)[start:stop].astype(self.problem.dtype)
+        return self.problem.schedule.indices(start, stop), (t, t, factors)
+
+
+def norm(tree: Tree) -> Array:
+    """Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def distance(a: Tree, b: Tree) -> Array:
+    return norm(jax.tree.map(jnp.subtract, a, b))
+
+
+def chunk_length(problem: Problem) -> int:
+    """Steps per compiled chunk: a divisor of T (else of an epoch) near the target, so that no odd rest compiles again."""
+    size = sum(p.size for p in problem.params) * problem.dtype.itemsize * (2 if problem.needs_velocity() else 1)
+    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // size))
+    for whole in (problem.steps, problem.schedule.steps_per_epoch):
+        divisors = [k for k in range(1, target + 1) if whole % k == 0]
+        if divisors[-1] * 2 > target:
+            return divisors[-1]
+    return target

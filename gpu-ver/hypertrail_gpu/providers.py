@@ -1,0 +1,83 @@
+"""Where w_t comes from in the reverse pass. One reverse kernel, fed by any of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypertrail.records import Training
+
+if TYPE_CHECKING:
+    from .compiled import Compiled
+
+Array = Any
+Tree = Any
+
+
+class Stored:
+    """The true states, from the device, from RAM or from HDF5 segments. Exact. Memory: one chunk (and what the store keeps)."""
+
+    def __init__(self, training: Training, chunk: int, dtype: np.dtype) -> None:
+        self.trajectory, self.chunk, self.dtype = training.trajectory, chunk, dtype
+
+    def backwards(self) -> Iterator[tuple[int, int, Tree]]:
+        """(start, stop, states stacked along axis 0) from the last chunk to the first, the chunks of the forward run.
+
+        A store cuts its segments by bytes, so pieces of two may have to be joined to a chunk.
+        """
+        assert self.trajectory is not None
+        held: list[tuple[int, Tree]] = []  # pieces in rising order of their first step
+        stop = self.trajectory.stop
+        start = (stop - 1) // self.chunk * self.chunk
+        for segment in self.trajectory.backwards():
+            held.insert(0, (segment.start, segment.states))
+            while stop > segment.start and start >= segment.start:
+                yield start, stop, self.join(held, start, stop)
+                held = [(first, states) for first, states in held if first < start]
+                stop, start = start, start - self.chunk
+
+    def join(self, held: list[tuple[int, Tree]], start: int, stop: int) -> Tree:
+        pieces = []
+        for first, states in held:
+            length = len(next(iter(states.values())))
+            lo, hi = max(start - first, 0), min(stop - first, length)
+            if lo < hi:
+                whole = (lo, hi) == (0, length)
+                pieces.append(states if whole else {k: one[lo:hi] for k, one in states.items()})
+        if len(pieces) > 1:
+            pieces = [{k: np.concatenate([np.asarray(p[k]) for p in pieces]) for k in pieces[0]}]
+        return {k: jnp.asarray(one, self.dtype) for k, one in pieces[0].items()}
+
+
+class Line(NamedTuple):
+    """w_i = (1 − ρ_i) w_0 + ρ_i w_T: two states in place of the trajectory. NOT exact; a NamedTuple, so a JAX pytree.
+
+    rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate factor) and indices
+    are tables with a leading axis of at least N steps (longer ones let one compiled program serve every N).
+    """
+
+    w0: Tree
+    wT: Tree
+    rho: Array
+    rho_step: Array
+    indices: Array
+    t: tuple[Array, Array, Array]
+
+    def point(self, i: Array, programs: Compiled, values: Tree) -> tuple[Tree, Tree, Array, tuple]:
+        """(w_i, v_i, batch indices, t) of line step i. The velocity is the one that carries w_{i−1} to w_i:
+
+        v_i = (w_i − w_{i−1}) / α_i   (heavy ball: −(w_i − w_{i−1}) / η_i),   v_0 = 0, the true initial velocity
+        """
+        rho, rho_step = self.rho[i], self.rho_step[i]
+        t = tuple(one[i] for one in self.t)
+        w = {name: (1 - rho) * self.w0[name] + rho * self.wT[name] for name in self.w0}
+        if not programs.keeps_velocity:
+            return w, jax.tree.map(jnp.zeros_like, w), self.indices[i], t
+        alpha, _ = programs.rates(values, t)
+        sign = {"damped": 1.0, "heavy-ball": -1.0}[programs.problem.dynamics.kind]
+        v = {name: sign * rho_step * (self.wT[name] - self.w0[name]) / alpha[name] for name in w}
+        return w, v, self.indices[i], t

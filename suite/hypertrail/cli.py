@@ -1,0 +1,279 @@
+"""The command line. Dispatch by hand, so that help and list import neither JAX nor matplotlib; tyro reads the fields.
+
+    hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN
+
+Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 disk full, 130/143 signals.
+Every expected error is one line on stderr; HYPERTRAIL_TRACEBACK=1 shows where it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from . import experiments
+from .errors import UsageError
+
+C = TypeVar("C")
+
+HELP = """\
+usage: hypertrail COMMAND ...
+
+Tune a million hyperparameters by gradient descent, by following a training run's trail backwards.
+
+commands:
+  list                   the declared experiments
+  run EXPERIMENT         run one; writes a folder under runs/ with numbers, figures and report.html
+  verify EXPERIMENT      check its hypergradient: finite differences, and the other engine
+  compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
+  report RUN             write report.html and the figures of a run folder anew
+
+hypertrail run EXPERIMENT --help    every setting of an experiment and what it means
+hypertrail --version
+
+exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 interrupted or disk full (safe to
+run again), 130/143 signals. HYPERTRAIL_TRACEBACK=1 shows where an error came from.
+"""
+
+USAGE, DATA, NO_ROOM, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that files are closed and locks let go on the way out."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = warn
+    try:
+        with terminations():
+            return dispatch(words)
+    except SystemExit as end:  # argument parsing: help was printed, or a usage error is in words already
+        return end.code if isinstance(end.code, int) else USAGE
+    except KeyboardInterrupt:
+        complain("interrupted (SIGINT)")
+        return INTERRUPTED
+    except Terminated:
+        complain("terminated (SIGTERM)")
+        return TERMINATED
+    except BrokenPipeError:  # `hypertrail list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE
+    except OSError as problem:
+        if traceback_wanted():
+            raise
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        complain(f"{'no room left on the disk: ' if full else ''}{problem}")
+        return NO_ROOM if full else DATA
+    except Exception as problem:
+        code = getattr(problem, "exit_code", None)
+        if code is None or traceback_wanted():
+            raise
+        complain(str(problem))
+        return int(code)
+
+
+def dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else USAGE
+    if words[0] == "--version":
+        from . import __version__
+
+        print(f"hypertrail {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in COMMANDS:
+        raise UsageError(f"unknown command {command!r}, expected one of {', '.join(COMMANDS)}; see hypertrail --help")
+    action, operands, what = COMMANDS[command]
+    if rest[:1] in (["-h"], ["--help"]):
+        print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
+        return 0
+    wanted = operands.replace("...", "").split()
+    given = rest[: len(wanted)]
+    if len(given) < len(wanted) or any(word.startswith("-") for word in given):
+        raise UsageError(f"hypertrail {command} needs {' '.join(wanted)}; see hypertrail {command} --help")
+    if "..." not in operands and len(rest) > len(wanted):
+        raise UsageError(f"hypertrail {command} takes {operands or 'nothing'}, got {' '.join(rest)} as well")
+    return action(words, *given)
+
+
+# -- commands -----------------------------------------------------------------------------------------------------------
+
+
+def list_command(words: list[str]) -> int:
+    known = experiments.names()
+    width = max(map(len, known))
+    for name in known:
+        print(f"{name:<{width}}  {experiments.headline(name)}")
+    return 0
+
+
+def run_command(words: list[str], name: str) -> int:
+    module = experiments.load(name)
+    config = parse(module.Config, words[2:], f"hypertrail run {name}", module.__doc__)
+    from . import runs
+
+    record = runs.config_record(name, config)
+    if config.run_dir is not None and runs.is_done(config.run_dir, record):
+        print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
+        return 0
+    from . import display, engines, methods, tuning
+    from .report import write_report
+
+    problem = build(module, config)
+    engine = engines.load(config.engine)
+    path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
+    with runs.Run(path, record) as run:
+        run.describe(words, engine.describe())
+        with display.Voice(run.log) as voice, recorded(run):
+            voice.say(f"run folder: {path}")
+            lines = tuning.into_run(
+                run,
+                problem,
+                engine,
+                methods.parse_method(config.method),
+                module.rule(config),
+                config.meta_iterations,
+                config.compare_exact,
+                steps_of(module, config, problem),
+                config.trajectory == "disk",
+                voice.report,
+                voice.finished,
+            )
+            run.done({"meta_iterations": config.meta_iterations, "time": runs.now()})
+            report = write_report(path)
+            display.show_end(voice, lines, report)
+    return 0
+
+
+def verify_command(words: list[str], name: str) -> int:
+    from . import verify
+
+    module = experiments.load(name)
+    config = parse(verify.options(module), words[2:], f"hypertrail verify {name}", verify.__doc__)
+    return verify.main(module, config, name)
+
+
+def compare_command(words: list[str], a: str, b: str) -> int:
+    from . import compare
+
+    return compare.main(Path(a), Path(b))
+
+
+def report_command(words: list[str], folder: str) -> int:
+    from .report import write_report
+
+    print(f"report: {write_report(Path(folder))}")
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
+    "list": (list_command, "", "The declared experiments."),
+    "run": (run_command, "EXPERIMENT ...", "Run an experiment. `hypertrail run EXPERIMENT --help` shows its settings."),
+    "verify": (
+        verify_command,
+        "EXPERIMENT ...",
+        "Check an experiment's hypergradient against finite differences and the other engine.",
+    ),
+    "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
+    "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),
+}
+
+
+# -- pieces -------------------------------------------------------------------------------------------------------------
+
+
+def build(module: ModuleType, config: Any) -> Any:
+    """The experiment's problem; what network, splits or schedule refuse is a usage error."""
+    try:
+        return module.problem(config)
+    except ValueError as problem:
+        if hasattr(problem, "exit_code"):
+            raise
+        raise UsageError(str(problem)) from problem
+
+
+def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], int] | None:
+    """T of each meta-iteration, where the experiment says so itself."""
+    return (lambda k: module.steps(config, problem, k)) if hasattr(module, "steps") else None
+
+
+@contextlib.contextmanager
+def recorded(run: Any) -> Iterator[None]:
+    """What stops a run is written into its folder: FAILED for an error, a line in the log for a signal."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as signalled:
+        run.log(f"stopped by {'SIGINT' if isinstance(signalled, KeyboardInterrupt) else 'SIGTERM'}")
+        raise
+    except Exception as problem:
+        run.log(f"failed: {problem}")
+        run.failed(f"{type(problem).__name__}: {problem}")
+        raise
+
+
+def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None) -> C:
+    """The config from the command line, by tyro. Its boxed complaints become one UsageError line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config, args=words, prog=prog, description=doc, **({"default": default} if default else {}))
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UsageError(f"{one_line(said.getvalue())}; see {prog} --help") from None
+
+
+def one_line(boxed: str) -> str:
+    """tyro's box in one line: the complaint, and the option it thinks was meant."""
+    rows = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()]
+    sections = re.split(r"^─+$", "\n".join(row for row in rows if not row.endswith("─") or set(row) == {"─"}), flags=re.M)
+    complaint = re.sub(r"^Error parsing [A-Z]\w*: ", "", " ".join(sections[0].split()))
+    meant = next((re.search(r"--[\w-]+", s) for s in sections[1:] if "Perhaps you meant" in s), None)
+    complaint = complaint.replace(" .", ".").rstrip(".")
+    return f"{complaint}; did you mean {meant.group()}?" if meant else complaint
+
+
+@contextlib.contextmanager
+def terminations() -> Iterator[None]:
+    """SIGTERM raises Terminated while the command works."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: somebody else's process
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def complain(message: str) -> None:
+    print(f"hypertrail: {' '.join(message.split())}", file=sys.stderr)
+
+
+def warn(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+    complain(f"{category.__name__}: {message}")
+
+
+def traceback_wanted() -> bool:
+    return os.environ.get("HYPERTRAIL_TRACEBACK", "") not in ("", "0")

@@ -1,0 +1,140 @@
+"""What a run says while it works and at its end: a progress bar on a terminal, plain lines elsewhere, and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .engines import SPLITS
+from .tuning import MetaIteration
+
+
+class Voice:
+    """Where the words of a run go: the screen, and `log` for each plain line."""
+
+    def __init__(self, log: Callable[[str], None] = lambda line: None) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.log = log
+        self.bar = Progress(
+            TextColumn("meta-iteration {task.fields[k]}  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> Voice:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """One line to screen and log."""
+        self.log(line)
+        self.console.print(line, markup=False)
+
+    def report(self, k: int, stage: str, done: int, total: int) -> None:
+        """Steps of one stage, for the bar."""
+        if self.bar.disable:
+            return
+        if self.task is None or self.bar.tasks[-1].description != stage or self.bar.tasks[-1].fields["k"] != k:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task = self.bar.add_task(stage, total=total, k=k)
+        self.bar.update(self.task, completed=done, total=total)
+
+    def finished(self, record: MetaIteration) -> None:
+        self.say(line_of(record))
+
+
+def line_of(record: MetaIteration) -> str:
+    """One meta-iteration in one line."""
+    words = [f"meta-iteration {record.index}: T {record.steps}"]
+    words += [f"{split} {m.loss:.4f} {100 * m.error:.2f} %" for split, m in record.metrics.items()]
+    words.append(f"hyper loss {record.hyper_loss:.4f}")
+    for kind, one in (record.agreement or {}).items():
+        words.append(f"{kind}: cosine {one.total.cosine:.3f} signs {100 * one.total.signs:.1f} %")
+    words.append(f"{sum(c.seconds for c in record.costs.values()):.1f} s")
+    return " | ".join(words)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """First column left, the others right."""
+    out = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def end_table(lines: Sequence[dict[str, Any]]) -> Table:
+    """Loss and error of every split at the start and at the end."""
+    start, end = lines[0], lines[-1]
+    rows = []
+    for split in (s for s in SPLITS if s in start["metrics"]):
+        a, b = start["metrics"][split], end["metrics"][split]
+        rows.append(
+            [split, f"{a['loss']:.4f}", f"{b['loss']:.4f}", f"{100 * a['error']:.2f} %", f"{100 * b['error']:.2f} %",
+             f"{a['examples']}"]
+        )  # fmt: skip
+    rows.append(["hyper loss", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", "", "", ""])
+    columns = ["split", "loss, start", "loss, end (nats)", "error, start", "error, end", "examples"]
+    return table(f"After {end['meta_iteration']} updates", columns, rows)
+
+
+def agreement_table(lines: Sequence[dict[str, Any]]) -> Table | None:
+    """Agreement with the exact hypergradient in the first and the last meta-iteration that has it, by kind."""
+    compared = [line for line in lines if "agreement" in line]
+    if not compared:
+        return None
+    rows = []
+    for kind in compared[0]["agreement"]:
+        for line in dict.fromkeys((0, len(compared) - 1)):
+            one = compared[line]["agreement"][kind]["total"]
+            rows.append([kind, str(compared[line]["meta_iteration"]), *agreement_cells(one)])
+    columns = ["kind", "meta-iteration", "cosine", "equal signs", "norm ratio"]
+    return table(f"{compared[0]['method']} against the exact hypergradient", columns, rows)
+
+
+def agreement_cells(one: dict[str, Any]) -> list[str]:
+    ratio = one["norm_ratio"]
+    return [f"{one['cosine']:.3f}", f"{100 * one['signs']:.1f} %", "–" if ratio is None else f"{ratio:.3g}"]
+
+
+def seconds_line(lines: Sequence[dict[str, Any]]) -> str:
+    """Where the time went, stage by stage."""
+    stages: dict[str, float] = {}
+    for line in lines:
+        for stage, cost in line["cost"].items():
+            stages[stage] = stages.get(stage, 0.0) + cost["seconds"]
+    parts = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items())
+    return f"seconds: {sum(stages.values()):.1f} ({parts})"
+
+
+def show_end(voice: Voice, lines: Sequence[dict[str, Any]], report: Path) -> None:
+    """The last words of a run: tables, seconds, the path of the report; the same into the log."""
+    import io
+
+    for one in (end_table(lines), agreement_table(lines)):
+        if one is None:
+            continue
+        voice.console.print(one)
+        plain = Console(file=io.StringIO(), width=120, color_system=None)
+        plain.print(one)
+        for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
+            voice.log(line.rstrip())
+    voice.say(seconds_line(lines))
+    voice.say(f"report: {report}")
+    sys.stdout.flush()

@@ -1,0 +1,43 @@
+"""Declared experiments, one per file; `drmad_digits.py` is called drmad-digits. Nothing is imported before it is asked for.
+
+An experiment is a module with
+
+    __doc__                           what it shows, in its first line; command, minutes, hardware, expected and published numbers
+    Config                            a frozen dataclass of everything that can be set (see _common.Common)
+    problem(config) -> Problem        the bilevel problem; this is where data are loaded
+    rule(config) -> outer.Rule        how the hyperparameters move
+    steps(config, problem, k) -> int  T of meta-iteration k (optional: without it, the problem's)
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import UsageError
+
+HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Every experiment, by file name."""
+    return sorted(p.stem.replace("_", "-") for p in HERE.glob("*.py") if not p.stem.startswith("_"))
+
+
+def headline(name: str) -> str:
+    """First line of an experiment's docstring, read without importing it."""
+    tree = ast.parse((HERE / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def load(name: str) -> ModuleType:
+    """The experiment's module. UsageError, with the names there are and the nearest, for one that is not there."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown experiment {name!r}, expected one of {', '.join(known)}{hint}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

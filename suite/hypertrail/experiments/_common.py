@@ -1,0 +1,63 @@
+"""What every experiment can be asked for; an experiment's Config adds its own fields and its own defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UsageError
+
+EngineName = Literal["gpu", "cpu"]
+MethodName = Literal["exact", "drmad-C0", "drmad-C1", "drmad-C4"]
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The settings that all experiments share."""
+
+    engine: EngineName = "gpu"
+    """What computes. gpu: compiled with JAX, on a GPU or else on the processor; cpu: the reference in NumPy, slow, made to be read."""
+    precision: Precision = "float32"
+    """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
+    method: MethodName = "drmad-C4"
+    """How the hypergradient is taken. exact: back over every stored state; drmad-*: back along a straight line, with the gaps
+    of the printed algorithm filled as in the paper (C0), in its authors' code (C1) or in the thesis (C4)."""
+    compare_exact: bool = False
+    """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
+    per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
+    meta_iterations: int = 10
+    """How many times the hyperparameters move: trainings, hypergradients, updates. One more training closes the run."""
+    seed: int = 0
+    """One number for all that is random: split, initial weights, batches, dropout masks."""
+    trajectory: Literal["memory", "disk"] = "memory"
+    """Where the states lie that the exact hypergradient needs: memory (RAM or device) or disk (HDF5 in the run folder)."""
+    data_dir: Path | None = None
+    """Folder with the data files; default: HYPERTRAIL_DATA, the cache, then a download. Digits are built in."""
+    runs_dir: Path = Path("runs")
+    """Folder that receives the run's folder."""
+    run_dir: Path | None = None
+    """The run's own folder, instead of a new one in runs-dir. If it holds this very run, finished, nothing is done."""
+
+    def __post_init__(self) -> None:
+        at_least("meta-iterations", self.meta_iterations, 0)
+        at_least("seed", self.seed, 0)
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{name} {value}, expected at least {least}")
+
+
+def positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"{name} {value:g}, expected a positive number")
+
+
+def fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} {value:g}, expected at least 0 and below 1")
+
+

@@ -1,0 +1,92 @@
+"""A small DenseNet on the handwritten digits: one L2 penalty per weight, DrMAD beside the exact hypergradient.
+
+    hypertrail run drmad-digits
+
+The network is the thesis' DenseNet made small (8×8 images), the schedule its own: momentum SGD, a fixed batch order, a
+fixed number of steps, the same initial weights in every meta-iteration, log10 of each penalty moved by the sign of its
+hypergradient with momentum. Few training images, so that a penalty matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..hyperparameters import L2
+from ..outer import Rule, SignMomentum
+from ..problem import Dynamics, Problem
+from ._common import Common, MethodName, at_least, fraction, positive
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """Settings of drmad-digits."""
+
+    method: MethodName = "drmad-C4"
+    """How the hypergradient is taken: exact, or along DrMAD's line as in the paper (C0), its authors' code (C1), the thesis (C4)."""
+    compare_exact: bool = True
+    """Take the exact hypergradient beside the method's and report how far apart they are; only the method's moves anything."""
+    meta_iterations: int = 8
+    """How many times the penalties move."""
+    depth: int = 10
+    """Convolutions plus the dense layer: blocks · layers + blocks + 1."""
+    growth: int = 6
+    """Feature maps that each layer adds."""
+    blocks: int = 3
+    """Dense blocks, with pooling between them."""
+    dropout: float = 0.2
+    """Share of activations dropped after each convolution but the first."""
+    steps: int = 150
+    """T, elementary steps of one training run."""
+    batch: int = 64
+    """Examples per step."""
+    learning_rate: float = 0.5
+    """α of the damped momentum: SGD with learning rate α (1 − γ)."""
+    momentum: float = 0.9
+    """γ."""
+    l2: float = 1e-4
+    """Where every penalty starts (a value, not its logarithm)."""
+    outer_rate: float = 1 / 3
+    """Decades that a penalty moves per meta-iteration once its hypergradient keeps its sign."""
+    outer_mass: float = 0.7
+    """Momentum of the signs."""
+    train: int = 600
+    """Training images."""
+    valid: int = 300
+    """Images of the hyper loss."""
+    select: int = 300
+    """Images for choices between runs; never optimised."""
+    test: int = 597
+    """Images that are only reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth", "growth", "blocks", "steps", "batch", "train", "valid"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("select", "test"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("learning_rate", "l2", "outer_rate"):
+            positive(name.replace("_", "-"), getattr(self, name))
+        for name in ("dropout", "momentum", "outer_mass"):
+            fraction(name.replace("_", "-"), getattr(self, name))
+
+
+def problem(config: Config) -> Problem:
+    from hypertrail_data import BatchSchedule, load, make_splits
+    from hypertrail_nets import densenet
+
+    c = config
+    splits = make_splits(load("digits"), c.train, c.valid, c.select, c.test, c.seed)
+    return Problem(
+        network=densenet((8, 8, 1), 10, c.depth, c.growth, c.blocks, first_output=2 * c.growth, dropout=c.dropout),
+        splits=splits,
+        schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
+        steps=c.steps,
+        hyperparameters=(L2(level="parameter", init=c.l2),),
+        dynamics=Dynamics(learning_rate=c.learning_rate, momentum=c.momentum),
+        seed=c.seed,
+        precision=c.precision,
+    )
+
+
+def rule(config: Config) -> Rule:
+    return SignMomentum(config.outer_rate, config.outer_mass)

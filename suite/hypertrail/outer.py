@@ -1,0 +1,148 @@
+"""Outer updates: how the hyperparameters move once their gradient h is known.
+
+A rule is a frozen record of settings; what it remembers is an explicit `State`, so a run can be stopped and taken up
+again. All act on nested dicts of NumPy arrays (kind → key → array), element by element; `update` moves, then clips every
+array to the bounds of its declaration.
+
+    state = rule.start(hyper)
+    hyper, state = update(rule, problem.hyperparameters, hyper, gradient, state)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from .errors import NumericalFailure, UsageError
+from .hyperparameters import Hyper, Hyperparameter
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule remembers: how many updates were done and its buffers (slot → kind → key → array like λ)."""
+
+    count: int = 0
+    slots: dict[str, Hyper] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Common to all rules: one learning rate and the names of the buffers. Subclasses say in `step` how λ moves."""
+
+    learning_rate: float
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.learning_rate < np.inf:
+            raise UsageError(f"outer learning rate {self.learning_rate}, expected a positive number")
+
+    def start(self, hyper: Hyper) -> State:
+        """The state before the first update: every buffer zero."""
+        return State(0, {slot: tree(np.zeros_like, hyper) for slot in self.slots})
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        """One update without clipping: new arrays, nothing is changed in place. Cost: a few passes over λ."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GradientDescent(Rule):
+    """λ ← λ − lr h"""
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        lr = self.learning_rate
+        return tree(lambda λ, h: λ - lr * h, hyper, h), State(state.count + 1)
+
+
+@dataclass(frozen=True)
+class Sign(Rule):
+    """λ ← λ − lr sign(h), sign(0) = 0 (DrMAD's experiment 1: lr .07)"""
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        lr = self.learning_rate
+        return tree(lambda λ, h: λ - lr * np.sign(h), hyper, h), State(state.count + 1)
+
+
+@dataclass(frozen=True)
+class SignMomentum(Rule):
+    """u ← m u − (1−m) sign(h),  λ ← λ + lr u,  u_0 = 0, sign(0) = 0 (the thesis: m = .7, lr = 1/3)
+
+    The first step has length (1−m) lr; a coordinate whose sign never changes approaches lr per update.
+    """
+
+    learning_rate: float = 1 / 3
+    mass: float = 0.7
+    slots: ClassVar[tuple[str, ...]] = ("u",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.mass < 1.0:
+            raise UsageError(f"outer mass {self.mass}, expected 0 ≤ mass < 1")
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        m, lr = self.mass, self.learning_rate
+        u = tree(lambda u, h: m * u - (1 - m) * np.sign(h), state.slots["u"], h)
+        return tree(lambda λ, u: λ + lr * u, hyper, u), State(state.count + 1, {"u": u})
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """m ← b₁ m + (1−b₁) h,  s ← b₂ s + (1−b₂) h²,  k ← k+1,  λ ← λ − lr m̂ / (√ŝ + ε),  m̂ = m/(1−b₁ᵏ),  ŝ = s/(1−b₂ᵏ)
+
+    Kingma and Ba 2015, algorithm 1, with ε outside the root: the formulas of optax.adam.
+    """
+
+    learning_rate: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    slots: ClassVar[tuple[str, ...]] = ("m", "s")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0.0 <= self.b1 < 1.0 and 0.0 <= self.b2 < 1.0):
+            raise UsageError(f"outer Adam b1 {self.b1}, b2 {self.b2}: each must be at least 0 and below 1")
+        if not self.epsilon > 0.0:
+            raise UsageError(f"outer Adam epsilon {self.epsilon}, expected a positive number")
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        b1, b2, ε, lr, k = self.b1, self.b2, self.epsilon, self.learning_rate, state.count + 1
+        m = tree(lambda m, h: b1 * m + (1 - b1) * h, state.slots["m"], h)
+        s = tree(lambda s, h: b2 * s + (1 - b2) * h**2, state.slots["s"], h)
+        moved = tree(lambda λ, m, s: λ - lr * (m / (1 - b1**k)) / (np.sqrt(s / (1 - b2**k)) + ε), hyper, m, s)
+        return moved, State(k, {"m": m, "s": s})
+
+
+def update(
+    rule: Rule, declared: Sequence[Hyperparameter], hyper: Hyper, gradient: Hyper, state: State
+) -> tuple[Hyper, State]:
+    """Move λ by the rule, then clip each kind to its declared bounds → (new λ, new state). float64 kept.
+
+    Raises NumericalFailure, naming kind and tensor, when a hypergradient is NaN or infinite; nothing moves then.
+    """
+    refuse_nonfinite(gradient, state.count)
+    moved, after = rule.step(hyper, gradient, state)
+    clip = {one.kind: one.clip for one in declared}
+    return {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}, after
+
+
+def refuse_nonfinite(gradient: Hyper, meta_iteration: int) -> None:
+    """NumericalFailure for the first array that holds a NaN or an infinity."""
+    for kind, arrays in gradient.items():
+        for key, h in arrays.items():
+            bad = int(np.size(h) - np.isfinite(h).sum())
+            if bad:
+                share = f"{bad} of {np.size(h)} coordinates"
+                hint = "the step here counts meta-iterations; train with a smaller learning rate or for fewer steps"
+                raise NumericalFailure(f"hypergradient of {kind} for {key} ({share})", meta_iteration, hint)
+
+
+def tree(function: Callable[..., np.ndarray], first: Hyper, *rest: Mapping[str, Mapping[str, np.ndarray]]) -> Hyper:
+    """`function` on every array of nested dicts of the same structure. KeyError where a later one lacks an array."""
+    return {
+        kind: {key: np.asarray(function(u, *(np.asarray(r[kind][key]) for r in rest))) for key, u in arrays.items()}
+        for kind, arrays in first.items()
+    }

@@ -1,0 +1,201 @@
+"""The meta loop: train, measure, take the hypergradient, move the hyperparameters, train again.
+
+`tune` is a generator of records and touches no file; `into_run` drives it and writes a run folder. Both are engine
+agnostic. After the last update the network is trained once more, so that the last record shows what the last
+hyperparameters do, not what the last but one did.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import arrays, diagnostics, outer
+from .engines import SPLITS, Engine, Keep
+from .errors import NumericalFailure, UsageError
+from .hyperparameters import Hyper
+from .methods import Exact, Method
+from .problem import Problem
+from .records import Cost, Hypergradient, Metrics
+from .runs import Run
+
+Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
+
+
+@dataclass(frozen=True)
+class MetaIteration:
+    """One training run and what it led to.
+
+    hyper: in force while training; after, state: hyperparameters and outer state after the update. metrics: loss and error
+    of every split that is not empty. hypergradient, exact, agreement: None in the closing record, exact and agreement
+    also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact.
+    """
+
+    index: int
+    steps: int
+    metrics: dict[str, Metrics]
+    hyper_loss: float
+    hyper: Hyper
+    after: Hyper
+    state: outer.State
+    hypergradient: Hypergradient | None = None
+    exact: Hypergradient | None = None
+    agreement: dict[str, diagnostics.KindAgreement] | None = None
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        line: dict[str, Any] = {
+            "meta_iteration": self.index,
+            "steps": self.steps,
+            "metrics": {split: asdict(one) for split, one in self.metrics.items()},
+            "hyper_loss": self.hyper_loss,
+            "cost": {stage: asdict(cost) for stage, cost in self.costs.items()},
+            "hyper": {kind: summary(self.hyper[kind]) for kind in self.hyper},
+        }
+        if self.hypergradient is not None:
+            line["method"] = self.hypergradient.method
+            line["diagnostics"] = plain(self.hypergradient.diagnostics)
+            line["norm"] = {kind: norm(one) for kind, one in self.hypergradient.gradient.items()}
+        if self.agreement is not None:
+            line["agreement"] = diagnostics.as_json(self.agreement)
+        return line
+
+
+def tune(
+    problem: Problem,
+    engine: Engine,
+    method: Method,
+    rule: outer.Rule,
+    meta_iterations: int,
+    compare_exact: bool = False,
+    steps: Callable[[int], int] | None = None,
+    keep: Keep = "memory",
+    report: Report | None = None,
+) -> Iterator[MetaIteration]:
+    """meta_iterations + 1 records; every training starts from the same w_0.
+
+        repeat k = 0 … meta_iterations − 1:  w_T ← train(λ),  h ← df(w_T)/dλ,  λ ← rule(λ, h), clipped
+        and once more:                       w_T ← train(λ)
+
+    compare_exact: take the exact hypergradient beside the method's (which alone moves λ) and measure the agreement.
+    steps: T of meta-iteration k; None: the problem's. keep: where the trajectory goes when the exact pass needs it.
+    Cost of one meta-iteration: T gradients, the method's cost, 3 T more gradients where exact is asked, every split
+    forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good.
+    """
+    if meta_iterations < 0:
+        raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
+    also_exact = compare_exact and not isinstance(method, Exact)
+    hyper = problem.initial_hyper()
+    state = rule.start(hyper)
+    for k in range(meta_iterations + 1):
+        T = problem.steps if steps is None else steps(k)
+        if problem.steps != T:  # a new problem compiles anew, so only where it must be
+            problem = problem.with_(steps=T)
+        last = k == meta_iterations
+        needs_states = not last and (also_exact or isinstance(method, Exact))
+        training = engine.train(problem, hyper, keep if needs_states else "ends", stage(report, k, "train"))
+        costs = {"train": training.cost}
+        start = time.perf_counter()
+        named = [s for s in SPLITS if len(getattr(problem.splits, s))]
+        metrics = {split: engine.evaluate(problem, training, split) for split in named}
+        costs["evaluate"] = Cost(seconds=time.perf_counter() - start)
+        refuse_nonfinite(metrics, k, T)
+        if last:
+            f = engine.hyper_loss(problem, training)
+            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs)
+            return
+        exact = agreement = None
+        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient"))
+        costs["hypergradient"] = result.cost
+        if also_exact:
+            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact"))
+            costs["exact"] = exact.cost
+        outer.refuse_nonfinite(result.gradient, k)
+        if exact is not None:
+            outer.refuse_nonfinite(exact.gradient, k)
+            agreement = diagnostics.agreement(result.gradient, exact.gradient)
+        f = result.hyper_loss
+        after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
+        if training.trajectory is not None:
+            training.trajectory.close()  # it may fill the memory: let it go before the next one grows
+        del training
+        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs)
+        hyper = after
+
+
+def into_run(
+    run: Run,
+    problem: Problem,
+    engine: Engine,
+    method: Method,
+    rule: outer.Rule,
+    meta_iterations: int,
+    compare_exact: bool = False,
+    steps: Callable[[int], int] | None = None,
+    on_disk: bool = False,
+    report: Report | None = None,
+    finished: Callable[[MetaIteration], None] | None = None,
+) -> list[dict[str, Any]]:
+    """`tune`, written to a run folder as it goes; returns the lines of metrics.jsonl.
+
+    The state before meta-iteration k is on the disk before it starts, the hypergradient before the line that speaks
+    of it: whatever stops the run, the last good state is there. on_disk: the trajectory goes to trajectory/, each
+    one in the place of the one before. finished: called after each record is written.
+    """
+    first = problem.initial_hyper()
+    arrays.save_state(run.state(0), first, rule.start(first))
+    trajectory = run.path / "trajectory"
+    keep: Keep = trajectory if on_disk else "memory"
+    lines = []
+    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report)
+    for record in loop:
+        if record.hypergradient is not None:
+            gradients = {"hypergradient": record.hypergradient.gradient}
+            if record.exact is not None:
+                gradients["exact"] = record.exact.gradient
+            arrays.save(run.hypergradient(record.index), gradients)
+            arrays.save_state(run.state(record.index + 1), record.after, record.state)
+        lines.append(record.as_json())
+        run.append(lines[-1])
+        if finished is not None:
+            finished(record)
+        if on_disk and record.index < meta_iterations - 1:
+            shutil.rmtree(trajectory, ignore_errors=True)
+    return lines
+
+
+def stage(report: Report | None, k: int, name: str) -> Callable[[int, int], None] | None:
+    return None if report is None else lambda done, total: report(k, name, done, total)
+
+
+def summary(kind: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean and extremes of one kind's unconstrained arrays."""
+    flat = np.concatenate([np.asarray(u, dtype=np.float64).reshape(-1) for u in kind.values()])
+    return {"mean": float(flat.mean()), "min": float(flat.min()), "max": float(flat.max())}
+
+
+def norm(kind: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(float((np.asarray(h, dtype=np.float64) ** 2).sum()) for h in kind.values())))
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Diagnostics as JSON holds them: NumPy scalars to Python's, what is not a finite number or a word left out."""
+    out = {}
+    for key, value in record.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, (str, bool, int)) or (isinstance(value, float) and np.isfinite(value)):
+            out[key] = value
+    return out
+
+
+def refuse_nonfinite(metrics: dict[str, Metrics], k: int, steps: int) -> None:
+    """NumericalFailure for a loss that is not finite: the elementary loss may be finite where a split's is not."""
+    for split, one in metrics.items():
+        if not np.isfinite(one.loss):
+            raise NumericalFailure(f"loss on {split} in meta-iteration {k}", steps, "lower the learning rate")
