@@ -1,0 +1,27 @@
+"""The reference engine: NumPy and HIPS autograd, float64, adjoints written by hand. See README.md beside this package."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from .evaluation import evaluate, hyper_loss
+from .reverse import hypergradient
+from .training import train
+
+__all__ = ["describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+
+name = "cpu"
+
+
+def describe() -> dict[str, Any]:
+    """Versions and device, for env.json."""
+    return {
+        "engine": name,
+        "precision": "float64",
+        "device": f"CPU ({platform.machine()})",
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "autograd": version("autograd"),
+    }

@@ -22,7 +22,7 @@ class Stored:
     """The true states, from the device, from RAM or from HDF5 segments. Exact. Memory: one chunk (and what the store keeps)."""
 
     def __init__(self, training: Training, chunk: int, dtype: np.dtype) -> None:
-        self.trajectory, self.chunk, self.dtype = training.trajectory, chunk, dtype
+        self.trajectory, self.initial, self.chunk, self.dtype = training.trajectory, training.initial, chunk, dtype
 
     def backwards(self) -> Iterator[tuple[int, int, Tree]]:
         """(start, stop, states stacked along axis 0) from the last chunk to the first, the chunks of the forward run.

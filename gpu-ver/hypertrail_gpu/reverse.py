@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypertrail.engines import Progress, refuse
-from hypertrail.errors import NumericalFailure
+from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import DrMAD, Method
 from hypertrail.problem import Problem
@@ -67,7 +67,7 @@ def hypergradient(
             gradients=len(programs.valid_data[1]),
             hvps=steps,
             seconds=time.perf_counter() - started,
-            trajectory_bytes=training.cost.trajectory_bytes,
+            trajectory_bytes=kept_bytes(training, method),
         ),
         diagnostics={
             "N": steps,
@@ -79,16 +79,28 @@ def hypergradient(
 def reverse_stored(
     programs: Compiled, adjoint: Tree, stored: Stored, values: Tree, progress: Progress | None
 ) -> tuple[Tree, np.ndarray]:
-    """Backward over the true states, chunk by chunk: the mirror image of the loop in training.train."""
+    """Backward over the true states, chunk by chunk: the mirror image of the loop in training.train.
+
+    Ends by asserting that it has arrived at the w_0 of this very run.
+    """
     T = programs.problem.steps
     norms = np.empty(T)
     for start, stop, states in stored.backwards():
+        if programs.keeps_velocity and not any(name.startswith("v/") for name in states):
+            raise UsageError(
+                "the trajectory holds no velocities, which learning rate and momentum need; "
+                "train again with these hyperparameters declared"
+            )
         xs = programs.steps(start, stop)
         adjoint, some = programs.reverse_chunk(adjoint, states, values, programs.train_data, xs)
         norms[start:stop] = some
         finite(norms, start, stop)
         if progress:
             progress(T - start, T)
+    if start or any(np.any(states["w/" + name][0] != one) for name, one in stored.initial.items()):
+        raise VerificationFailure(
+            f"the trajectory leads back to step {start}, but not to the w_0 of this run; train again"
+        )
     return adjoint, norms
 
 
@@ -106,6 +118,14 @@ def reverse_line(
         if progress:
             progress(steps - start, steps)
     return adjoint, norms
+
+
+def kept_bytes(training: Training, method: Method) -> int:
+    """Bytes of the states that the method reads: the trajectory, or w_0 and w_T."""
+    if isinstance(method, DrMAD):
+        return 2 * sum(one.nbytes for one in training.final.values())
+    assert training.trajectory is not None
+    return training.trajectory.nbytes
 
 
 def finite(norms: np.ndarray, start: int, stop: int) -> None:

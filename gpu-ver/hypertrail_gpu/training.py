@@ -103,6 +103,8 @@ def finish(start: int, done: Any, trajectory: MemoryTrajectory | StoredTrajector
             trajectory.append(start, jax.tree.map(np.asarray, kept) if stored else kept)
     if bad.size:
         first = int(bad[0])
-        quantity = "elementary loss" if not np.isfinite(losses[first]) else "weights after the step"
-        raise NumericalFailure(quantity, start + first, "lower the learning rate or its bounds")
+        hint = "lower the learning rate or its bounds"
+        if np.isfinite(losses[first]):  # w_t gave a loss, but its step led nowhere
+            raise NumericalFailure("elementary weights", start + first + 1, hint)
+        raise NumericalFailure("elementary loss", start + first, hint)
     return losses, distances

@@ -1,0 +1,162 @@
+"""A catalogue of small problems for the reference engine, and an independent derivation of its hypergradients.
+
+The independent one is autograd through the whole unrolled training: no adjoint of ours is in it, only the operations (which have
+tests of their own) and the losses as `Problem` states them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from autograd import value_and_grad
+
+import hypertrail_data
+from hypertrail import L1, L2, Dynamics, LearningRate, Momentum, Problem, WeightTransform
+from hypertrail_cpu.losses import hyper_loss
+from hypertrail_cpu.ops import OPS
+from hypertrail_cpu.training import forward
+from hypertrail_nets import densenet, mlp
+
+Nested = dict[str, Any]
+
+NETWORKS = {
+    "tanh": lambda: mlp((8, 8, 1), (12, 8), dropout=0.2),
+    "relu": lambda: mlp((8, 8, 1), (12,), nonlinearity="relu", dropout=0.2),
+    "densenet": lambda: densenet((8, 8, 1), depth=5, growth=3, blocks=2, first_output=4, dropout=0.2),
+}
+DYNAMICS = {
+    "damped": Dynamics("damped", 0.3, 0.6, schedule=((3, 0.5),)),
+    "heavy-ball": Dynamics("heavy-ball", 0.1, 0.6, schedule=((3, 0.5),)),
+}
+# Everything at once, in two mixtures of sharing levels; the inits are large enough for each to matter in a few steps.
+DECLARED = {
+    "coarse": (
+        L2("layer", 2e-2),
+        L1("network", 3e-3),
+        LearningRate("network", 0.2, per_step=True),
+        Momentum("network", 0.6),
+        WeightTransform("input", 0.1),
+    ),
+    "fine": (
+        L2("parameter", 2e-2),
+        L1("unit", 3e-3),
+        LearningRate("parameter", 0.2),
+        Momentum("layer", 0.6, per_step=True),
+        WeightTransform("layer", -0.1),
+    ),
+    "layered": (LearningRate("layer", 0.2), Momentum("layer", 0.6), WeightTransform("parameter", 0.05)),
+    "penalties": (L2("parameter", 2e-2), L1("parameter", 3e-3)),
+}
+
+
+@pytest.fixture(scope="session")
+def splits() -> hypertrail_data.Splits:
+    return hypertrail_data.make_splits(hypertrail_data.load("digits"), train=120, valid=40, select=0, test=30, seed=3)
+
+
+@pytest.fixture(scope="session")
+def make(splits: hypertrail_data.Splits) -> Callable[..., Problem]:
+    """make(network, declared, dynamics, steps=…): a problem with minibatches, dropout, a rate schedule and two valid batches."""
+
+    def make(
+        network: str = "tanh", declared: str = "penalties", dynamics: str | Dynamics = "damped", **changes: Any
+    ) -> Problem:
+        settings: dict[str, Any] = {
+            "network": NETWORKS[network](),
+            "splits": splits,
+            "schedule": hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
+            "steps": 6,
+            "hyperparameters": DECLARED[declared],
+            "dynamics": DYNAMICS[dynamics] if isinstance(dynamics, str) else dynamics,
+            "valid_batch": 20,
+            "seed": 7,
+            "precision": "float64",
+        }
+        return Problem(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scatter() -> Callable[..., Nested]:
+    """scatter(nested, rng, size): the same arrays, each with normal noise of that size added."""
+
+    def scatter(nested: Nested, rng: np.random.Generator, size: float) -> Nested:
+        if isinstance(nested, dict):
+            return {key: scatter(one, rng, size) for key, one in nested.items()}
+        return nested + size * rng.standard_normal(np.shape(nested))
+
+    return scatter
+
+
+@pytest.fixture(scope="session")
+def run_from() -> Callable[..., float]:
+    """run_from(problem, hyper, w_0, v_0): f(w_T) by the engine's own forward loop; v_0 = 0 where it is not given."""
+
+    def run_from(problem: Problem, hyper: Nested, w: Nested | None = None, v: Nested | None = None) -> float:
+        values = problem.values(hyper)
+        w = problem.initial_weights() if w is None else w
+        v = {name: np.zeros_like(one) for name, one in w.items()} if v is None else v
+        *_, last = forward(problem, values, w, v)
+        return hyper_loss(problem, problem.effective(np, last.w_next, values))
+
+    return run_from
+
+
+@pytest.fixture(scope="session")
+def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
+    """unrolled(problem, hyper): f and its gradients in (hyper, w_0, v_0), by autograd through the whole training."""
+    value_of = {
+        "l2": lambda u: 10.0**u,
+        "l1": anp.exp,
+        "learning_rate": anp.exp,
+        "momentum": lambda u: anp.exp(u) / (1 + anp.exp(u)),
+        "transform": lambda u: u,
+    }
+
+    def train(problem: Problem, hyper: Nested, w: Nested, v: Nested) -> Any:
+        values: Nested = problem.constants()
+        for one in problem.hyperparameters:
+            arrays = hyper[one.kind]
+            names = [p.name for p in problem.params if one.reaches(p)]
+            values[one.kind] = {
+                n: value_of[one.kind](arrays["network" if one.level == "network" else n]) for n in names
+            }
+
+        def rate(kind: str, name: str, t: int) -> Any:
+            declared = problem.declared(kind)
+            return values[kind][name][t] if declared and declared.per_step else values[kind][name]
+
+        def loss(w: Nested, t: int) -> Any:
+            rows = problem.schedule.indices(t, t + 1)[0]
+            x, y = problem.splits.train.x[rows].astype(float), problem.splits.train.y[rows]
+            weights = problem.effective(anp, {name: w[name] for name in names}, values)
+            return problem.data_loss(OPS, weights, x, y, t) + problem.penalty(anp, w, values)
+
+        names = [p.name for p in problem.params]
+        w, v = {name: w[name] for name in names}, {name: v[name] for name in names}
+        sign = 1.0
+        for t in range(problem.steps):
+            _, g = value_and_grad(loss)(w, t)
+            factor = problem.dynamics.factors(problem.steps)[t]
+            for name in names:
+                gamma = rate("momentum", name, t)
+                if problem.dynamics.kind == "damped":
+                    v[name] = gamma * v[name] - (1 - gamma) * g[name]
+                else:
+                    v[name], sign = gamma * v[name] + g[name], -1.0
+            w = {name: w[name] + sign * factor * rate("learning_rate", name, t) * v[name] for name in names}
+        weights = problem.effective(anp, w, values)
+        batches = list(zip(*problem.valid_batches(), strict=True))
+        return sum(problem.valid_loss(OPS, weights, x, y) for x, y in batches) / len(batches)
+
+    def unrolled(problem: Problem, hyper: Nested) -> tuple[float, tuple[Nested, Nested, Nested]]:
+        w = problem.initial_weights()
+        v = {name: np.zeros_like(one) for name, one in w.items()}
+        return value_and_grad(lambda s: train(problem, *s))((hyper, w, v))
+
+    return unrolled

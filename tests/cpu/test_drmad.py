@@ -1,0 +1,213 @@
+"""DrMAD: what the three completions walk along, and what the kernel makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from autograd import grad
+
+import hypertrail_cpu as cpu
+from hypertrail import L2, Cost, DrMAD, Dynamics, Exact, LearningRate, Momentum, Training, UsageError
+from hypertrail_cpu.drmad import line
+from hypertrail_cpu.losses import hyper_gradient
+from hypertrail_cpu.ops import OPS
+from hypertrail_cpu.providers import Line
+from hypertrail_cpu.reverse import reverse
+from hypertrail_cpu.training import batch
+
+
+def straight(problem, speed: float = 0.01) -> Training:
+    """A run at constant speed along one direction; nothing was trained."""
+    T = problem.steps
+    w0 = problem.initial_weights()
+    rng = np.random.default_rng(0)
+    way = {name: rng.standard_normal(one.shape) for name, one in w0.items()}
+    length = np.sqrt(sum(np.sum(one**2) for one in way.values()))
+    wT = {name: w0[name] + T * speed * way[name] / length for name in w0}
+    zero = {name: np.zeros_like(one) for name, one in w0.items()}
+    distances = speed * np.arange(1, T + 1)
+    return Training(w0, wT, wT, zero, {}, np.ones(T), distances, T, None, Cost())
+
+
+@pytest.mark.parametrize("multiplier", [0.1, 0.35, 0.5, 1.0])
+@pytest.mark.parametrize("T", [5, 6, 19, 20, 21, 40, 60])
+def test_c4_at_constant_speed_takes_the_multiplier_of_the_steps(make, T, multiplier):
+    problem = make("tanh", steps=T)
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C4", multiplier=multiplier))
+    assert len(walk) == math.ceil(round(multiplier * T, 9))
+
+
+def test_c4_bounds_its_steps(make):
+    problem = make("tanh", steps=40)
+    for method, expected in ((DrMAD("C4", max_steps=7), 7), (DrMAD("C4", multiplier=9.0), 40)):
+        assert len(line(problem, problem.initial_hyper(), straight(problem), method)) == expected
+
+
+def test_c4_line(make):
+    problem = make("tanh", steps=40)
+    training = straight(problem)
+    walk = line(problem, problem.initial_hyper(), training, DrMAD("C4", multiplier=0.25))
+    places = list(walk.backwards())
+    assert [p.i for p in places] == list(range(9, -1, -1))
+    assert [p.batch_step for p in places] == [36, 32, 28, 24, 20, 16, 12, 8, 4, 0]  # spread evenly over the run
+    assert {p.rate_step for p in places} == {39}  # the rate in force at the end
+    for p in places:
+        for name, one in p.w.items():
+            expected = training.initial[name] + p.i / 10 * (training.final[name] - training.initial[name])
+            np.testing.assert_allclose(one, expected, rtol=1e-13, atol=1e-15)
+        assert p.v == {}  # nobody asks for it
+
+
+def test_c4_with_all_steps_gives_each_its_own_batch(make):
+    problem = make("tanh", steps=23)
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C4"))
+    np.testing.assert_array_equal(walk.batch_steps, np.arange(23))
+
+
+def test_c1_line(make):
+    problem = make("tanh", steps=47)
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1"))
+    np.testing.assert_allclose(walk.rho, [0.001, 0.001 + 0.998 / 3, 0.001 + 2 * 0.998 / 3, 0.999], rtol=1e-14)
+    assert [(p.i, p.batch_step, p.rate_step) for p in walk.backwards()] == [(i, i, i) for i in (3, 2, 1, 0)]
+
+
+def test_c1_of_a_very_short_run_takes_one_step(make):
+    problem = make("tanh", steps=6)
+    np.testing.assert_array_equal(line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1")).rho, [0.001])
+
+
+def test_c0_line(make):
+    problem = make("tanh", steps=8)
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C0"))
+    np.testing.assert_array_equal(walk.rho, np.arange(8) / 8)  # walked from 7/8 down by 1/8
+    assert [(p.batch_step, p.rate_step) for p in walk.backwards()] == [(i, i) for i in range(7, -1, -1)]
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("damped", 1.0), ("heavy-ball", -1.0)])
+def test_velocity_of_the_line(make, kind, sign):
+    """v_i = ±(w_i − w_{i−1})/α_i with the rate of each step, and 0 at the beginning: it does not wrap around to the end."""
+    problem = make("tanh", steps=60, dynamics=kind, hyperparameters=(LearningRate("network", 0.2),))
+    training = straight(problem)
+    walk = line(problem, problem.initial_hyper(), training, DrMAD("C1"))
+    places = {p.i: p for p in walk.backwards()}
+    for i in (5, 4, 3, 2, 1):
+        alpha = sign * 0.2 * (0.5 if i >= 3 else 1.0)
+        for name in training.initial:
+            expected = (walk.rho[i] - walk.rho[i - 1]) * (training.final[name] - training.initial[name]) / alpha
+            np.testing.assert_allclose(places[i].v[name], expected, rtol=1e-9, atol=1e-13)
+    assert all(not np.any(one) for one in places[0].v.values())
+
+
+@pytest.mark.parametrize(
+    "dynamics", [Dynamics("damped", 0.3, 0.6), Dynamics("heavy-ball", 0.1, 0.6)], ids=lambda d: d.kind
+)
+def test_line_that_is_true_is_exact(make, dynamics):
+    """Two steps: the line from w_0 to w_1 with ρ = (0, 1) hands over the true w_0, w_1, and recovers the true v_0, v_1."""
+    declared = (L2("parameter", 2e-2), LearningRate("layer", dynamics.learning_rate), Momentum("network", 0.6))
+    problem = make("tanh", hyperparameters=declared, dynamics=dynamics, steps=2)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    exact = reverse(problem, hyper, cpu.providers.Stored(training.trajectory, True), 2, final=training.final)
+    w1 = {name: training.trajectory.read(1)[f"w/{name}"] for name in training.initial}
+    rate = cpu.drmad.line(problem, hyper, training, DrMAD("C1")).rate
+    walk = Line(training.initial, w1, np.array([0.0, 1.0]), np.arange(2), np.arange(2), rate)
+    result = reverse(problem, hyper, walk, 2, final=training.final)
+    for kind, arrays in exact.dvalues.items():
+        size = max(np.abs(one).max() for one in arrays.values())
+        assert size > 0
+        for name, one in arrays.items():
+            np.testing.assert_allclose(result.dvalues[kind][name], one, rtol=0, atol=1e-12 * size)
+    for ours, theirs in ((result.dw, exact.dw), (result.dv, exact.dv)):
+        size = max(np.abs(one).max() for one in theirs.values())
+        for name in ours:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-12 * size)
+
+
+def test_c0_is_algorithm_2_to_the_letter(make):
+    """Against the printed algorithm, its Hessian and mixed products taken by autograd from the whole loss in (w, λ)."""
+    problem = make("tanh", hyperparameters=(L2("parameter", 2e-2),), steps=7)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper)
+    w0, wT, gamma = training.initial, training.final, problem.dynamics.momentum
+
+    _, dw, _ = hyper_gradient(problem, wT, problem.values(hyper))
+    dl = {key: np.zeros_like(u) for key, u in hyper["l2"].items()}
+    norms, beta = [], 1.0
+    for t in range(7, 0, -1):
+        norms.append(np.sqrt(sum(np.sum(one**2) for one in dw.values())))
+        beta -= 1 / 7
+        w = {name: (1 - beta) * w0[name] + beta * wT[name] for name in w0}
+        x, y = batch(problem, t - 1)
+
+        def pairing(state, x=x, y=y, t=t, dw=dw):
+            def loss(w, u):
+                penalty = sum(anp.sum(10.0 ** u[name] * w[name] ** 2) for name in hyper["l2"])
+                return problem.data_loss(OPS, w, x, y, t - 1) + penalty
+
+            w, u = state
+            g = grad(loss)(w, u)
+            return sum(anp.sum(g[name] * dw[name]) for name in dw)
+
+        Hdw, mixed = grad(pairing)((w, hyper["l2"]))
+        dl = {key: dl[key] - (1 - gamma) * mixed[key] for key in dl}
+        dw = {name: dw[name] - (1 - gamma) * Hdw[name] for name in dw}
+
+    result = cpu.hypergradient(problem, hyper, training, DrMAD("C0"))
+    np.testing.assert_allclose(result.adjoint_norms, norms, rtol=1e-12)
+    for key, one in dl.items():
+        np.testing.assert_allclose(result.gradient["l2"][key], one, rtol=0, atol=1e-12 * np.abs(one).max())
+    for name, one in dw.items():
+        np.testing.assert_allclose(result.initial_weights[name], one, rtol=0, atol=1e-12 * np.abs(one).max())
+    assert not any(np.any(one) for one in result.initial_velocity.values())  # there is no dv in it
+    assert result.method == "drmad-C0"
+
+
+@pytest.mark.parametrize(("completion", "cosine"), [("C0", -1.0), ("C1", 0.9), ("C4", 0.99)])
+@pytest.mark.parametrize("network", ["tanh", "densenet"])
+def test_completions_on_a_short_and_nearly_straight_run(make, network, completion, cosine):
+    """From the two ends alone. Measured cosines with the exact hypergradient: C1 .92 and .998, C4 .997 and 1.000; C0, which
+    lacks the learning rate, has none to promise."""
+    problem = make(network, dynamics=Dynamics("damped", 0.02, 0.6), steps=20)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    exact = cpu.hypergradient(problem, hyper, training, Exact())
+    training.trajectory.close()
+    training.trajectory = None
+    result = cpu.hypergradient(problem, hyper, training, DrMAD(completion))
+    assert result.diagnostics == {"N": {"C0": 20, "C1": 2, "C4": 20}[completion], "zero": []}
+    assert result.cost.hvps == len(result.adjoint_norms) == result.diagnostics["N"]
+    assert result.hyper_loss == exact.hyper_loss
+    a, b = (np.concatenate([d.ravel() for d in r.gradient["l2"].values()]) for r in (exact, result))
+    assert cosine < np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)) <= 1 - 1e-9
+
+
+@pytest.mark.parametrize("completion", ["C1", "C4"])
+def test_completions_give_rates_a_gradient(make, completion):
+    problem = make("tanh", steps=30, hyperparameters=(LearningRate("layer", 0.2), Momentum("network", 0.6)))
+    hyper = problem.initial_hyper()
+    result = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), DrMAD(completion))
+    assert result.diagnostics["zero"] == []
+    assert all(np.any(d) for arrays in result.gradient.values() for d in arrays.values())
+
+
+def test_c1_fills_only_the_first_tenth_of_a_schedule(make):
+    problem = make("tanh", steps=30, hyperparameters=(LearningRate("network", 0.2, per_step=True),))
+    hyper = problem.initial_hyper()
+    result = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), DrMAD("C1"))
+    np.testing.assert_array_equal(result.gradient["learning_rate"]["network"] != 0, np.arange(30) < 3)
+
+
+def test_run_that_did_not_move_has_no_line(make):
+    problem = make("tanh", steps=6)
+    training = straight(problem, speed=0.0)
+    with pytest.raises(UsageError, match="there is no line to follow"):
+        cpu.hypergradient(problem, problem.initial_hyper(), training, DrMAD("C4"))
+
+
+def test_run_too_short_for_a_speed_is_refused(make):
+    problem = make("tanh", steps=4)
+    with pytest.raises(UsageError, match="this run has 4"):
+        cpu.hypergradient(problem, problem.initial_hyper(), straight(problem), DrMAD("C4"))
