@@ -1,0 +1,173 @@
+"""Reference against compiled engine: two derivations of the same numbers, in float64, to 1e-9 relative.
+
+The reference's adjoints are written by hand; the compiled engine takes them from jax.vjp and one linearisation of the gradient.
+Only the network definitions and the statement of the losses are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import hypertrail_cpu as cpu
+import hypertrail_data
+import hypertrail_gpu as gpu
+from hypertrail import L1, L2, DrMAD, Dynamics, Exact, LearningRate, Momentum, Problem, WeightTransform
+from hypertrail_cpu import losses as cpu_losses
+from hypertrail_cpu.ops import OPS as CPU_OPS
+from hypertrail_gpu import losses as gpu_losses
+from hypertrail_gpu.compiled import precision
+from hypertrail_gpu.ops import OPS as GPU_OPS
+from hypertrail_nets import densenet, get_output, initial_running, lenet, mlp
+
+TOLERANCE = 1e-9  # both engines work in float64; a few thousand operations in other orders cost about 1e-13
+
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "mlp": lambda: mlp((8, 8, 1), (20, 15), dropout=0.2),
+    "lenet": lambda: lenet((8, 8, 1), maps=(4, 6), hidden=(16,), size=3, dropout=0.2),
+    "densenet": lambda: densenet((8, 8, 1), depth=7, growth=4, blocks=2, first_output=6, dropout=0.2),
+}
+DECLARED = {
+    "mlp": (
+        L2("unit", 1e-2),
+        L1("parameter", 1e-3),
+        LearningRate("network", 0.2, per_step=True),
+        Momentum("layer", 0.7),
+    ),
+    "lenet": (L2("network", 1e-2), L1("layer", 1e-3), LearningRate("parameter", 0.2), WeightTransform("input", 0.1)),
+    "densenet": (L2("parameter", 1e-2), LearningRate("layer", 0.2), Momentum("network", 0.7, per_step=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def make() -> Callable[..., Problem]:
+    splits = hypertrail_data.make_splits(
+        hypertrail_data.load("digits"), train=200, valid=64, select=20, test=70, seed=4
+    )
+
+    @cache
+    def make(network: str, kind: str = "damped") -> Problem:
+        rate, schedule = {"damped": 0.4, "heavy-ball": 0.1}[kind], ((6, 0.5),)
+        return Problem(
+            NETWORKS[network](),
+            splits,
+            hypertrail_data.BatchSchedule(200, 20, seed=1, order="reshuffled"),
+            steps=12,
+            hyperparameters=DECLARED[network],
+            dynamics=Dynamics(kind, rate, 0.7, schedule),
+            valid_batch=32,
+            seed=6,
+            precision="float64",
+        )
+
+    return make
+
+
+def assert_agree(a: Any, b: Any, what: str = "") -> None:
+    """Nested dicts of arrays, each array to TOLERANCE of the norm of the larger whole it belongs to."""
+    assert a.keys() == b.keys(), what
+    if any(isinstance(one, dict) for one in a.values()):
+        for key in a:
+            assert_agree(a[key], b[key], f"{what} {key}")
+        return
+    whole = np.sqrt(sum(np.sum(np.square(one)) for one in b.values()))
+    for key in a:
+        assert np.shape(a[key]) == np.shape(b[key])
+        difference = np.linalg.norm(np.ravel(a[key]) - np.ravel(b[key]))
+        assert difference <= TOLERANCE * whole, f"{what} {key}: {difference / whole:.1e}"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_outputs_in_all_three_passes(make, network):
+    problem = make(network)
+    w, x = problem.initial_weights(), problem.splits.train.x[:16].astype(np.float64)
+    rng = np.random.default_rng(0)
+    running = {k: v + rng.uniform(0, 0.5, v.shape) for k, v in initial_running(problem.network).items()}
+    passes = (
+        {"key": problem.noise_key, "step": 5},
+        {"deterministic": True},
+        {"deterministic": True, "running": running},
+    )
+    outputs = []
+    for how in passes:
+        a = get_output(problem.network, w, x, CPU_OPS, **how)
+        with precision(problem):
+            b = jax.jit(lambda w, x, how=how: get_output(problem.network, w, x, GPU_OPS, **how))(w, x)
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+        outputs.append(np.asarray(a))
+    assert not np.allclose(outputs[0], outputs[1]), "dropout should make a difference here"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_and_second_order_products(make, network):
+    problem = make(network)
+    w, values = problem.initial_weights(), problem.values(problem.initial_hyper())
+    rng = np.random.default_rng(0)
+    u = {name: rng.normal(size=one.shape) for name, one in w.items()}
+    x, y = problem.splits.train.x[:16].astype(np.float64), problem.splits.train.y[:16]
+    loss, g, statistics = cpu_losses.elementary_gradient(problem, w, values, x, y, 5)
+    hvp, mixed = cpu_losses.second_order(problem, w, values, x, y, 5, u)
+    with precision(problem):
+        loss_c, g_c, statistics_c = jax.jit(lambda w: gpu_losses.elementary_gradient(problem, w, values, x, y, 5))(w)
+        hvp_c, mixed_c = jax.jit(lambda w: gpu_losses.second_order(problem, w, values, x, y, 5, u))(w)
+    assert loss == pytest.approx(float(loss_c), rel=TOLERANCE)
+    assert_agree(g, g_c, "gradient")
+    assert_agree(hvp, hvp_c, "HVP")
+    assert_agree(mixed, {kind: mixed_c[kind] for kind in mixed}, "mixed")
+    if statistics:
+        assert_agree(statistics, statistics_c, "batch statistics")
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [("mlp", "damped"), ("mlp", "heavy-ball"), ("lenet", "damped"), ("densenet", "damped")]
+)
+def test_training_and_hypergradients(make, network, kind):
+    problem = make(network, kind)
+    hyper = problem.initial_hyper()
+    a, b = cpu.train(problem, hyper, "memory"), gpu.train(problem, hyper, "memory")
+    np.testing.assert_allclose(a.losses, b.losses, rtol=TOLERANCE)
+    np.testing.assert_allclose(a.distances, b.distances, rtol=TOLERANCE)
+    for what in ("final", "weights", "velocity", "running"):
+        if getattr(a, what):
+            assert_agree(getattr(a, what), getattr(b, what), what)
+    for t in (0, 7, 11):
+        mine, theirs = a.trajectory.read(t), b.trajectory.read(t)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=TOLERANCE, atol=1e-12)
+    assert cpu.hyper_loss(problem, a) == pytest.approx(gpu.hyper_loss(problem, b), rel=TOLERANCE)
+    for split in ("train", "valid", "select", "test"):
+        mine, theirs = cpu.evaluate(problem, a, split), gpu.evaluate(problem, b, split)
+        assert (mine.error, mine.examples) == (theirs.error, theirs.examples)
+        assert mine.loss == pytest.approx(theirs.loss, rel=TOLERANCE)
+
+    # What each completion has no gradient for is refused by both engines alike; the rest must agree.
+    methods = [Exact(), DrMAD("C1"), DrMAD("C4", multiplier=0.7)]
+    if any(one.per_step for one in problem.hyperparameters):
+        methods.pop()
+    for method in methods:
+        mine, theirs = (engine.hypergradient(problem, hyper, t, method) for engine, t in ((cpu, a), (gpu, b)))
+        assert mine.diagnostics["N"] == theirs.diagnostics["N"]
+        assert mine.hyper_loss == pytest.approx(theirs.hyper_loss, rel=TOLERANCE)
+        assert_agree(mine.gradient, theirs.gradient, f"{method.name} hypergradient")
+        assert_agree(mine.initial_weights, theirs.initial_weights, f"{method.name} dw_0")
+        assert_agree(mine.initial_velocity, theirs.initial_velocity, f"{method.name} dv_0")
+        np.testing.assert_allclose(mine.adjoint_norms, theirs.adjoint_norms, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_completions_on_penalties(make, network):
+    """Penalties alone: every completion goes, C0 among them, and no velocity is kept."""
+    problem = make(network).with_(hyperparameters=(L2("parameter", 1e-2), L1("layer", 1e-3)))
+    hyper = problem.initial_hyper()
+    a, b = cpu.train(problem, hyper), gpu.train(problem, hyper)
+    for method in (DrMAD("C0"), DrMAD("C1"), DrMAD("C4")):
+        mine, theirs = cpu.hypergradient(problem, hyper, a, method), gpu.hypergradient(problem, hyper, b, method)
+        assert mine.diagnostics["N"] == theirs.diagnostics["N"]
+        assert np.any(mine.gradient["l2"]["logits/W"])
+        assert_agree(mine.gradient, theirs.gradient, f"{method.name} hypergradient")
