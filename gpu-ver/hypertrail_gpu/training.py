@@ -95,7 +95,7 @@ def finish(start: int, done: Any, trajectory: MemoryTrajectory | StoredTrajector
     losses, distances = np.asarray(losses), np.asarray(distances)
     bad = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(distances))
     if trajectory is not None:
-        good = len(losses) if not bad.size else int(bad[0])
+        good = int(bad[0]) + bool(np.isfinite(losses[bad[0]])) if bad.size else len(losses)
         if good < len(losses):
             kept = jax.tree.map(lambda one: np.asarray(one)[:good], kept)
         if good:
