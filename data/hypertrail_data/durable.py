@@ -1,0 +1,81 @@
+"""Files that are either wholly there or not there at all, and the errors of a disk that cannot take them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import DiskFull, TrajectoryError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size limit
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """os.write may stop short (signals, 2 GiB, a limit near by): go on until all is written or it raises OSError."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that nobody else uses."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; afterwards fsync it and rename it to ``path``, or remove it if anything failed."""
+    temp = temporary(path)
+    try:
+        yield temp
+        fd = os.open(temp, os.O_RDWR)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temp, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Replace ``path`` by ``data``, durably; a crash at any moment leaves the old file or the new one. Raises OSError."""
+    with appearing(path) as temp:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+
+
+def storage_error(error: BaseException, path: Path, way_out: str) -> Exception:
+    """The DiskFull or TrajectoryError to raise from ``error``."""
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    if isinstance(error, OSError) and error.errno in FULL:
+        return DiskFull(f"cannot write in {path}: {reason}; {way_out}")
+    return TrajectoryError(f"cannot write in {path}: {reason}; {way_out}")
+
+
+@contextmanager
+def storing(path: Path, way_out: str) -> Iterator[None]:
+    """Turn an OSError into DiskFull or TrajectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path, way_out) from error

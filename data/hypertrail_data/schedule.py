@@ -1,0 +1,71 @@
+"""Which examples each elementary step sees: a pure function of (seed, step), so that it can be replayed backwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from .streams import generator
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """Batches of constant size, drawn without replacement within an epoch.
+
+    ``order="fixed"`` draws one permutation and walks through it again in every epoch; ``order="reshuffled"`` draws a fresh
+    one per epoch. The ``examples % batch`` last entries of an epoch's permutation are left out, so that every batch has
+    the same shape and a compiled step is compiled once: with ``"fixed"`` the same few examples are never seen, with
+    ``"reshuffled"`` others are left out each time.
+
+    Raises ValueError for ``batch`` outside 1 .. examples, an unknown order, or a negative seed.
+    """
+
+    examples: int
+    batch: int
+    seed: int
+    order: Literal["fixed", "reshuffled"] = "fixed"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= self.examples:
+            raise ValueError(f"batch is {self.batch}; expected 1 .. {self.examples}, the number of examples")
+        if self.order not in ("fixed", "reshuffled"):
+            raise ValueError(f"order is {self.order!r}; expected 'fixed' or 'reshuffled'")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected an integer >= 0")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """examples // batch."""
+        return self.examples // self.batch
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the train split for the steps start .. stop - 1, int32 (stop - start, batch).
+
+        Costs O(stop - start) batches, plus one permutation for each epoch not met lately. Raises ValueError unless
+        0 <= start <= stop.
+        """
+        if not 0 <= start <= stop:
+            raise ValueError(f"steps {start} .. {stop}; expected 0 <= start <= stop")
+        epochs, places = np.divmod(np.arange(start, stop), self.steps_per_epoch)
+        if self.order == "fixed":
+            return self._epoch(None)[places]
+        out = np.empty((stop - start, self.batch), np.int32)
+        for epoch in np.unique(epochs):
+            out[epochs == epoch] = self._epoch(int(epoch))[places[epochs == epoch]]
+        return out
+
+    def _epoch(self, epoch: int | None) -> np.ndarray:
+        """All batches of one epoch, int32 (steps_per_epoch, batch), read-only."""
+        order = _permutation(self.examples, self.seed, epoch)
+        return order[: self.steps_per_epoch * self.batch].reshape(self.steps_per_epoch, self.batch)
+
+
+@lru_cache(maxsize=8)  # a walk, forwards or backwards, meets one epoch after the other
+def _permutation(examples: int, seed: int, epoch: int | None) -> np.ndarray:
+    rng = generator(seed, "batches") if epoch is None else generator(seed, "batches", epoch)
+    order = rng.permutation(examples).astype(np.int32)
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,381 @@
+"""The trajectory on disk: immutable HDF5 segments and a manifest. See data/README.md for the format, byte by byte."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from . import manifest, segment
+from .durable import storage_error, storing, write_file
+from .errors import DataError, DiskFull, TrajectoryError
+from .folder import FORMAT, HEADER, VERSION, occupied, read_header, sweep, take_lock
+from .manifest import Entry
+from .trajectory import Array, Layout, Segment, State, check_cut, check_layout, check_start, check_step, describe
+from .writer import Job, Writer, write_segment
+
+# Below 32 MiB the C library takes a segment's image from memory it keeps; above, from fresh pages: 380 MB/s against 250.
+SEGMENT_BYTES = 24 * 2**20
+SEGMENT_STEPS = 4096  # HDF5 takes 7 microseconds per chunk up to there, 30 at 100 000
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``verify`` found intact: segments, steps, and bytes of segment files."""
+
+    segments: int
+    steps: int
+    bytes: int
+
+
+class StoredTrajectory:
+    """A Trajectory kept in a folder. Make one with ``create`` or ``open``; close it, or use it as a context manager.
+
+    Blocks given to ``append`` are gathered into segments of about ``segment_bytes`` (at most 4096 steps), which a thread
+    builds and writes. A segment's states are *acknowledged* once its line of the manifest is on disk: a kill, a full disk
+    or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not yet acknowledged.
+    A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
+    array, is kept without a copy until it is written.
+
+    Reading verifies the sha256 of every segment file it loads, and HDF5 the check sum of every chunk. What is read back
+    is read-only. Reading what is not yet acknowledged flushes first. Only one process may write; any number may read.
+
+    Raises DiskFull when there is no room (what was acknowledged stays readable; run again to go on), else
+    TrajectoryError; where one segment is to blame, the error names it and the step to resume from.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], entries: list[Entry], lock: int | None) -> None:
+        """Use ``create`` or ``open``."""
+        self.folder = folder
+        self.meta: dict[str, Any] = header["meta"]
+        self.segment_bytes: int = header["segment_bytes"]
+        self._entries = entries  # durable segments; the writer adds to it
+        self._pending: list[dict[str, np.ndarray]] = []  # pieces of the segment being gathered
+        self._first = entries[0].start if entries else 0
+        self._pending_start = self._pending_stop = entries[-1].stop if entries else 0
+        self._layout: Layout | None = None
+        self._loaded: OrderedDict[str, Segment] = OrderedDict()
+        self._lock = lock
+        self._closed = self._told = False
+        self._writer = Writer(folder, entries)
+        self._release = weakref.finalize(self, _release, self._writer, lock)
+
+    # Making and opening
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        segment_bytes: int = SEGMENT_BYTES,
+        meta: dict[str, Any] | None = None,
+    ) -> Self:
+        """Start an empty trajectory in ``folder``, which is made if need be and must not hold one yet.
+
+        ``meta`` is anything JSON can hold; it comes back as ``self.meta``.
+        """
+        segment_bytes = index(segment_bytes)
+        if segment_bytes < 1:
+            raise ValueError(f"segment_bytes is {segment_bytes}; expected at least 1")
+        folder = Path(folder)
+        record = {"format": FORMAT, "version": VERSION, "segment_bytes": segment_bytes, "meta": meta or {}}
+        header = manifest.seal(record)
+        with storing(folder, "put that right or choose another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(folder)
+            try:
+                if occupied(folder):
+                    raise TrajectoryError(
+                        f"{folder} already holds a trajectory; open it with mode='a' to go on, or choose another folder"
+                    )
+                manifest.replace(folder, [])
+                # Last: from here on the folder is a trajectory, and a missing manifest means damage.
+                write_file(folder / HEADER, header)
+            except BaseException:
+                os.close(lock)
+                raise
+        return cls(folder, manifest.unseal(header), [], lock)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], mode: Literal["r", "a"] = "r", until: int | None = None) -> Self:
+        """Open a trajectory to read it (``"r"``), or to read and append (``"a"``).
+
+        For appending, what a dying writer left behind is removed: a torn last line, temporary files, segments that the
+        manifest does not list. ``until`` (with ``"a"`` only) keeps the states below that step and drops the rest, damaged
+        or not; it is the way out that errors name.
+
+        Raises TrajectoryError for a damaged manifest, a hole, a segment that is missing or has the wrong size, a second
+        writer.
+        """
+        if mode not in ("r", "a"):
+            raise ValueError(f"mode is {mode!r}; expected 'r' or 'a'")
+        if until is not None and mode != "a":
+            raise ValueError(f"until={until} drops states and needs mode='a'; found mode={mode!r}")
+        folder = Path(folder)
+        header = read_header(folder)
+        if mode == "r":
+            entries, _, damage = manifest.read(folder)
+            if damage:
+                raise damage
+            return cls(folder, header, entries, None)
+
+        with storing(folder, "put that right, then open it again"):
+            lock = take_lock(folder)
+            try:
+                entries, length, damage = manifest.read(folder)
+                if damage:
+                    if until is None or damage.resume_step is None or until > damage.resume_step:
+                        raise damage
+                    entries = [entry for entry in entries if entry.start < until]
+                    manifest.replace(folder, entries)
+                else:
+                    manifest.cut(folder, length)
+                sweep(folder, entries)
+            except BaseException:
+                os.close(lock)
+                raise
+        trajectory = cls(folder, header, entries, lock)
+        if until is not None and until < trajectory.stop:
+            try:
+                trajectory.truncate(max(until, trajectory.start))
+            except BaseException:
+                trajectory.close()
+                raise
+        return trajectory
+
+    # What it holds
+
+    @property
+    def start(self) -> int:
+        return self._first
+
+    @property
+    def stop(self) -> int:
+        """One past the last step appended; after a failure to write, one past the last step acknowledged."""
+        return self.acknowledged if self._writer.failure else self._pending_stop
+
+    @property
+    def acknowledged(self) -> int:
+        """The states below this step are on disk, whatever happens to this process."""
+        return self._entries[-1].stop if self._entries else self._first
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of array payload; what is on disk is a little more."""
+        layout = self._known_layout()
+        return len(self) * _step_bytes(layout) if layout else 0
+
+    def segments(self) -> list[tuple[int, int]]:
+        self._settle()
+        return [(entry.start, entry.stop) for entry in self._entries]
+
+    # Writing
+
+    def append(self, start: int, states: Mapping[str, Array]) -> None:
+        """Add a block of states; returns once it is in memory, without waiting for the disk unless too much is under way."""
+        self._check_writable()
+        self._raise_failure()
+        start = index(start)  # a NumPy integer is no JSON
+        steps, layout = describe(states)
+        check_start(start, self.stop if len(self) else None)
+        if expected := self._known_layout():
+            check_layout(layout, expected)
+        if not len(self):
+            self._layout = layout
+            self._first = self._pending_start = self._pending_stop = start
+        arrays = {name: np.asarray(states[name]) for name in layout}
+        step_bytes = _step_bytes(layout)
+        self._writer.room = 2 * max(self.segment_bytes, step_bytes)
+        capacity = max(1, min(SEGMENT_STEPS, self.segment_bytes // max(step_bytes, 1)))
+        done = 0
+        while done < steps:
+            take = min(steps - done, capacity - (self._pending_stop - self._pending_start))
+            self._writer.reserve(take * step_bytes)
+            self._raise_failure()
+            self._pending.append({name: _own(array, done, done + take) for name, array in arrays.items()})
+            self._pending_stop += take
+            done += take
+            if self._pending_stop - self._pending_start == capacity:
+                self._hand_over()
+
+    def flush(self) -> None:
+        """Write what is gathered, even if it makes a short segment, and wait until all of it is acknowledged."""
+        self._check_writable()
+        self._hand_over()
+        self._writer.drain()
+        self._raise_failure()
+
+    def truncate(self, step: int) -> None:
+        """Keep the states below ``step``; a segment that straddles it is written anew.
+
+        The new manifest takes the place of the old one in one rename: a crash leaves the trajectory as it was or as it
+        shall be. Files that are no longer listed are removed afterwards (or swept when it is next opened).
+        """
+        self.flush()
+        step = index(step)
+        check_cut(step, self.start, self.stop)
+        kept = [entry for entry in self._entries if entry.start < step]
+        with storing(self.folder, "put that right, then truncate again; nothing was lost"):
+            if kept and kept[-1].stop > step:
+                last = segment.load(self.folder, kept.pop())
+                states = {name: array[: step - last.start] for name, array in last.states.items()}
+                layout = describe(states)[1]
+                kept.append(write_segment(self.folder, Job(last.start, step, layout, [states], 0)))
+            manifest.replace(self.folder, kept)
+            self._entries[:] = kept
+            self._pending_start = self._pending_stop = step
+            self._loaded.clear()
+            sweep(self.folder, kept)
+        if not kept:  # as new: any start, any layout
+            self._layout = None
+            self._first = self._pending_start = self._pending_stop = 0
+
+    # Reading
+
+    def read(self, step: int) -> State:
+        """The state of one step. Costs one segment to load, unless it is one of the last two that were read."""
+        self._check_open()
+        if step >= self.acknowledged:
+            self._settle()
+        check_step(step, self.start, self.stop)
+        entry = self._entries[bisect_right(self._entries, step, key=lambda e: e.start) - 1]
+        loaded = self._loaded.pop(entry.name, None) or segment.load(self.folder, entry)
+        self._loaded[entry.name] = loaded
+        if len(self._loaded) > 2:
+            self._loaded.popitem(last=False)
+        return {name: array[step - loaded.start] for name, array in loaded.states.items()}
+
+    def forwards(self) -> Iterator[Segment]:
+        """All segments, first to last; see ``backwards`` for the memory."""
+        self._settle()
+        return self._walk(list(self._entries))
+
+    def backwards(self) -> Iterator[Segment]:
+        """All segments, last to first. While one is in use the next is loaded: two segments in memory, and for the
+        moment of loading two more of the next one's size."""
+        self._settle()
+        return self._walk(self._entries[::-1])
+
+    def _walk(self, entries: list[Entry]) -> Iterator[Segment]:
+        if not entries:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="trajectory reader") as reader:
+            ahead = reader.submit(segment.load, self.folder, entries[0])
+            for entry in entries[1:]:
+                current = ahead.result()
+                ahead = reader.submit(segment.load, self.folder, entry)
+                yield current
+                del current
+            current = ahead.result()
+            del ahead
+            yield current
+
+    def verify(self) -> Report:
+        """Load every segment. Raises TrajectoryError at the first damage."""
+        expected = None
+        steps = 0
+        for part in self.forwards():
+            k, layout = describe(part.states)
+            expected = expected or layout
+            check_layout(layout, expected)
+            steps += k
+        return Report(len(self._entries), steps, sum(entry.bytes for entry in self._entries))
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write one ordinary HDF5 file: data sets (T, ...), ``step`` int64 (T,), and the meta data as an attribute.
+
+        Raises DiskFull or TrajectoryError, and then leaves no file behind.
+        """
+        from .export import export
+
+        export(self, Path(path))
+
+    # Ending
+
+    def close(self) -> None:
+        """Flush, and let others write. Raises what went wrong in writing, if no call has raised it yet."""
+        if self._closed:
+            return
+        self._hand_over()
+        self._closed = True
+        self._loaded.clear()
+        self._release()
+        if not self._told:
+            self._raise_failure()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except (DataError, DiskFull) as second:  # do not hide the first
+            error.add_note(f"on closing the trajectory: {second}")
+
+    # Inside
+
+    def _hand_over(self) -> None:
+        if self._pending and self._layout and not self._writer.failure:
+            steps = self._pending_stop - self._pending_start
+            nbytes = steps * _step_bytes(self._layout)
+            job = Job(self._pending_start, self._pending_stop, self._layout, self._pending, nbytes)
+            self._writer.submit(job)
+        self._pending = []
+        self._pending_start = self._pending_stop
+
+    def _known_layout(self) -> Layout | None:
+        if self._layout is None and self._entries:
+            self._layout = describe(segment.load(self.folder, self._entries[0]).states)[1]
+        return self._layout
+
+    def _settle(self) -> None:
+        """Before reading: flush. After a failure that has been raised, go on with what was acknowledged."""
+        self._check_open()
+        if self._lock is not None and not (self._writer.failure and self._told):
+            self.flush()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TrajectoryError(f"this trajectory is closed; open {self.folder} again")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._lock is None:
+            raise TrajectoryError(f"{self.folder} is open for reading; open it with mode='a' to write")
+
+    def _raise_failure(self) -> None:
+        if error := self._writer.failure:
+            self._told = True
+            way_out = f"the states below step {self.acknowledged} are safe: put that right and resume from there"
+            raise storage_error(error, self.folder, way_out) from error
+
+
+def _own(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Rows start .. stop - 1, copied unless nobody can write into them."""
+    rows = array[start:stop]
+    frozen = not array.flags.writeable and not isinstance(array.base, np.ndarray)
+    return rows if frozen else rows.copy()
+
+
+def _step_bytes(layout: Layout) -> int:
+    return sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _release(writer: Writer, lock: int | None) -> None:
+    writer.close()
+    if lock is not None:
+        os.close(lock)

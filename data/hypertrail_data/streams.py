@@ -1,0 +1,35 @@
+"""One integer seed, independent named streams.
+
+Every random choice is a pure function of (seed, stream, step), so that the reverse pass sees what the forward pass saw.
+The position of a name in ``STREAMS`` is part of every published result: append new names, never reorder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+STREAMS = ("init", "split", "batches", "noise", "hyper")
+
+
+def _sequence(seed: int, name: str, key: tuple[int, ...]) -> np.random.SeedSequence:
+    if name not in STREAMS:
+        raise ValueError(f"unknown random stream {name!r}; expected one of {', '.join(STREAMS)}")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected an integer >= 0")
+    return np.random.SeedSequence(int(seed), spawn_key=(STREAMS.index(name), *key))
+
+
+def generator(seed: int, name: str, *key: int) -> np.random.Generator:
+    """A fresh generator at the beginning of the stream ``name``, or of its sub-stream ``key`` (an epoch, say).
+
+    Raises ValueError for a negative seed or a name that is not in ``STREAMS``.
+    """
+    return np.random.default_rng(_sequence(seed, name, key))
+
+
+def words(seed: int, name: str, n: int = 2) -> np.ndarray:
+    """``n`` words, uint32 (n,), that key a counter-based generator (two of them make a JAX key).
+
+    Raises ValueError for a negative seed or a name that is not in ``STREAMS``.
+    """
+    return _sequence(seed, name, ()).generate_state(n, np.uint32)

@@ -1,0 +1,575 @@
+"""The store on disk: its segments, its thread, its lock, and the errors that lead out of damage."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from hypertrail_data import DiskFull, StoredTrajectory, TrajectoryError
+from hypertrail_data import manifest as manifest_module
+from hypertrail_data import store as store_module
+from hypertrail_data import writer as writer_module
+from hypertrail_data.segment import chunk_shape
+
+STEP = {"w": np.ones((1, 1000), np.float64)}  # 8000 bytes
+
+
+def fill(folder, writing, stop=60, **options):
+    """Steps 0 .. stop - 1 in six segments of ten or so."""
+    with StoredTrajectory.create(folder, writing.SEGMENT_BYTES * 2, **options) as trajectory:
+        for start in range(0, stop, 4):
+            trajectory.append(start, writing.states(start, min(start + 4, stop)))
+    return folder
+
+
+def lines(folder):
+    return (folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def intact(folder, writing, stop):
+    with StoredTrajectory.open(folder) as trajectory:
+        assert trajectory.stop == trajectory.acknowledged == stop
+        for part in trajectory.forwards():
+            assert writing.same(part.states, writing.states(part.start, part.stop))
+        assert trajectory.verify().steps == len(trajectory)
+
+
+class TestFormat:
+    def test_another_reader_needs_only_json_and_hdf5(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing, meta={"experiment": "a", "rate": 0.1})
+        header = json.loads((folder / "trajectory.json").read_text())
+        assert (header["format"], header["version"]) == ("hypertrail-trajectory", 1)
+        assert header["meta"] == {"experiment": "a", "rate": 0.1}
+        expected_start = 0
+        for line in lines(folder):
+            entry = json.loads(line)
+            assert list(entry) == ["name", "start", "stop", "bytes", "sha256", "check"]
+            assert entry["start"] == expected_start
+            raw = (folder / entry["name"]).read_bytes()
+            assert (len(raw), hashlib.sha256(raw).hexdigest()) == (entry["bytes"], entry["sha256"])
+            bare = line.rstrip(b"\n").replace(f',"check":"{entry["check"]}"'.encode(), b"")
+            assert hashlib.sha256(bare).hexdigest()[:16] == entry["check"]
+            with h5py.File(folder / entry["name"]) as file:
+                assert (file.attrs["start"], file.attrs["stop"]) == (entry["start"], entry["stop"])
+                weights = file["w/block1.conv3/W"]
+                assert weights.fletcher32
+                assert weights.chunks == (1, 20, 30)
+                expected = writing.states(entry["start"], entry["stop"])
+                assert weights[...].tobytes() == expected["w/block1.conv3/W"].tobytes()
+            expected_start = entry["stop"]
+        assert expected_start == 60
+        assert files(folder)[:2] == ["lock", "manifest.jsonl"]
+
+    def test_segments_hold_whole_steps(self, tmp_path):
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=25_000) as trajectory:
+            trajectory.append(0, {"w": np.ones((10, 1000))})
+            assert trajectory.segments() == [(0, 3), (3, 6), (6, 9), (9, 10)]
+
+    def test_a_step_larger_than_a_segment_has_one_of_its_own(self, tmp_path):
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=100) as trajectory:
+            trajectory.append(0, {"w": np.ones((3, 1000))})
+            assert trajectory.segments() == [(0, 1), (1, 2), (2, 3)]
+            assert trajectory.read(2)["w"].sum() == 1000
+
+    def test_small_steps_do_not_make_endless_segments(self, tmp_path):
+        with StoredTrajectory.create(tmp_path / "t") as trajectory:
+            trajectory.append(0, {"w": np.arange(5000.0)})
+            assert trajectory.segments() == [(0, 4096), (4096, 5000)]
+            assert trajectory.read(4999) == {"w": 4999.0}
+
+    def test_chunks_respect_the_limit_of_hdf5(self):
+        assert chunk_shape((7, 5), np.dtype("f8")) == (1, 7, 5)
+        assert chunk_shape((), np.dtype("f8")) == (1,)
+        for shape in ((2**30,), (3, 2**29), (2**20, 2**11), (1, 1, 2**33)):
+            chunk = chunk_shape(shape, np.dtype("f8"))
+            assert np.prod(chunk, dtype=np.int64) * 8 < 2**32
+            assert np.prod(chunk, dtype=np.int64) * 8 >= 2**30
+
+    def test_what_is_read_is_read_only(self, tmp_path, writing):
+        with StoredTrajectory.open(fill(tmp_path / "t", writing)) as trajectory:
+            with pytest.raises(ValueError, match="read-only"):
+                trajectory.read(3)["v"][0] = 0
+            with pytest.raises(ValueError, match="read-only"):
+                next(trajectory.backwards()).states["v"][0] = 0
+
+    def test_verify(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        with StoredTrajectory.open(folder) as trajectory:
+            report = trajectory.verify()
+        segments = [path for path in folder.iterdir() if path.name.startswith("segment-")]
+        assert (report.segments, report.steps) == (len(segments), 60)
+        assert report.bytes == sum(path.stat().st_size for path in segments)
+
+    def test_meta_and_size_come_back(self, tmp_path, writing):
+        with StoredTrajectory.open(fill(tmp_path / "t", writing, meta={"x": [1, None, "ü"]})) as trajectory:
+            assert trajectory.meta == {"x": [1, None, "ü"]}
+            assert trajectory.segment_bytes == writing.SEGMENT_BYTES * 2
+
+
+class TestOpening:
+    def test_create_refuses_an_occupied_folder(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        before = files(folder)
+        with pytest.raises(TrajectoryError, match="already holds a trajectory; open it with mode='a'"):
+            StoredTrajectory.create(folder)
+        assert files(folder) == before
+        intact(folder, writing, 60)
+
+    def test_create_after_a_kill_in_create(self, tmp_path, writing):
+        folder = tmp_path / "t"
+        folder.mkdir()
+        (folder / "manifest.jsonl").touch()
+        fill(folder, writing)
+        intact(folder, writing, 60)
+
+    def test_open_without_a_trajectory(self, tmp_path):
+        for mode in ("r", "a"):
+            with pytest.raises(TrajectoryError, match="holds no trajectory"):
+                StoredTrajectory.open(tmp_path / "nowhere", mode)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_wrong_arguments(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        with pytest.raises(ValueError, match="mode is 'w'"):
+            StoredTrajectory.open(folder, "w")
+        with pytest.raises(ValueError, match="needs mode='a'"):
+            StoredTrajectory.open(folder, "r", until=3)
+        with pytest.raises(ValueError, match="segment_bytes is 0"):
+            StoredTrajectory.create(tmp_path / "u", 0)
+
+    def test_a_version_from_the_future(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        header = {"format": "hypertrail-trajectory", "version": 2, "segment_bytes": 1, "meta": {}}
+        (folder / "trajectory.json").write_bytes(manifest_module.seal(header))
+        with pytest.raises(TrajectoryError, match=r"version 2; this release reads .* version 1"):
+            StoredTrajectory.open(folder)
+
+    def test_reading_mode_does_not_write(self, tmp_path, writing):
+        with StoredTrajectory.open(fill(tmp_path / "t", writing)) as trajectory:
+            for write in (lambda: trajectory.append(60, writing.states(60, 61)), lambda: trajectory.truncate(3)):
+                with pytest.raises(TrajectoryError, match="open for reading; open it with mode='a'"):
+                    write()
+
+    def test_second_writer_is_refused_and_readers_are_not(self, tmp_path, writing):
+        folder = tmp_path / "t"
+        with StoredTrajectory.create(folder) as first:
+            first.append(0, writing.states(0, 5))
+            first.flush()
+            with pytest.raises(TrajectoryError, match=f"being written by process {os.getpid()} on"):
+                StoredTrajectory.open(folder, "a")
+            program = "import sys, hypertrail_data as h; h.StoredTrajectory.open(sys.argv[1], 'a')"
+            other = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=False)
+            assert other.returncode == 1
+            assert "is being written by process" in other.stderr
+            intact(folder, writing, 5)
+            first.append(5, writing.states(5, 9))
+        StoredTrajectory.open(folder, "a").close()
+        intact(folder, writing, 9)
+
+
+class TestDamage:
+    def test_torn_last_line_at_every_byte(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        whole = lines(folder)
+        last = json.loads(whole[-1])
+        for keep in range(len(whole[-1])):
+            (folder / "manifest.jsonl").write_bytes(b"".join(whole[:-1]) + whole[-1][:keep])
+            with StoredTrajectory.open(folder) as trajectory:
+                assert trajectory.stop == last["start"]
+        assert last["name"] in files(folder)  # reading sweeps nothing
+        with StoredTrajectory.open(folder, "a") as trajectory:
+            assert last["name"] not in files(folder)
+            assert lines(folder) == whole[:-1]
+            trajectory.append(last["start"], writing.states(last["start"], 70))
+        intact(folder, writing, 70)
+
+    def test_leftovers_are_swept_and_strangers_are_not(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        left = [
+            "segment-000000000060-000000000064.h5",
+            "segment-000000000060-000000000064.h5." + "0af3" * 8 + ".tmp",
+            "manifest.jsonl." + "0af3" * 8 + ".tmp",
+        ]
+        strangers = ["notes.txt", "segment.h5", "x.tmp"]
+        before = files(folder)
+        for name in left + strangers:
+            (folder / name).write_text("?")
+        StoredTrajectory.open(folder).close()
+        assert set(left) < set(files(folder))
+        StoredTrajectory.open(folder, "a").close()
+        assert files(folder) == sorted(before + strangers)
+        intact(folder, writing, 60)
+
+    def test_missing_segment(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        entry = json.loads(lines(folder)[2])
+        (folder / entry["name"]).unlink()
+        self.check_way_out(folder, writing, entry, f"segment {entry['name']} cannot be read")
+
+    def test_short_segment(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        entry = json.loads(lines(folder)[2])
+        os.truncate(folder / entry["name"], entry["bytes"] - 1)
+        self.check_way_out(folder, writing, entry, f"has {entry['bytes'] - 1} bytes, expected {entry['bytes']}")
+
+    def test_hole(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        whole = lines(folder)
+        (folder / "manifest.jsonl").write_bytes(b"".join(whole[:2] + whole[3:]))
+        entry, after = json.loads(whole[2]), json.loads(whole[3])
+        message = f"{after['name']} starts at step {after['start']}, expected step {entry['start']}"
+        self.check_way_out(folder, writing, {**after, "start": entry["start"]}, message)
+
+    def check_way_out(self, folder, writing, entry, message):
+        """The error names the segment and the step; doing as it says leads on, and loses nothing below that step."""
+        step = entry["start"]
+        for mode in ("r", "a"):
+            with pytest.raises(TrajectoryError, match=message) as caught:
+                StoredTrajectory.open(folder, mode)
+            assert f"resume from there with mode='a', until={step}" in str(caught.value)
+            assert (caught.value.resume_step, caught.value.segment) == (step, entry["name"])
+        with pytest.raises(TrajectoryError, match=message):
+            StoredTrajectory.open(folder, "a", until=step + 1)
+        with StoredTrajectory.open(folder, "a", until=step) as trajectory:
+            assert trajectory.stop == step
+            trajectory.append(step, writing.states(step, step + 7))
+        intact(folder, writing, step + 7)
+
+    def test_damage_inside_a_segment(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        entry = json.loads(lines(folder)[1])
+        raw = bytearray((folder / entry["name"]).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (folder / entry["name"]).write_bytes(raw)
+        with StoredTrajectory.open(folder) as trajectory:
+            trajectory.read(0)
+            for use in (
+                lambda: trajectory.read(entry["start"]),
+                lambda: list(trajectory.backwards()),
+                lambda: list(trajectory.forwards()),
+                lambda: trajectory.verify(),
+                lambda: trajectory.export(folder.parent / "x.h5"),
+            ):
+                with pytest.raises(TrajectoryError, match=f"segment {entry['name']} has sha256") as caught:
+                    use()
+                assert caught.value.resume_step == entry["start"]
+        assert not list(folder.parent.glob("x.h5*"))
+        with StoredTrajectory.open(folder, "a", until=entry["start"]) as trajectory:
+            trajectory.append(entry["start"], writing.states(entry["start"], 30))
+        intact(folder, writing, 30)
+
+    def test_the_check_sum_inside_hdf5_counts_too(self, tmp_path, writing):
+        """A manifest that agrees with a damaged file, as a tool that rewrites both might leave it."""
+        folder = fill(tmp_path / "t", writing)
+        entry = json.loads(lines(folder)[0])
+        with h5py.File(folder / entry["name"]) as file:
+            place = file["v"].id.get_chunk_info(0).byte_offset
+        raw = bytearray((folder / entry["name"]).read_bytes())
+        raw[place] ^= 1
+        (folder / entry["name"]).write_bytes(raw)
+        del entry["check"]
+        sealed = manifest_module.seal({**entry, "sha256": hashlib.sha256(raw).hexdigest()})
+        (folder / "manifest.jsonl").write_bytes(sealed + b"".join(lines(folder)[1:]))
+        with StoredTrajectory.open(folder) as trajectory, pytest.raises(TrajectoryError, match="not readable HDF5"):
+            trajectory.read(0)
+
+    def test_a_lost_manifest_sweeps_nothing(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        (folder / "manifest.jsonl").unlink()
+        before = files(folder)
+        with pytest.raises(TrajectoryError, match=r"manifest\.jsonl cannot be read"):
+            StoredTrajectory.open(folder, "a")
+        assert files(folder) == before
+
+    def test_no_flipped_bit_is_silent(self, tmp_path, writing):
+        """Every byte of the manifest and the header, and a hundred and more places of each segment."""
+        folder = fill(tmp_path / "t", writing, stop=24)
+        draw = np.random.default_rng(11)
+        tried = 0
+        for path in sorted(folder.iterdir()):
+            if path.name == "lock":
+                continue
+            raw = path.read_bytes()
+            places = range(len(raw))
+            if path.suffix == ".h5":
+                places = [0, 8, 100, len(raw) - 1, *map(int, draw.integers(0, len(raw), size=100))]
+            for place in places:
+                flipped = bytearray(raw)
+                flipped[place] ^= 1 << int(draw.integers(8))
+                path.write_bytes(flipped)
+                with pytest.raises(TrajectoryError), StoredTrajectory.open(folder) as trajectory:
+                    trajectory.verify()
+                tried += 1
+            path.write_bytes(raw)
+        assert tried > 600
+        intact(folder, writing, 24)
+
+    def test_no_flipped_bit_of_the_manifest_costs_a_segment(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing, stop=24)
+        raw, before = (folder / "manifest.jsonl").read_bytes(), files(folder)
+        for place in range(0, len(raw), 7):
+            flipped = bytearray(raw)
+            flipped[place] ^= 1 << (place % 8)
+            (folder / "manifest.jsonl").write_bytes(flipped)
+            with pytest.raises(TrajectoryError):
+                StoredTrajectory.open(folder, "a")
+            assert files(folder) == before
+
+
+class TestWriting:
+    def test_flush_acknowledges(self, tmp_path, writing):
+        with StoredTrajectory.create(tmp_path / "t") as trajectory:
+            trajectory.append(4, writing.states(4, 7))
+            assert trajectory.acknowledged == 4
+            trajectory.flush()
+            assert trajectory.acknowledged == 7
+            intact(tmp_path / "t", writing, 7)
+
+    def test_a_writable_block_may_be_reused_at_once(self, tmp_path):
+        with StoredTrajectory.create(tmp_path / "t", 20_000) as trajectory:
+            buffer = np.empty((2, 500))
+            hidden = buffer.view()
+            hidden.flags.writeable = False  # read-only to whoever holds it, and yet it changes
+            for step in range(0, 40, 2):
+                buffer[:] = [[step], [step + 1]]
+                trajectory.append(step, {"w": buffer, "v": hidden})
+                buffer[:] = -1
+            for step in range(40):
+                assert (trajectory.read(step)["w"] == step).all()
+                assert (trajectory.read(step)["v"] == step).all()
+
+    def test_blocks_nobody_can_write_into_are_not_copied(self, tmp_path):
+        block = np.ones((2, 500))
+        block.flags.writeable = False
+        with StoredTrajectory.create(tmp_path / "t") as trajectory:
+            trajectory.append(0, {"w": block})
+            assert np.shares_memory(trajectory._pending[0]["w"], block)
+
+    def test_back_pressure_bounds_what_is_under_way(self, tmp_path, monkeypatch):
+        """While a slow disk takes one segment, at most one more is accepted."""
+        accepted = []
+        write = writer_module.write_segment
+
+        def slow(folder, job):
+            time.sleep(0.01)
+            accepted.append(trajectory.stop - job.start)
+            return write(folder, job)
+
+        monkeypatch.setattr(writer_module, "write_segment", slow)
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:  # ten steps
+            for step in range(300):
+                trajectory.append(step, STEP)
+            trajectory.append(300, {"w": np.ones((300, 1000))})  # one block much larger than what may be under way
+        assert len(accepted) == 60
+        assert max(accepted) == 20
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory the Linux way")
+    def test_memory_stays_bounded(self, tmp_path):
+        program = """
+import resource, sys
+import numpy as np
+from hypertrail_data import StoredTrajectory
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+block = np.ones((4, 250_000), np.float32)  # 4 MB
+with StoredTrajectory.create(sys.argv[1], segment_bytes=4_000_000) as trajectory:
+    trajectory.append(0, {"w": block})
+    trajectory.flush()
+    before = peak()
+    for step in range(4, 300, 4):
+        trajectory.append(step, {"w": block})
+    trajectory.flush()
+    for part in trajectory.backwards():
+        pass
+    print((peak() - before) / 4_000_000, len(trajectory.segments()))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "t"], capture_output=True, text=True, check=True
+        )
+        segments_worth, segments = map(float, done.stdout.split())
+        assert segments == 75
+        assert segments_worth < 8
+
+    def test_append_goes_on_after_opening(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing, stop=33)
+        with StoredTrajectory.open(folder, "a") as trajectory:
+            with pytest.raises(TrajectoryError, match="expected step 33"):
+                trajectory.append(32, writing.states(32, 40))
+            with pytest.raises(TrajectoryError, match="is absent in this block"):
+                trajectory.append(33, STEP)
+            trajectory.append(33, writing.states(33, 41))
+        intact(folder, writing, 41)
+
+    @pytest.mark.parametrize(
+        ("number", "kind"),
+        [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EFBIG, DiskFull), (errno.EIO, TrajectoryError)],
+    )
+    def test_a_failing_disk(self, tmp_path, writing, monkeypatch, number, kind):
+        folder = tmp_path / "t"
+        trajectory = StoredTrajectory.create(folder, 20_000)
+        trajectory.append(0, writing.states(0, 20))
+        trajectory.flush()
+        write = writer_module.write_file
+
+        def fail(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(writer_module, "write_file", fail)
+        message = f"{os.strerror(number).lower()}; the states below step 20 are safe"
+        trajectory.append(20, writing.states(20, 23))
+        with pytest.raises(kind, match=message):
+            trajectory.flush()
+        monkeypatch.setattr(writer_module, "write_file", write)
+        for again in (trajectory.flush, lambda: trajectory.append(40, writing.states(40, 41))):
+            with pytest.raises(kind, match=message):  # nothing is written after a failure: it would leave a hole
+                again()
+        assert trajectory.stop == trajectory.acknowledged == 20
+        assert writing.same(trajectory.read(19), {name: a[0] for name, a in writing.states(19, 20).items()})
+        trajectory.close()
+        intact(folder, writing, 20)
+        with StoredTrajectory.open(folder, "a") as trajectory:
+            trajectory.append(20, writing.states(20, 23))
+        intact(folder, writing, 23)
+
+    def test_closing_tells_of_a_failure_nobody_has_heard_of(self, tmp_path, writing, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(writer_module, "write_file", fail)
+        trajectory = StoredTrajectory.create(tmp_path / "t")
+        trajectory.append(0, writing.states(0, 20))
+        with pytest.raises(DiskFull):
+            trajectory.close()
+        trajectory.close()
+
+        def train():
+            with StoredTrajectory.create(tmp_path / "u") as trajectory:
+                trajectory.append(0, writing.states(0, 20))
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine") as caught:
+            train()
+        assert "no space left" in caught.value.__notes__[0]
+
+    def test_a_failing_manifest_takes_its_line_back(self, tmp_path, writing, monkeypatch):
+        folder = fill(tmp_path / "t", writing)
+        whole = lines(folder)
+        write_all = manifest_module.write_all
+
+        def half(fd, data):
+            write_all(fd, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with StoredTrajectory.open(folder, "a") as trajectory:
+            monkeypatch.setattr(manifest_module, "write_all", half)
+            trajectory.append(60, writing.states(60, 61))
+            with pytest.raises(DiskFull):
+                trajectory.flush()
+        assert lines(folder) == whole
+        intact(folder, writing, 60)
+
+
+class TestTruncate:
+    def test_a_crash_before_the_new_manifest_changes_nothing(self, tmp_path, writing, monkeypatch):
+        folder = fill(tmp_path / "t", writing)
+
+        def crash(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store_module.manifest, "replace", crash)
+        with pytest.raises(KeyboardInterrupt), StoredTrajectory.open(folder, "a") as trajectory:
+            trajectory.truncate(27)
+        monkeypatch.undo()
+        intact(folder, writing, 60)
+        before = files(folder)
+        StoredTrajectory.open(folder, "a").close()
+        assert len(files(folder)) == len(before) - 1  # the segment that was to end at 27
+        intact(folder, writing, 60)
+
+    def test_a_crash_after_the_new_manifest_has_truncated(self, tmp_path, writing, monkeypatch):
+        folder = fill(tmp_path / "t", writing)
+        trajectory = StoredTrajectory.open(folder, "a")
+
+        def crash(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store_module, "sweep", crash)
+        with pytest.raises(KeyboardInterrupt):
+            trajectory.truncate(27)
+        trajectory.close()
+        monkeypatch.undo()
+        intact(folder, writing, 27)
+        before = len(files(folder))
+        with StoredTrajectory.open(folder, "a") as trajectory:
+            assert len(files(folder)) < before
+            trajectory.append(27, writing.states(27, 40))
+        intact(folder, writing, 40)
+
+    def test_until_truncates_at_opening(self, tmp_path, writing):
+        folder = fill(tmp_path / "t", writing)
+        with StoredTrajectory.open(folder, "a", until=100) as trajectory:
+            assert trajectory.stop == 60
+        with StoredTrajectory.open(folder, "a", until=31) as trajectory:
+            assert trajectory.stop == 31
+        intact(folder, writing, 31)
+        with StoredTrajectory.open(folder, "a", until=0) as trajectory:
+            assert len(trajectory) == 0
+
+    def test_pending_states_are_cut_too(self, tmp_path, writing):
+        with StoredTrajectory.create(tmp_path / "t") as trajectory:
+            trajectory.append(0, writing.states(0, 9))
+            trajectory.truncate(4)
+            trajectory.append(4, writing.states(4, 6))
+        intact(tmp_path / "t", writing, 6)
+
+
+class TestExport:
+    def test_plain_h5py_reads_it(self, tmp_path, writing):
+        path = tmp_path / "whole.h5"
+        with StoredTrajectory.create(tmp_path / "t", 20_000, meta={"experiment": "a"}) as trajectory:
+            trajectory.append(7, {**writing.states(7, 40), "none": np.zeros((33, 0))})
+            trajectory.export(path)
+        with h5py.File(path) as file:
+            assert file["step"].dtype == np.int64
+            assert file["step"][...].tolist() == list(range(7, 40))
+            found = {name: file[name][...] for name in writing.states(7, 8)}
+            assert file["none"].shape == (33, 0)
+            assert json.loads(file.attrs["meta"]) == {"experiment": "a"}
+            assert (file.attrs["start"], file.attrs["stop"]) == (7, 40)
+        assert writing.same(found, writing.states(7, 40))
+        assert files(tmp_path) == ["t", "whole.h5"]
+
+    def test_nothing_to_export(self, tmp_path):
+        with StoredTrajectory.create(tmp_path / "t") as trajectory, pytest.raises(TrajectoryError, match="is empty"):
+            trajectory.export(tmp_path / "x.h5")
+        assert files(tmp_path) == ["t"]
+
+    def test_no_such_folder(self, tmp_path, writing):
+        folder, message = fill(tmp_path / "t", writing), "no such file or directory"
+        with StoredTrajectory.open(folder) as trajectory, pytest.raises(TrajectoryError, match=message):
+            trajectory.export(tmp_path / "nowhere" / "x.h5")
+
+    def test_a_full_disk_leaves_the_old_file(self, tmp_path, writing, monkeypatch):
+        (tmp_path / "x.h5").write_text("old")
+
+        class Full:
+            free = 1000
+
+        monkeypatch.setattr("hypertrail_data.export.shutil.disk_usage", lambda _: Full)
+        with (
+            StoredTrajectory.open(fill(tmp_path / "t", writing)) as trajectory,
+            pytest.raises(DiskFull, match="no space"),
+        ):
+            trajectory.export(tmp_path / "x.h5")
+        assert files(tmp_path) == ["t", "x.h5"]
+        assert (tmp_path / "x.h5").read_text() == "old"
