@@ -3,7 +3,8 @@
 from .engines import load
 from .errors import NumericalFailure, UsageError, VerificationFailure
 from .hyperparameters import L1, L2, LearningRate, Momentum, WeightTransform
-from .methods import DrMAD, Exact
+from .keeping import Checkpoints, Last, Reversible
+from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
 from .problem import Dynamics, Problem
 from .records import Cost, Hypergradient, Metrics, Training
 
@@ -12,17 +13,24 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "Checkpoints",
     "Cost",
     "DrMAD",
     "Dynamics",
     "Exact",
+    "FloatReversed",
+    "Forward",
     "Hypergradient",
+    "Implicit",
+    "Last",
     "LearningRate",
     "Metrics",
     "Momentum",
     "NumericalFailure",
     "Problem",
+    "Reversible",
     "Training",
+    "Truncated",
     "UsageError",
     "VerificationFailure",
     "WeightTransform",

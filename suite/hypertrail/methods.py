@@ -25,8 +25,13 @@ class DrMAD:
     completion: what fills the gaps of the printed algorithm:
       C0  algorithm 2 to the letter: T steps, no velocity, no learning rate
       C1  the authors' code: N = T/10, β = linspace(.001, .999, N), step i uses minibatch i, full recursion
+      C2  the thesis: N = T, full recursion. Explodes: about 1e10 times the exact one at long T
+      C3  the thesis: N = min(T, 200), full recursion
       C4  the thesis: N from the speed of the first steps, ρ = linspace(0, 1, N+1)[:N], learning rate at the end
-    multiplier, max_steps: C4 only: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
+      C5  DrMAD2: the last `tail` steps undone in floating point with the full dynamics, then C4 on w_0 → w_{T−tail}
+      C6  piecewise: C4 on each stretch between kept states (keep=Checkpoints(n)), each with its own speed and learning rate
+    tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
+    multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
     Cost: N gradients with Hessian-vector products; memory: two states.
     """
@@ -34,6 +39,7 @@ class DrMAD:
     completion: str = "C4"
     multiplier: float = 1.0
     max_steps: int = 600
+    tail: int | None = None
 
     def __post_init__(self) -> None:
         if self.completion not in COMPLETIONS:
@@ -42,23 +48,114 @@ class DrMAD:
             raise UsageError(f"multiplier {self.multiplier}, expected a positive number")
         if self.max_steps < 1:
             raise UsageError(f"max_steps {self.max_steps}, expected at least 1")
+        if self.tail is not None and self.tail < 0:
+            raise UsageError(f"tail {self.tail}, expected 0 or more")
 
     @property
     def name(self) -> str:
         return f"drmad-{self.completion}"
 
 
-COMPLETIONS = ("C0", "C1", "C4")
-Method = Exact | DrMAD
+@dataclass(frozen=True)
+class Truncated:
+    """Exact reverse pass, stopped after the last `steps` steps (Shaban et al. 2019). A biased estimate, often good enough.
+
+    steps = T is exact; steps = 1 is T1–T2 up to the factor of the learning rate. Cost: K gradients with their HVPs; needs
+    the last K states (keep=Last(K), or every state).
+    """
+
+    steps: int = 20
+
+    name = "truncated"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"truncated steps {self.steps}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class FloatReversed:
+    """Undo the steps in floating point from (w_T, v_T): v ← (v + (1−γ) g) / γ. POOR: a negative control, not a method.
+
+    Each step back multiplies the error by 1/γ, so it is lost after mantissa / log2(1/γ) steps (float32: 158 / 302 / 706 at
+    γ = .9 / .95 / .98). Cost as Exact, one more gradient per step; memory: one state.
+    """
+
+    name = "float-reversed"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Forward mode (Franceschi et al. 2017, equation 8): Z ← A Z + B beside the training, one column per hyperparameter.
+
+    Exact, equal to Exact to rounding. Cost: T · m tangents (each about 2 gradients), memory: m states; right for a few dozen
+    hyperparameters, refused above `most`. Nothing of the trajectory is kept. Trains the run again by itself.
+    """
+
+    most: int = 64
+
+    name = "forward"
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Implicit differentiation at w_T (Bengio 2000; Lorraine et al. 2020): dλ = ∂_λ f − (∂²L/∂λ∂w)ᵀ H⁻¹ ∇f(w_T).
+
+    Right only where w_T is a minimum of L over the WHOLE training split (dropout off): otherwise POOR. Knows nothing of
+    learning rate and momentum: asking for these is an error.
+    solver: 'cg' (conjugate gradients; H must be positive definite, negative curvature raises), 'neumann'
+    (p = η Σ_{j≤K} (I − ηH)^j ∇f, η = step) or 'dense' (Cholesky of the full Hessian, for P up to `most`).
+    damping: added to H. A solve that does not reach `tolerance` (relative residual) within `iterations` raises.
+    """
+
+    solver: str = "cg"
+    iterations: int = 1000
+    tolerance: float = 1e-8
+    step: float = 0.1
+    damping: float = 0.0
+    most: int = 5000
+
+    @property
+    def name(self) -> str:
+        return f"implicit-{self.solver}"
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UsageError(f"solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
+        if self.iterations < 1 or not self.tolerance > 0 or not self.step > 0 or self.damping < 0:
+            raise UsageError(
+                f"implicit: iterations {self.iterations}, tolerance {self.tolerance:g}, step {self.step:g}, "
+                f"damping {self.damping:g}: expected positive numbers (damping may be 0)"
+            )
+
+
+SOLVERS = ("cg", "neumann", "dense")
+COMPLETIONS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
+Method = Exact | DrMAD | Truncated | FloatReversed | Forward | Implicit
+SIMPLE: dict[str, Method] = {
+    one.name: one
+    for one in (Exact(), Truncated(), FloatReversed(), Forward(), *(Implicit(solver) for solver in SOLVERS))
+}
 
 
 def parse_method(word: str) -> Method:
-    """'exact', 'drmad-C0', 'drmad-C1', 'drmad-C4' → the method with its default settings."""
-    if word == "exact":
-        return Exact()
+    """'exact', 'drmad-C0' … 'drmad-C6', 'truncated', 'truncated-20', 'forward', 'implicit-cg' … → the method."""
+    if word in SIMPLE:
+        return SIMPLE[word]
     if word.startswith("drmad-"):
         return DrMAD(word.removeprefix("drmad-"))
-    raise UsageError(f"method {word!r}, expected exact, {', '.join('drmad-' + c for c in COMPLETIONS)}")
+    if word.startswith("truncated-") and word.removeprefix("truncated-").isdigit():
+        return Truncated(int(word.removeprefix("truncated-")))
+    known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS)]
+    raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")
+
+
+def tail_steps(gamma: float) -> int:
+    """K of completion C5 in the thesis' CPU code: K = int(20 / (3 (−log2 γ))), 90 at γ = .95 (its GPU code: 20).
+
+    So many steps can be undone in float32 before the error has grown a hundredfold. 0 at γ = 0.
+    """
+    return int(20 / (3 * -math.log2(gamma))) if gamma > 0 else 0
 
 
 def speed_matched_steps(distances: list[float], total: float, method: DrMAD) -> int:

@@ -35,12 +35,47 @@ class Metrics:
 
 
 @dataclass
+class Checkpointed:
+    """What keep=Checkpoints(n) leaves: the states before the steps `at` (rising from 0), "w/<param>" and "v/<param>" always."""
+
+    at: list[int]
+    states: list[dict[str, Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for state in self.states for one in state.values())
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+@dataclass
+class Undoable:
+    """What keep=Reversible() leaves: w_T and v_T as int64 fixed point (value = i / 2^52) and the digits that the divisions by
+    γ took away, from which every step can be undone to the bit.
+
+    lost: the engine's own form of those digits; bits: how many bits per number and step they take, measured;
+    momentum: the effective γ, rounded up to a fraction n/d (by at most 1.5e-5).
+    """
+
+    w: dict[str, Any]
+    v: dict[str, Any]
+    lost: Any
+    bits: float
+    momentum: dict[str, float]
+    nbytes: int
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+@dataclass
 class Training:
     """One training run of T elementary steps.
 
     initial, final: w_0 and w_T (what training moved: z where a weight transform is declared); weights: what the network
     computes with at the end; velocity: v_T; running: batch norm averages; losses: (T,) elementary loss of each step
-    before it was taken; distances: (T,) ‖w_{t+1} − w_0‖; trajectory: the states w_0 … w_{T−1}, or None.
+    before it was taken; distances: (T,) ‖w_{t+1} − w_0‖; trajectory: what was kept of w_0 … w_{T−1} (keeping.py), or None.
     """
 
     initial: Params
@@ -51,7 +86,7 @@ class Training:
     losses: np.ndarray
     distances: np.ndarray
     steps: int
-    trajectory: MemoryTrajectory | StoredTrajectory | None
+    trajectory: MemoryTrajectory | StoredTrajectory | Checkpointed | Undoable | None
     cost: Cost
 
 

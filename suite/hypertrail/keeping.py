@@ -1,0 +1,76 @@
+"""What a training run keeps of its trajectory, as the caller names it. What was kept decides how Exact finds its states.
+
+| keep | kept | the exact reverse pass then | memory |
+|---|---|---|---|
+| "ends" | w_0 and w_T | cannot go | 2 states |
+| "memory" | every state, on the device | reads them | T states |
+| "host" | every state, in the host's RAM | reads them | T states |
+| a Path | every state, in HDF5 segments there | reads them, one chunk at a time | T states on disk |
+| "auto" | every state, in the first of device, host and disk that has room | reads them | T states |
+| Checkpoints(n) | n states, √T by default | recomputes each stretch between two of them | n states and one stretch |
+| Last(K) | the last K states | only truncated methods go | K states |
+| Reversible() | integers from which each step can be undone to the bit | undoes them | 1 state, log2(1/γ) bits a number and step |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """n states spread evenly over the run (the first is w_0); None: ⌈√T⌉. The reverse pass costs one more forward run."""
+
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"checkpoints {self.count}, expected at least 1")
+
+    def at(self, steps: int) -> list[int]:
+        """The steps whose states are kept, rising from 0: n stretches of lengths that differ by one at most.
+
+        Raises UsageError for more checkpoints than steps.
+        """
+        n = math.isqrt(steps - 1) + 1 if self.count is None else self.count
+        if n > steps:
+            raise UsageError(f"{n} checkpoints for {steps} steps, expected at most one for each step")
+        return [i * steps // n for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Last:
+    """The states of the last `steps` steps."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"last {self.steps} states, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 3).
+
+    unbounded: keep the lost digits in one integer of any length per number, as in the paper ("50 times slower"; the reference
+    engine only), instead of int64 buffers that are put aside whenever they are full. The numbers are the same.
+    """
+
+    unbounded: bool = False
+
+
+Keep = str | Path | Checkpoints | Last | Reversible
+WORDS = ("ends", "memory", "host", "auto")
+
+
+def check(keep: Keep) -> None:
+    """Raise UsageError for a word that is none of WORDS."""
+    if isinstance(keep, str) and keep not in WORDS:
+        raise UsageError(
+            f"keep {keep!r}, expected {', '.join(map(repr, WORDS))}, a Path, Checkpoints, Last or Reversible"
+        )
