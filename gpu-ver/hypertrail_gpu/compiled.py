@@ -7,7 +7,7 @@ in. So the second meta-iteration compiles nothing. In this package "compiled The
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from hypertrail.problem import Problem, Values
 
 from . import losses
 from .dynamics import DYNAMICS
-from .functional import Inner, add, reverse_step, step, zeros
+from .functional import Inner, add, linearise, pull, reverse_step, step, zeros
 from .ops import OPS
 
 Array = Any
@@ -58,12 +58,15 @@ class Compiled:
         self.train_data = jnp.asarray(train.x, problem.dtype), jnp.asarray(train.y)
         self.valid_data = jax.tree.map(jnp.asarray, problem.valid_batches())
         self.chunk = chunk_length(problem)
+        self.state_bytes = state_bytes(problem)
         # Compiled per object, not per class: when the object goes, its programs and the data they hold go too.
+        self.others: dict[str, Any] = {}
         self.values = jax.jit(self._values)
         self.pull_back = jax.jit(self._pull_back)
         self.weights = jax.jit(self._weights)
         self.train_chunk = jax.jit(self._train_chunk, static_argnums=0)
         self.reverse_chunk = jax.jit(self._reverse_chunk)
+        self.undo_chunk = jax.jit(self._undo_chunk)
         self.reverse_line = jax.jit(self._reverse_line, static_argnums=0)
         self.hyper_gradient = jax.jit(self._hyper_gradient)
         self.hyper_loss = jax.jit(self._hyper_loss)
@@ -95,6 +98,12 @@ class Compiled:
         """The declared values and the constants of the kinds that are not declared."""
         return {**self.problem.constants(jnp), **values}
 
+    def program(self, key: str, build: Callable[[], Any]) -> Any:
+        """A compiled program of another module, built once for this problem."""
+        if key not in self.others:
+            self.others[key] = build()
+        return self.others[key]
+
     # -- programs ---------------------------------------------------------------------------------------------------
 
     def _values(self, hyper: Hyper) -> Values:
@@ -108,10 +117,10 @@ class Compiled:
     def _weights(self, w: Tree, values: Values) -> Tree:
         return self.problem.effective(jnp, w, self.complete(values))
 
-    def _train_chunk(self, keep: bool, state: Tree, w0: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+    def _train_chunk(self, keep: bool, state: Tree, origins: tuple, values: Values, data: Tree, xs: Tree) -> tuple:
         """Some steps forward. state = (w, v, running); xs = (batch indices, t), each with a leading axis of steps.
 
-        Returns the state after them and, per step, (loss, ‖w_{t+1} − w_0‖, the state before the step where kept).
+        Returns the state after them and, per step, (loss, ‖w_{t+1} − origin‖ for each origin, the state before where kept).
         """
 
         def forward(state: tuple, x: tuple) -> tuple:
@@ -123,7 +132,7 @@ class Compiled:
             if keep and self.keeps_velocity:
                 kept |= {"v/" + name: one for name, one in v.items()}
             running = self.problem.update_running(running, statistics)
-            return (w_next, v_next, running), (loss, distance(w_next, w0), kept)
+            return (w_next, v_next, running), (loss, jnp.stack([distance(w_next, o) for o in origins]), kept)
 
         return lax.scan(forward, state, xs)
 
@@ -165,6 +174,27 @@ class Compiled:
         batch = data[0][indices], data[1][indices]
         dw, dv, more = reverse_step(self.inner, w, v, values, batch, t, dw, dv)
         return dw, dv, add(dvalues, more)
+
+    def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+        """Steps undone in floating point, and taken backward at the states this leads to. state = (w, v, dw, dv, dvalues).
+
+            w −= α v;   g = ∇L(w);   v = (v + (1−γ) g) / γ        (Maclaurin et al. 2015, algorithm 2, lines 6 to 8)
+
+        Every step back multiplies the rounding error by 1/γ. Returns the state before the steps and ‖dw‖ before each.
+        """
+
+        def backward(state: tuple, x: tuple) -> tuple:
+            (w, v, dw, dv, dvalues), (indices, t) = state, x
+            alpha, gamma = self.rates(values, t)
+            w = {name: one - alpha[name] * v[name] for name, one in w.items()}
+            batch = data[0][indices], data[1][indices]
+            g, tangent = linearise(self.inner, w, values, batch, t)
+            v = {name: (one + (1 - gamma[name]) * g[name]) / gamma[name] for name, one in v.items()}
+            before = norm(dw)
+            dw, dv, more = pull(self.inner, w, v, g, tangent, values, t, dw, dv)
+            return (w, v, dw, dv, add(dvalues, more)), before
+
+        return lax.scan(backward, state, xs, reverse=True)
 
     def backward_literal(
         self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple
@@ -208,10 +238,14 @@ def distance(a: Tree, b: Tree) -> Array:
     return norm(jax.tree.map(jnp.subtract, a, b))
 
 
+def state_bytes(problem: Problem) -> int:
+    """Bytes of one kept state: the weights, and the velocities where the hypergradient needs them."""
+    return sum(p.size for p in problem.params) * problem.dtype.itemsize * (2 if problem.needs_velocity() else 1)
+
+
 def chunk_length(problem: Problem) -> int:
     """Steps per compiled chunk: a divisor of T (else of an epoch) near the target, so that no odd rest compiles again."""
-    size = sum(p.size for p in problem.params) * problem.dtype.itemsize * (2 if problem.needs_velocity() else 1)
-    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // size))
+    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // state_bytes(problem)))
     for whole in (problem.steps, problem.schedule.steps_per_epoch):
         divisors = [k for k in range(1, target + 1) if whole % k == 0]
         if divisors[-1] * 2 > target:

@@ -12,46 +12,109 @@ import numpy as np
 
 from hypertrail.methods import DrMAD, speed_matched_steps
 from hypertrail.problem import Problem
-from hypertrail.records import Training
+from hypertrail.records import Checkpointed, Params, Training
 
 from .providers import Line
 
+CONSTANT_STEPS = 200  # of completion C3
+
 
 def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int]:
-    """The line of a completion and its number of steps N. Cost: none; memory: w_0 and w_T.
+    """The line of completions C0 to C4 and its number of steps N. Cost: none; memory: w_0 and w_T.
 
     | id | N | ρ_i | minibatch of step i | learning rate |
     | C0 | T | i/T (β falls from 1 − 1/T by 1/T) | i | none |
     | C1 | T/10 | linspace(.001, .999, N) | i: the first tenth of the run | of step i, not rescaled |
+    | C2 | T | i/T | i | of step i |
+    | C3 | min(T, 200) | linspace(0, 1, N + 1)[:N] | floor(i T / N) (*) | of the last step |
     | C4 | methods.speed_matched_steps | linspace(0, 1, N + 1)[:N] | floor(i T / N) (*) | of the last step |
 
     (*) The thesis does not say; spread evenly, the line with N = T meets every minibatch at its own place.
     """
-    T, last = problem.steps, problem.steps - 1
-    if method.completion == "C0":
-        N = capacity = T
-        rho, batch_step, rate_step = np.arange(N) / T, np.arange(N), np.arange(N)
-    elif method.completion == "C1":
-        N = capacity = max(1, T // 10)
-        rho, batch_step, rate_step = np.linspace(0.001, 0.999, N), np.arange(N), np.arange(N)
-    else:
-        moved = sum(float(np.sum((training.final[k] - training.initial[k]) ** 2.0)) for k in training.final)
-        N = speed_matched_steps(list(training.distances), float(np.sqrt(moved)), method)
-        capacity = min(T, method.max_steps)  # N changes between meta-iterations, the shapes of the tables must not
-        rho, batch_step = np.linspace(0, 1, N + 1)[:N], np.arange(N) * T // N
-        rate_step = np.full(N, last)
-    factors = problem.dynamics.factors(T)[rate_step]
-    rho_step = np.diff(rho, prepend=rho[:1])
+    T = problem.steps
+    steps = np.arange(T)
+    if method.completion in ("C0", "C2"):
+        return table(problem, training.initial, training.final, steps / T, steps, steps, T), T
+    if method.completion == "C1":
+        N = max(1, T // 10)
+        return table(
+            problem, training.initial, training.final, np.linspace(0.001, 0.999, N), steps[:N], steps[:N], N
+        ), N
+    if method.completion == "C3":
+        N = capacity = min(T, CONSTANT_STEPS)
+        return stretch(problem, training.initial, training.final, 0, T, N, capacity), N
+    N = speed_matched_steps(list(training.distances), distance(training.initial, training.final), method)
+    return stretch(problem, training.initial, training.final, 0, T, N, min(T, method.max_steps)), N
+
+
+def before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, tail: int) -> tuple[Line, int]:
+    """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there."""
+    T = problem.steps - tail
+    N = speed_matched_steps(list(training.distances[:T]), distance(training.initial, w), method)
+    return stretch(problem, training.initial, w, 0, T, N, min(T, method.max_steps)), N
+
+
+def pieces(problem: Problem, training: Training, method: DrMAD) -> list[tuple[Line, int]]:
+    """Completion C6: a line for each stretch between kept states, first to last, each with C4's rule on its own steps.
+
+    A stretch too short for that rule (under 5 steps) takes as many line steps as it has steps. The thesis left this
+    completion unfinished; the rule is ours. With a state kept at every step it is exact.
+    """
+    kept = training.trajectory
+    assert isinstance(kept, Checkpointed)
+    ends = [part(state, "w/") for state in kept.states] + [training.final]
+    stops = [*kept.at[1:], problem.steps]
+    capacity = min(max(b - a for a, b in zip(kept.at, stops, strict=True)), method.max_steps)
+    lines = []
+    for j, (start, stop) in enumerate(zip(kept.at, stops, strict=True)):
+        N = stop - start
+        if N >= 5:
+            N = speed_matched_steps(list(kept.distances[j]), distance(ends[j], ends[j + 1]), method)
+        N = min(N, capacity)
+        path = stretch(problem, ends[j], ends[j + 1], start, stop, N, capacity)
+        lines.append((path._replace(v0=jax.tree.map(jnp.asarray, part(kept.states[j], "v/"))), N))
+    return lines
+
+
+def stretch(problem: Problem, a: Params, b: Params, start: int, stop: int, N: int, capacity: int) -> Line:
+    """N steps on the line from a to b, minibatches spread over start … stop − 1, the learning rate of the last of these."""
+    batch_step = start + np.arange(N) * (stop - start) // N
+    return table(problem, a, b, np.linspace(0, 1, N + 1)[:N], batch_step, np.full(N, stop - 1), capacity)
+
+
+def table(
+    problem: Problem,
+    a: Params,
+    b: Params,
+    rho: np.ndarray,
+    batch_step: np.ndarray,
+    rate_step: np.ndarray,
+    capacity: int,
+) -> Line:
+    """The line as arrays, filled up to `capacity` rows: N changes between meta-iterations, the shapes must not."""
+    N = len(rho)
+    factors = problem.dynamics.factors(problem.steps)[rate_step]
     indices = np.concatenate([problem.schedule.indices(int(t), int(t) + 1) for t in batch_step])
 
-    def table(a: np.ndarray, dtype: np.dtype | type) -> jax.Array:
-        return jnp.asarray(np.pad(a, [(0, capacity - N)] + [(0, 0)] * (a.ndim - 1)), dtype)
+    def padded(one: np.ndarray, dtype: np.dtype | type) -> jax.Array:
+        return jnp.asarray(np.pad(one, [(0, capacity - N)] + [(0, 0)] * (one.ndim - 1)), dtype)
 
     return Line(
-        w0=jax.tree.map(jnp.asarray, training.initial),
-        wT=jax.tree.map(jnp.asarray, training.final),
-        rho=table(rho, problem.dtype),
-        rho_step=table(rho_step, problem.dtype),
-        indices=table(indices, np.int32),
-        t=(table(batch_step, np.int32), table(rate_step, np.int32), table(factors, problem.dtype)),
-    ), N
+        w0=jax.tree.map(jnp.asarray, a),
+        wT=jax.tree.map(jnp.asarray, b),
+        v0=jax.tree.map(jnp.zeros_like, a),
+        rho=padded(rho, problem.dtype),
+        rho_step=padded(np.diff(rho, prepend=rho[:1]), problem.dtype),
+        indices=padded(indices, np.int32),
+        t=(padded(batch_step, np.int32), padded(rate_step, np.int32), padded(factors, problem.dtype)),
+    )
+
+
+def part(state: Params, front: str) -> Params:
+    """The weights ("w/") or the velocities ("v/") of a kept state."""
+    return {k.removeprefix(front): one for k, one in state.items() if k.startswith(front)}
+
+
+def distance(a: Params, b: Params) -> float:
+    """‖b − a‖, summed in float64."""
+    return float(np.sqrt(sum(float(np.sum((np.asarray(b[k], np.float64) - np.asarray(a[k])) ** 2)) for k in a)))

@@ -57,20 +57,35 @@ def reverse_step(
         u, dw, dv, dλ ← adjoint of update            (u: cotangent of g)
         dw += (∂²L/∂w²) u,   dλ += (∂²L/∂λ∂w)ᵀ u
 
-    ONE forward-over-reverse linearisation of w ↦ (∇_w L, ∇_λ L) gives g (its value) and both products (its tangent in
-    direction u): the Hessian is symmetric, and ∂(∇_λ L)/∂w · u is the mixed term. Cost: one gradient with its HVP.
-    Source: Maclaurin et al. 2015, algorithm 2; Franceschi et al. 2017, equation 7 (reverse-HG).
+    Cost: one gradient with its HVP. Source: Maclaurin et al. 2015, algorithm 2; Franceschi et al. 2017, equation 7.
+    """
+    g, tangent = linearise(inner, w, hyper, batch, t)
+    return pull(inner, w, v, g, tangent, hyper, t, dw, dv)
+
+
+def linearise(
+    inner: Inner, w: Tree, hyper: Tree, batch: Tree, t: Any
+) -> tuple[Tree, Callable[[Tree], tuple[Tree, Tree]]]:
+    """g = ∇_w L, and the map u ↦ ((∂²L/∂w²) u, (∂²L/∂λ∂w)ᵀ u).
+
+    ONE forward-over-reverse linearisation of w ↦ (∇_w L, ∇_λ L): its value is g, its tangent both products, since
+    the Hessian is symmetric and ∂(∇_λ L)/∂w · u is the mixed term. Cost: one gradient, and one HVP when the map is used.
     """
 
     def gradients(w: Tree) -> tuple[Tree, Tree]:
-        g, g_hyper = jax.grad(inner.loss, argnums=(0, 1), has_aux=inner.has_aux)(w, hyper, batch, t)[
-            0 if inner.has_aux else slice(None)
-        ]
-        return g, g_hyper
+        out = jax.grad(inner.loss, argnums=(0, 1), has_aux=inner.has_aux)(w, hyper, batch, t)
+        return out[0] if inner.has_aux else out
 
     (g, _), tangent = jax.linearize(gradients, w)
-    _, pull = jax.vjp(lambda w, v, g, hyper: inner.update(w, v, g, hyper, t), w, v, g, hyper)
-    dw, dv, u, dhyper = pull((dw, dv))
+    return g, tangent
+
+
+def pull(
+    inner: Inner, w: Tree, v: Tree, g: Tree, tangent: Callable[..., Any], hyper: Tree, t: Any, dw: Tree, dv: Tree
+) -> tuple[Tree, Tree, Tree]:
+    """The rest of `reverse_step`, once g is there: for providers that need g to find v_t."""
+    _, update_pull = jax.vjp(lambda w, v, g, hyper: inner.update(w, v, g, hyper, t), w, v, g, hyper)
+    dw, dv, u, dhyper = update_pull((dw, dv))
     hvp, mixed = tangent(u)
     return add(dw, hvp), dv, add(dhyper, mixed)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.records import Training
+from hypertrail.records import Checkpointed, Training
 
 if TYPE_CHECKING:
     from .compiled import Compiled
@@ -22,29 +22,31 @@ class Stored:
     """The true states, from the device, from RAM or from HDF5 segments. Exact. Memory: one chunk (and what the store keeps)."""
 
     def __init__(self, training: Training, chunk: int, dtype: np.dtype) -> None:
-        self.trajectory, self.initial, self.chunk, self.dtype = training.trajectory, training.initial, chunk, dtype
+        self.trajectory, self.chunk, self.dtype = training.trajectory, chunk, dtype
 
-    def backwards(self) -> Iterator[tuple[int, int, Tree]]:
-        """(start, stop, states stacked along axis 0) from the last chunk to the first, the chunks of the forward run.
+    def backwards(self, first: int = 0) -> Iterator[tuple[int, int, Tree]]:
+        """(start, stop, states stacked along axis 0) from the last chunk down to step `first`.
 
         A store cuts its segments by bytes, so pieces of two may have to be joined to a chunk.
         """
         assert self.trajectory is not None
         held: list[tuple[int, Tree]] = []  # pieces in rising order of their first step
         stop = self.trajectory.stop
-        start = (stop - 1) // self.chunk * self.chunk
+        start = max(first, first + (stop - 1 - first) // self.chunk * self.chunk)
         for segment in self.trajectory.backwards():
             held.insert(0, (segment.start, segment.states))
-            while stop > segment.start and start >= segment.start:
+            while stop > max(segment.start, first) and start >= segment.start:
                 yield start, stop, self.join(held, start, stop)
-                held = [(first, states) for first, states in held if first < start]
+                held = [(begin, states) for begin, states in held if begin < start]
                 stop, start = start, start - self.chunk
+            if stop == first:
+                return
 
     def join(self, held: list[tuple[int, Tree]], start: int, stop: int) -> Tree:
         pieces = []
-        for first, states in held:
+        for begin, states in held:
             length = len(next(iter(states.values())))
-            lo, hi = max(start - first, 0), min(stop - first, length)
+            lo, hi = max(start - begin, 0), min(stop - begin, length)
             if lo < hi:
                 whole = (lo, hi) == (0, length)
                 pieces.append(states if whole else {k: one[lo:hi] for k, one in states.items()})
@@ -53,15 +55,45 @@ class Stored:
         return {k: jnp.asarray(one, self.dtype) for k, one in pieces[0].items()}
 
 
+class Recomputed:
+    """The true states, each stretch trained again from its checkpoint. Exact: the same program on the same numbers.
+
+    Cost: one more forward run. Memory: the checkpoints and the states of one stretch.
+    """
+
+    def __init__(self, training: Training, programs: Compiled, values: Tree) -> None:
+        self.training, self.programs, self.values = training, programs, values
+
+    def backwards(self, first: int = 0) -> Iterator[tuple[int, int, Tree]]:
+        """(start, stop, states stacked along axis 0) from the last stretch down to the one that holds step `first`."""
+        kept, p = self.training.trajectory, self.programs
+        assert isinstance(kept, Checkpointed)
+        running = jax.tree.map(jnp.asarray, p.problem.initial_running())  # moved along, but not read again
+        stop = p.problem.steps
+        for start, state in zip(reversed(kept.at), reversed(kept.states), strict=True):
+            w, v = (
+                {k[2:]: jnp.asarray(one) for k, one in state.items() if k.startswith(front)} for front in ("w/", "v/")
+            )
+            xs = p.steps(start, stop)
+            _, (_, _, states) = p.train_chunk(True, (w, v, running), (w, w), self.values, p.train_data, xs)
+            if start < first:
+                states = {k: one[first - start :] for k, one in states.items()}
+            yield max(start, first), stop, states
+            if start <= first:
+                return
+            stop = start
+
+
 class Line(NamedTuple):
     """w_i = (1 − ρ_i) w_0 + ρ_i w_T: two states in place of the trajectory. NOT exact; a NamedTuple, so a JAX pytree.
 
-    rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate factor) and indices
+    v0: the velocity at w_0; rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate factor) and indices
     are tables with a leading axis of at least N steps (longer ones let one compiled program serve every N).
     """
 
     w0: Tree
     wT: Tree
+    v0: Tree
     rho: Array
     rho_step: Array
     indices: Array
@@ -70,7 +102,7 @@ class Line(NamedTuple):
     def point(self, i: Array, programs: Compiled, values: Tree) -> tuple[Tree, Tree, Array, tuple]:
         """(w_i, v_i, batch indices, t) of line step i. The velocity is the one that carries w_{i−1} to w_i:
 
-        v_i = (w_i − w_{i−1}) / α_i   (heavy ball: −(w_i − w_{i−1}) / η_i),   v_0 = 0, the true initial velocity
+        v_i = (w_i − w_{i−1}) / α_i   (heavy ball: −(w_i − w_{i−1}) / η_i),   v_0 the true one at w_0
         """
         rho, rho_step = self.rho[i], self.rho_step[i]
         t = tuple(one[i] for one in self.t)
@@ -80,4 +112,4 @@ class Line(NamedTuple):
         alpha, _ = programs.rates(values, t)
         sign = {"damped": 1.0, "heavy-ball": -1.0}[programs.problem.dynamics.kind]
         v = {name: sign * rho_step * (self.wT[name] - self.w0[name]) / alpha[name] for name in w}
-        return w, v, self.indices[i], t
+        return w, {name: jnp.where(i == 0, self.v0[name], one) for name, one in v.items()}, self.indices[i], t

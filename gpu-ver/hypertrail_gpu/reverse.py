@@ -12,14 +12,17 @@ import numpy as np
 from hypertrail.engines import Progress, refuse
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, Method
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_steps
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training
+from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable
 
-from .compiled import Compiled, compiled, precision
-from .drmad import line
+from .compiled import Compiled, compiled
+from .drmad import before_tail, line, pieces
+from .forward import forward_mode
 from .functional import zeros
-from .providers import Line, Stored
+from .implicit import implicit
+from .providers import Line, Recomputed, Stored
+from .reversal import reverse_undone
 
 Tree = Any
 LINE_SPAN = 250  # line steps between two looks at the adjoint
@@ -31,12 +34,18 @@ def hypergradient(
     """Gradient of the hyper loss f(w_T) with respect to every unconstrained hyperparameter array (float64 arrays).
 
     Cost: N gradients with their Hessian-vector products (N = T for Exact), plus one gradient for each validation batch.
-    Memory: one chunk of states and the adjoint. Source: Maclaurin et al. 2015, algorithm 2; Fu et al. 2016, algorithm 2.
+    Memory: one chunk of states and the adjoint. Source: Maclaurin et al. 2015, algorithm 2; Fu et al. 2016, algorithm 2;
+    other methods: see hypertrail.methods.
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
     """
     refuse(problem, training, method)
+    if isinstance(method, Forward):
+        return forward_mode(problem, hyper, training, method, progress)
+    if isinstance(method, Implicit):
+        return implicit(problem, hyper, training, method)
     started = time.perf_counter()
-    with precision(problem):
+    undone = isinstance(training.trajectory, Undoable) and isinstance(method, Exact | Truncated)
+    with jax.enable_x64(undone or problem.precision == "float64"):
         programs = compiled(problem)
         hyper = jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper)
         values = programs.values(hyper)
@@ -45,17 +54,14 @@ def hypergradient(
         if not np.isfinite(f):
             raise NumericalFailure("hyper loss", problem.steps)
         adjoint = (dw, zeros(dw), dvalues)
-        if isinstance(method, DrMAD):
-            path, steps = line(problem, training, method)
-            adjoint, norms = reverse_line(programs, adjoint, path, steps, values, method.completion == "C0", progress)
-        else:
-            steps = problem.steps
-            stored = Stored(training, programs.chunk, problem.dtype)
-            adjoint, norms = reverse_stored(programs, adjoint, stored, values, progress)
+        adjoint, norms = walk(programs, adjoint, training, method, values, progress)
         dw, dv, dvalues = adjoint
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
     check(gradient)
+    again = (
+        problem.steps if isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated) else 0
+    )
     return Hypergradient(
         gradient=gradient,
         initial_weights=dw,
@@ -64,28 +70,69 @@ def hypergradient(
         adjoint_norms=norms[::-1].astype(np.float64),
         method=method.name,
         cost=Cost(
-            gradients=len(programs.valid_data[1]),
-            hvps=steps,
+            gradients=len(programs.valid_data[1]) + recomputed(training, method),
+            hvps=len(norms),
             seconds=time.perf_counter() - started,
             trajectory_bytes=kept_bytes(training, method),
         ),
         diagnostics={
-            "N": steps,
+            "N": len(norms),
             "zero": [kind for kind, one in gradient.items() if not any(map(np.any, one.values()))],
         },
     )
 
 
-def reverse_stored(
-    programs: Compiled, adjoint: Tree, stored: Stored, values: Tree, progress: Progress | None
+def recomputed(training: Training, method: Method) -> int:
+    """How many gradients it takes to train the stretches between checkpoints again."""
+    if not (isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated)):
+        return 0
+    first = max(training.steps - method.steps, 0) if isinstance(method, Truncated) else 0
+    return training.steps - max(a for a in training.trajectory.at if a <= first)
+
+
+def walk(
+    programs: Compiled, adjoint: Tree, training: Training, method: Method, values: Tree, progress: Progress | None
+) -> tuple[Tree, np.ndarray]:
+    """From w_T back, by the provider that method and trajectory call for. (dw, dv, dvalues) and ‖dw‖ in the order of steps."""
+    problem = programs.problem
+    T = problem.steps
+    if isinstance(method, DrMAD):
+        if method.completion == "C5":
+            return tail_then_line(programs, adjoint, training, method, values, progress)
+        if method.completion == "C6":
+            lines = pieces(problem, training, method)
+        else:
+            lines = [line(problem, training, method)]
+        return reverse_lines(programs, adjoint, lines, values, method.completion == "C0", progress)
+    if isinstance(method, FloatReversed):
+        _, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
+        return adjoint, norms
+    first = max(T - method.steps, 0) if isinstance(method, Truncated) else 0
+    if isinstance(training.trajectory, Undoable):
+        return reverse_undone(programs, adjoint, training, values, first, progress)
+    if isinstance(training.trajectory, Checkpointed):
+        provider: Recomputed | Stored = Recomputed(training, programs, values)
+    else:
+        provider = Stored(training, programs.chunk, problem.dtype)
+    return reverse_states(programs, adjoint, provider, training, values, first, progress)
+
+
+def reverse_states(
+    programs: Compiled,
+    adjoint: Tree,
+    provider: Stored | Recomputed,
+    training: Training,
+    values: Tree,
+    first: int,
+    progress: Progress | None,
 ) -> tuple[Tree, np.ndarray]:
     """Backward over the true states, chunk by chunk: the mirror image of the loop in training.train.
 
-    Ends by asserting that it has arrived at the w_0 of this very run.
+    Where it goes all the way, it ends by asserting that it has arrived at the w_0 of this very run.
     """
     T = programs.problem.steps
     norms = np.empty(T)
-    for start, stop, states in stored.backwards():
+    for start, stop, states in provider.backwards(first):
         if programs.keeps_velocity and not any(name.startswith("v/") for name in states):
             raise UsageError(
                 "the trajectory holds no velocities, which learning rate and momentum need; "
@@ -96,12 +143,62 @@ def reverse_stored(
         norms[start:stop] = some
         finite(norms, start, stop)
         if progress:
-            progress(T - start, T)
-    if start or any(np.any(states["w/" + name][0] != one) for name, one in stored.initial.items()):
+            progress(T - start, T - first)
+    if first == 0 and (start or any(np.any(states["w/" + name][0] != one) for name, one in training.initial.items())):
         raise VerificationFailure(
             f"the trajectory leads back to step {start}, but not to the w_0 of this run; train again"
         )
-    return adjoint, norms
+    return adjoint, norms[first:]
+
+
+def undo(
+    programs: Compiled, adjoint: Tree, training: Training, values: Tree, first: int, progress: Progress | None
+) -> tuple[Tree, Tree, np.ndarray]:
+    """Backward from (w_T, v_T) by undoing the steps in floating point, to step `first`. Returns w there as well."""
+    T = programs.problem.steps
+    norms = np.empty(T)
+    w, v = jax.tree.map(jnp.asarray, (training.final, training.velocity))
+    state = (w, v, *adjoint)
+    for stop in range(T, first, -programs.chunk):
+        start = max(stop - programs.chunk, first)
+        state, some = programs.undo_chunk(state, values, programs.train_data, programs.steps(start, stop))
+        norms[start:stop] = some
+        finite(norms, start, stop)
+        if progress:
+            progress(T - start, T - first)
+    return state[0], state[2:], norms[first:]
+
+
+def tail_then_line(
+    programs: Compiled, adjoint: Tree, training: Training, method: DrMAD, values: Tree, progress: Progress | None
+) -> tuple[Tree, np.ndarray]:
+    """Completion C5 (DrMAD2): the last K steps undone with the full dynamics, then C4 on the line from w_0 to w_{T−K}."""
+    T = programs.problem.steps
+    gammas = jax.tree.leaves(programs.complete(values)["momentum"])
+    tail = tail_steps(max(float(jnp.max(one)) for one in gammas)) if method.tail is None else method.tail
+    first = max(T - tail, 0)
+    w, adjoint, tail_norms = undo(programs, adjoint, training, values, first, progress)
+    if first == 0:
+        return adjoint, tail_norms
+    lines = [before_tail(programs.problem, training, method, jax.tree.map(np.asarray, w), T - first)]
+    adjoint, line_norms = reverse_lines(programs, adjoint, lines, values, False, progress)
+    return adjoint, np.concatenate([line_norms, tail_norms])
+
+
+def reverse_lines(
+    programs: Compiled,
+    adjoint: Tree,
+    lines: list[tuple[Line, int]],
+    values: Tree,
+    literal: bool,
+    progress: Progress | None,
+) -> tuple[Tree, np.ndarray]:
+    """Backward along straight lines, the last one first."""
+    norms = []
+    for path, steps in reversed(lines):
+        adjoint, some = reverse_line(programs, adjoint, path, steps, values, literal, progress)
+        norms.insert(0, some)
+    return adjoint, np.concatenate(norms)
 
 
 def reverse_line(
@@ -121,11 +218,11 @@ def reverse_line(
 
 
 def kept_bytes(training: Training, method: Method) -> int:
-    """Bytes of the states that the method reads: the trajectory, or w_0 and w_T."""
-    if isinstance(method, DrMAD):
-        return 2 * sum(one.nbytes for one in training.final.values())
-    assert training.trajectory is not None
-    return training.trajectory.nbytes
+    """Bytes of the states that the method reads: the trajectory, or two states."""
+    reads = isinstance(method, Exact | Truncated) or (isinstance(method, DrMAD) and method.completion == "C6")
+    if reads and training.trajectory is not None:
+        return training.trajectory.nbytes
+    return 2 * sum(one.nbytes for one in training.final.values())
 
 
 def finite(norms: np.ndarray, start: int, stop: int) -> None:

@@ -23,7 +23,7 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """n states spread evenly over the run (the first is w_0); None: ⌈√T⌉. The reverse pass costs one more forward run."""
+    """At most n states, the first of them w_0, at equal distances; None: ⌈√T⌉. The reverse pass costs one more forward run."""
 
     count: int | None = None
 
@@ -32,14 +32,16 @@ class Checkpoints:
             raise UsageError(f"checkpoints {self.count}, expected at least 1")
 
     def at(self, steps: int) -> list[int]:
-        """The steps whose states are kept, rising from 0: n stretches of lengths that differ by one at most.
+        """The steps whose states are kept: 0, L, 2L, … with L = ⌈T/n⌉, or up to half as much again if that divides T.
 
-        Raises UsageError for more checkpoints than steps.
+        Equal stretches, because a compiled engine compiles each length once. Raises UsageError for more checkpoints than steps.
         """
         n = math.isqrt(steps - 1) + 1 if self.count is None else self.count
         if n > steps:
             raise UsageError(f"{n} checkpoints for {steps} steps, expected at most one for each step")
-        return [i * steps // n for i in range(n)]
+        least = -(-steps // n)
+        length = next((L for L in range(least, least * 3 // 2 + 1) if steps % L == 0), least)
+        return list(range(0, steps, length))
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,14 @@ class Metrics:
 
 @dataclass
 class Checkpointed:
-    """What keep=Checkpoints(n) leaves: the states before the steps `at` (rising from 0), "w/<param>" and "v/<param>" always."""
+    """What keep=Checkpoints(n) leaves: the states before the steps `at` (rising from 0), "w/<param>" and "v/<param>" always.
+
+    distances: for each stretch of ℓ steps, (ℓ,) ‖w_{t+1} − w_at‖ from its own first state; the last stretch ends at T.
+    """
 
     at: list[int]
     states: list[dict[str, Any]]
+    distances: list[np.ndarray]
 
     @property
     def nbytes(self) -> int:

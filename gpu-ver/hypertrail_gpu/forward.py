@@ -1,0 +1,121 @@
+"""Forward mode: the derivative of the state with respect to every hyperparameter, carried along with the training.
+
+    Z_0 = 0 (w_0 does not depend on λ),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
+
+with A_t = ∂(step)/∂(w, v) and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse
+gradient-based hyperparameter optimization", ICML 2017, equation 8 and algorithm 2.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hypertrail.engines import Progress
+from hypertrail.errors import NumericalFailure
+from hypertrail.hyperparameters import Hyper, count
+from hypertrail.methods import Forward
+from hypertrail.problem import Problem
+from hypertrail.records import Cost, Hypergradient, Training
+
+from .compiled import Compiled, compiled, precision
+from .functional import step, zeros
+
+Tree = Any
+
+
+def forward_mode(
+    problem: Problem, hyper: Hyper, training: Training, method: Forward, progress: Progress | None
+) -> Hypergradient:
+    """Exact hypergradient by forward mode. The columns of Z are carried side by side (vmap over one linearisation a step).
+
+    Cost: T gradients and T · m tangents of a gradient; memory: m states. dw_0 and dv_0 are not known to this method:
+    they are empty. Raises NumericalFailure where Z stops being finite.
+    """
+    started = time.perf_counter()
+    m = count(hyper)
+    with precision(problem):
+        programs = compiled(problem)
+        hyper = jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper)
+        values = programs.values(hyper)
+        directions = one_hot(hyper, m, problem.dtype)
+        columns = jax.vmap(lambda d: jax.jvp(programs.values, (hyper,), (d,))[1])(directions)
+        w = jax.tree.map(jnp.asarray, problem.initial_weights())
+        v = zeros(w)
+        Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
+        advance = programs.program("forward mode", lambda: jax.jit(chunk(programs)))
+        for start in range(0, problem.steps, programs.chunk):
+            stop = min(start + programs.chunk, problem.steps)
+            (w, v, Z), sizes = advance((w, v, Z), values, columns, programs.train_data, programs.steps(start, stop))
+            bad = np.flatnonzero(~np.isfinite(np.asarray(sizes)))
+            if bad.size:
+                raise NumericalFailure(
+                    "forward derivative ‖Z‖", start + int(bad[0]) + 1, "the run is chaotic or diverged"
+                )
+            if progress:
+                progress(stop, problem.steps)
+        f, dw, dvalues = programs.hyper_gradient(w, values, programs.valid_data)
+        through_w = jax.tree.map(lambda z, d: jnp.tensordot(z, d, d.ndim), Z[0], dw)
+        direct = jax.tree.map(lambda z, d: jnp.tensordot(z, d, d.ndim), columns, dvalues)
+        h = np.asarray(sum(jax.tree.leaves(through_w) + jax.tree.leaves(direct)), np.float64)
+    gradient = unflatten(h, hyper)
+    return Hypergradient(
+        gradient=gradient,
+        initial_weights={},
+        initial_velocity={},
+        hyper_loss=float(f),
+        adjoint_norms=np.empty(0),
+        method=method.name,
+        cost=Cost(problem.steps + len(programs.valid_data[1]), problem.steps * m, time.perf_counter() - started, 0),
+        diagnostics={
+            "N": problem.steps,
+            "zero": [k for k, one in gradient.items() if not any(map(np.any, one.values()))],
+        },
+    )
+
+
+def chunk(programs: Compiled) -> Any:
+    """Some steps of (w, v, Z); Z = (∂w, ∂v) with a leading axis of m columns. Also ‖Z‖ after each step."""
+
+    def advance(state: tuple, values: Tree, columns: Tree, data: Tree, xs: Tree) -> tuple:
+        def one(state: tuple, x: tuple) -> tuple:
+            (w, v, (Zw, Zv)), (indices, t) = state, x
+            batch = data[0][indices], data[1][indices]
+            (w, v), tangent = jax.linearize(lambda *s: step(programs.inner, *s, batch, t)[:2], w, v, values)
+            Z = jax.vmap(tangent)(Zw, Zv, columns)
+            return (w, v, Z), jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(Z)))
+
+        return lax.scan(one, state, xs)
+
+    return advance
+
+
+def one_hot(hyper: Hyper, m: int, dtype: np.dtype) -> Hyper:
+    """The m unit directions, in the structure of `hyper`, with a leading axis of m."""
+    out: Hyper = {}
+    at = 0
+    for kind, arrays in hyper.items():
+        out[kind] = {}
+        for key, u in arrays.items():
+            block = np.zeros((m, u.size), dtype)
+            block[at : at + u.size] = np.eye(u.size)
+            out[kind][key] = block.reshape(m, *u.shape)
+            at += u.size
+    return out
+
+
+def unflatten(h: np.ndarray, hyper: Hyper) -> Hyper:
+    """(m,) numbers back into the structure of `hyper`."""
+    out: Hyper = {}
+    at = 0
+    for kind, arrays in hyper.items():
+        out[kind] = {}
+        for key, u in arrays.items():
+            out[kind][key] = h[at : at + u.size].reshape(u.shape)
+            at += u.size
+    return out

@@ -1,0 +1,142 @@
+"""What is done with the states while training runs: one small object for each kind of `keep`.
+
+A keeper cuts the run into spans (and says of which the states are wanted), sees the state before each span and the
+states of each finished one, and hands over at the end what it has kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hypertrail.errors import UsageError
+from hypertrail.keeping import Checkpoints, Keep, Last
+from hypertrail.records import Checkpointed
+from hypertrail_data import MemoryTrajectory, StoredTrajectory
+
+from .compiled import Compiled
+
+Tree = Any
+SHARE = 0.5  # of the free memory that `auto` lets a trajectory have
+
+
+def keeper_for(keep: Keep, programs: Compiled) -> Keeper:
+    if isinstance(keep, Checkpoints):
+        return CheckpointKeeper(keep.at(programs.problem.steps))
+    if isinstance(keep, Last):
+        return StateKeeper(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
+    place = room_for(programs) if keep == "auto" else keep
+    if isinstance(place, Path):
+        trajectory = StoredTrajectory.create(place)
+        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
+            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
+        return StateKeeper(trajectory, on_host=True)
+    return Keeper() if place == "ends" else StateKeeper(MemoryTrajectory(), on_host=place == "host")
+
+
+class Keeper:
+    """keep='ends': nothing but w_0 and w_T, which the training record holds anyway. The others extend it."""
+
+    def spans(self, programs: Compiled) -> Iterator[tuple[int, int, bool]]:
+        """(start, stop, whether its states are wanted), in order, without gaps."""
+        yield from cut(0, programs.problem.steps, programs.chunk, False)
+
+    def before(self, start: int, state: Tree, w0: Tree) -> tuple[Tree, ...]:
+        """See the state before a span; say from where distances are measured (w_0 is always the first)."""
+        return (w0,)
+
+    def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
+        """Take the states of a finished span, (k, …) each, and its distances (k, origins)."""
+
+    def result(self) -> Any:
+        return None
+
+    def close(self) -> None:
+        """Let go, after a failure: what is durable stays."""
+
+
+class StateKeeper(Keeper):
+    """Every state from step `first` on, in a trajectory: on the device, in the host's RAM or in HDF5 segments."""
+
+    def __init__(self, trajectory: MemoryTrajectory | StoredTrajectory, on_host: bool = False, first: int = 0) -> None:
+        self.trajectory, self.on_host, self.first = trajectory, on_host, first
+
+    def spans(self, programs: Compiled) -> Iterator[tuple[int, int, bool]]:
+        yield from cut(0, self.first, programs.chunk, False)
+        yield from cut(self.first, programs.problem.steps, programs.chunk, True)
+
+    def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
+        if kept:
+            self.trajectory.append(start, jax.tree.map(np.asarray, kept) if self.on_host else kept)
+
+    def result(self) -> MemoryTrajectory | StoredTrajectory:
+        if isinstance(self.trajectory, StoredTrajectory):
+            self.trajectory.flush()
+        return self.trajectory
+
+    def close(self) -> None:
+        self.trajectory.close()
+
+
+class CheckpointKeeper(Keeper):
+    """The states before the steps `at`, velocities with them: training can start again from each."""
+
+    def __init__(self, at: list[int]) -> None:
+        self.kept = Checkpointed(at, [], [])
+
+    def spans(self, programs: Compiled) -> Iterator[tuple[int, int, bool]]:
+        for start, stop in stretches(self.kept.at, programs.problem.steps):
+            yield start, stop, False
+
+    def before(self, start: int, state: Tree, w0: Tree) -> tuple[Tree, ...]:
+        w, v, _ = state
+        self.kept.states.append({"w/" + k: one for k, one in w.items()} | {"v/" + k: one for k, one in v.items()})
+        return w0, w
+
+    def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
+        self.kept.distances.append(distances[:, 1].astype(np.float64))
+
+    def result(self) -> Checkpointed:
+        return self.kept
+
+
+def cut(start: int, stop: int, length: int, states: bool) -> Iterator[tuple[int, int, bool]]:
+    for first in range(start, stop, length):
+        yield first, min(first + length, stop), states
+
+
+def stretches(at: list[int], steps: int) -> list[tuple[int, int]]:
+    """The stretches between checkpoints, the last one ending at T."""
+    return list(zip(at, [*at[1:], steps], strict=True))
+
+
+def room_for(programs: Compiled) -> str | Path:
+    """'memory', 'host' or a temporary folder: the first that half of whose free memory holds all T states.
+
+    Raises UsageError where even the disk has no room.
+    """
+    needed = programs.state_bytes * programs.problem.steps
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = jax.devices()[0].memory_stats() or {}
+    device = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host
+    if needed <= SHARE * device:
+        return "memory"
+    if needed <= SHARE * host:
+        return "host"
+    folder = Path(tempfile.mkdtemp(prefix="hypertrail-"))
+    free = shutil.disk_usage(folder).free
+    if needed > SHARE * free:
+        folder.rmdir()
+        raise UsageError(
+            f"a trajectory of {needed / 1e9:.1f} GB has no room on device, host ({host / 1e9:.1f} GB free) or disk "
+            f"({free / 1e9:.1f} GB free); use keep=Checkpoints()"
+        )
+    return folder / "trajectory"
