@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .evaluation import evaluate, hyper_loss
-from .reverse import hypergradient
+from .methods import hypergradient
 from .training import train
 
 __all__ = ["describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from hypertrail.engines import Progress, refuse
+from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
-from hypertrail.hyperparameters import Hyper, collapse, unbroadcast
-from hypertrail.methods import Exact, Method
+from hypertrail.hyperparameters import Hyper, unbroadcast
 from hypertrail.problem import Problem, Values
-from hypertrail.records import Cost, Hypergradient, Params, Training
+from hypertrail.records import Cost, Params
 
-from .drmad import float64, line
 from .dynamics import DYNAMICS
-from .losses import elementary_gradient, hyper_gradient, in_float64, second_order
-from .providers import Line, Provider, Stored
+from .losses import elementary_gradient, hyper_gradient, second_order
+from .providers import Provider
 from .training import BLOCK, batch, norm, rates
 
 
@@ -49,35 +47,39 @@ def reverse(
     literal: bool = False,
     *,
     final: Params,
+    to: int = 0,
+    begun: Adjoint | None = None,
     progress: Progress | None = None,
 ) -> Adjoint:
-    """Pull df back through N elementary steps, from w_T = final to w_0.
+    """Pull df back through N elementary steps, from w_T = final to w_0 (or to the provider's step `to`).
 
         dw = ∇f(w_T), dv = 0, dλ = ∂f/∂λ
-        for i = N−1 … 0, with (w, v), batch and rates from the provider:
+        for N steps i = … to, with (w, v), batch and rates from the provider:
             dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; g, dα, dγ only where they are declared
             dλ += (∂²L/∂λ∂w)ᵀ u,  dw += H u
 
+    begun: go on from where another pass stopped, in place of the first line; norms and cost then count both.
     literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
     dλ as for dw. dv stays 0.
     Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; reference section 2).
-    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared; one gradient
-    per validation batch. Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite.
+    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared or the provider
+    computes g; one gradient per validation batch; what the provider says of its own (not counted here).
+    Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite, VerificationFailure where the provider hands over
+    more or fewer than N places or does not arrive at `to`.
     """
     clock = time.perf_counter()
     values = problem.values(hyper)
     _, adjoint = DYNAMICS[problem.dynamics.kind]
     factors = problem.dynamics.factors(problem.steps)
-    f, dw, direct = hyper_gradient(problem, final, values)
-    if not np.isfinite(f):
-        raise NumericalFailure("hyper loss", problem.steps)
-    dv = {p: np.zeros_like(one) for p, one in dw.items()}
-    dvalues = zeros(problem, values)
-    add(dvalues, direct)
+    adj = start(problem, values, final) if begun is None else begun
+    dw, dv = dict(adj.dw), dict(adj.dv)
+    dvalues = {kind: {p: one.copy() for p, one in arrays.items()} for kind, arrays in adj.dvalues.items()}
+    gradients = adj.cost.gradients
     velocity = problem.needs_velocity()
-    norms: list[float] = []
-    i, w = N, final
-    for i, batch_step, rate_step, w, v in provider.backwards():
+    norms = list(adj.norms)
+    total = len(norms) + N
+    i, w = to + N, final
+    for i, batch_step, rate_step, w, v, g in provider.backwards():
         norms.append(check(dw, i))
         x, y = batch(problem, batch_step)
         alpha, gamma = rates(problem, values, rate_step)
@@ -85,7 +87,8 @@ def reverse(
         if literal:
             u = {p: -(1 - gamma[p]) * dw[p] for p in dw}
         elif velocity:
-            _, g, _ = elementary_gradient(problem, w, values, x, y, batch_step)
+            if g is None:
+                _, g, _ = elementary_gradient(problem, w, values, x, y, batch_step)
             dalpha, dgamma = {}, {}
             for p in dw:
                 dw[p], dv[p], u[p], dalpha[p], dgamma[p] = adjoint(v[p], g[p], alpha[p], gamma[p], dw[p], dv[p])
@@ -97,21 +100,39 @@ def reverse(
         else:
             for p in dw:  # v and g enter dα and dγ alone, which nobody asks for
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
+        gradients += g is not None
         Hu, mixed = second_order(problem, w, values, x, y, batch_step, u)
         add(dvalues, mixed)
         dw = {p: dw[p] + Hu[p] for p in dw}
-        if progress and (len(norms) % BLOCK == 0 or i == 0):
-            progress(len(norms), N)
-    if len(norms) != N or i != 0:
+        if progress and (len(norms) % BLOCK == 0 or len(norms) == total):
+            progress(len(norms), total)
+        if len(norms) == total and i == to > 0:
+            break  # truncated; a walk to the beginning is let run out, so that the provider can check where it arrived
+    if len(norms) != total or i != to:
         raise VerificationFailure(
-            f"the reverse pass took {len(norms)} steps down to step {i}, expected {N} down to step 0"
+            f"the reverse pass took {len(norms) - total + N} steps down to step {i}, expected {N} down to step {to}"
         )
-    check(dw, 0)
+    check(dw, to)
     for kind, arrays in dvalues.items():
         if not all(np.isfinite(one).all() for one in arrays.values()):
             raise NumericalFailure(f"hypergradient of {kind}", 0)
-    gradients = len(problem.valid_batches()[0]) + (N if velocity and not literal else 0)
-    return Adjoint(dw, dv, dvalues, f, np.array(norms), w, Cost(gradients, N, time.perf_counter() - clock))
+    cost = Cost(gradients, adj.cost.hvps + N, adj.cost.seconds + time.perf_counter() - clock)
+    return Adjoint(dw, dv, dvalues, adj.hyper_loss, np.array(norms), w, cost)
+
+
+def start(problem: Problem, values: Values, final: Params) -> Adjoint:
+    """Before the first reverse step: dw = ∇f(w_T), dv = 0, dλ = ∂f/∂λ. Cost: one gradient per validation batch.
+
+    Raises NumericalFailure where f is not finite.
+    """
+    clock = time.perf_counter()
+    f, dw, direct = hyper_gradient(problem, final, values)
+    if not np.isfinite(f):
+        raise NumericalFailure("hyper loss", problem.steps)
+    dvalues = zeros(problem, values)
+    add(dvalues, direct)
+    cost = Cost(len(problem.valid_batches()[0]), 0, time.perf_counter() - clock)
+    return Adjoint(dw, {p: np.zeros_like(one) for p, one in dw.items()}, dvalues, f, np.empty(0), final, cost)
 
 
 def zeros(problem: Problem, values: Values) -> dict[str, Params]:
@@ -148,49 +169,3 @@ def check(dw: Params, step: int) -> float:
             "adjoint of the weights (‖dw‖)", step, "the run is chaotic or diverged; lower the learning rate"
         )
     return size
-
-
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
-def hypergradient(
-    problem: Problem, hyper: Hyper, training: Training, method: Method, progress: Progress | None = None
-) -> Hypergradient:
-    """Gradient of f(w_T) with respect to every unconstrained hyperparameter array, float64, shapes as in `hyper`.
-
-    Exact walks the trajectory, DrMAD a line (drmad.py). Cost and failures: see `reverse`; the rule of the count is that `hvps`
-    has one entry per reverse step, `gradients` one per elementary gradient computed apart from it and one per validation
-    batch. Raises UsageError before anything is computed for a combination that cannot work, VerificationFailure where a
-    trajectory does not begin at the w_0 of this training. diagnostics: N, and 'zero', the kinds whose hypergradient is exactly
-    zero everywhere, which is suspicious.
-    """
-    refuse(problem, training, method)
-    problem = in_float64(problem)
-    provider: Stored | Line
-    if isinstance(method, Exact):
-        provider = Stored(training.trajectory, problem.needs_velocity())
-        N, literal = training.steps, False
-    else:
-        provider = line(problem, hyper, training, method)
-        N, literal = len(provider), method.completion == "C0"
-    result = reverse(problem, hyper, provider, N, literal, final=float64(training.final), progress=progress)
-    if isinstance(method, Exact):
-        begin = float64(training.initial)
-        if not all(np.array_equal(result.w[name], begin[name]) for name in begin):
-            raise VerificationFailure(
-                "the trajectory does not begin at the w_0 of this training; pass the two of one run"
-            )
-    gradient: Hyper = {}
-    for one in problem.hyperparameters:
-        arrays = {key: np.asarray(u, dtype=np.float64) for key, u in hyper[one.kind].items()}
-        collapsed = collapse(one, arrays, result.dvalues[one.kind])
-        gradient[one.kind] = {key: np.asarray(d) for key, d in collapsed.items()}
-    zero = [kind for kind, arrays in gradient.items() if not any(np.any(d) for d in arrays.values())]
-    return Hypergradient(
-        gradient=gradient,
-        initial_weights=result.dw,
-        initial_velocity=result.dv,
-        hyper_loss=result.hyper_loss,
-        adjoint_norms=result.norms,
-        method=method.name,
-        cost=result.cost,
-        diagnostics={"N": N, "zero": zero},
-    )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-import hypertrail_data
+from hypertrail import keeping as names
 from hypertrail.engines import Keep, Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
+from hypertrail.keeping import Reversible
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
-from hypertrail_data import MemoryTrajectory, Trajectory
 
 from .dynamics import DYNAMICS
+from .keeping import keeper
 from .losses import elementary_gradient, in_float64
+from .reversal import Integers, fractions, rounded
 
 BLOCK = 50  # at most so many steps between two appends to the trajectory, and between two calls of progress
 BLOCK_BYTES = 64 * 2**20  # and at most so many bytes of weights
@@ -60,21 +61,20 @@ def norm(a: Params) -> float:
     return float(np.sqrt(sum(np.sum(np.square(one)) for one in a.values())))
 
 
-def forward(problem: Problem, values: Values, w: Params, v: Params) -> Iterator[Step]:
-    """The T elementary steps from (w_0, v_0): the loop that `reverse.reverse` walks back.
+def forward(
+    problem: Problem, values: Values, w: Params, v: Params, start: int = 0, stop: int | None = None
+) -> Iterator[Step]:
+    """The elementary steps start … stop−1 (all T) from (w, v): the loop that `reverse.reverse` walks back.
 
         g_t = ∇_w L(w_t, λ, batch_t)
         w_{t+1}, v_{t+1} = dynamics(w_t, v_t, g_t, α_t, γ_t)
 
-    Cost: T gradients. Raises NumericalFailure("elementary loss", t) before a step whose loss is not finite.
+    Cost: one gradient a step. Raises NumericalFailure("elementary loss", t) before a step whose loss is not finite.
     """
     advance, _ = DYNAMICS[problem.dynamics.kind]
-    for t in range(problem.steps):
-        x, y = batch(problem, t)
+    for t in range(start, problem.steps if stop is None else stop):
         alpha, gamma = rates(problem, values, t)
-        loss, g, statistics = elementary_gradient(problem, w, values, x, y, t)
-        if not np.isfinite(loss):
-            raise NumericalFailure("elementary loss", t, "a smaller learning rate or initial scale may help")
+        loss, g, statistics = gradient_at(problem, values, w, t)
         w_next, v_next = {}, {}
         for p in w:
             w_next[p], v_next[p] = advance(w[p], v[p], g[p], alpha[p], gamma[p])
@@ -82,49 +82,96 @@ def forward(problem: Problem, values: Values, w: Params, v: Params) -> Iterator[
         w, v = w_next, v_next
 
 
+def forward_in_integers(problem: Problem, values: Values, state: Integers) -> Iterator[Step]:
+    """The same T steps in fixed point; `state` moves along and collects the digits that are lost. Yields floats.
+
+        g_t = ∇_w L(w_t, λ, batch_t)
+        v ← γ v − (1−γ) g_t,  w ← w + α v       reversal.py; undone by `providers.ExactlyReversed`
+
+    Cost and failures as `forward`; NumericalFailure too where a number does not fit.
+    """
+    w, v = state.weights(), state.velocity()
+    for t in range(problem.steps):
+        loss, g, statistics = gradient_at(problem, values, w, t)
+        state.forward(t, g, rates(problem, values, t)[0])
+        w_next, v_next = state.weights(), state.velocity()
+        yield Step(t, loss, w, v, statistics, w_next, v_next)
+        w, v = w_next, v_next
+
+
+def gradient_at(problem: Problem, values: Values, w: Params, t: int) -> tuple[float, Params, Params]:
+    """(loss, g, batch statistics) of step t at w. Cost: one gradient. NumericalFailure("elementary loss", t) where not finite."""
+    loss, g, statistics = elementary_gradient(problem, w, values, *batch(problem, t), t)
+    if not np.isfinite(loss):
+        raise NumericalFailure("elementary loss", t, "a smaller learning rate or initial scale may help")
+    return loss, g, statistics
+
+
+def probe(problem: Problem, values: Values, w: Params) -> None:
+    """The gradient of step 0 twice: exact reversal needs the same bits. UsageError where they differ. Cost: two gradients.
+
+    That they agree once proves nothing; that the integers come back to where they began, at the end, does.
+    """
+    (_, one, _), (_, other, _) = (gradient_at(problem, values, w, 0) for _ in range(2))
+    if any(not np.array_equal(one[p], other[p]) for p in one):
+        raise UsageError(
+            "the same batch gave two gradients that differ in their bits, so no step can be undone exactly; "
+            "set OPENBLAS_NUM_THREADS=1 (or MKL_NUM_THREADS=1), or keep the states"
+        )
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
     """One training run of T steps in float64 (also where the problem says float32).
 
-    keep: 'ends' keeps w_0 and w_T; 'memory' every state before its step, w_0 … w_{T−1} (and v_t where learning rate or momentum
-    is declared), in RAM; a Path the same in HDF5 segments in that folder. progress(steps done, T) at least every 50 steps.
-    v_0 = 0. Cost: T gradients; T states of memory or disk.
-    Raises NumericalFailure (quantity, step) where a loss or, at the end, a weight is not finite: what was recorded up to then
-    stays readable in the folder. UsageError for another `keep`.
+    keep: what is kept of w_0 … w_{T−1} (`hypertrail.keeping`); v_t with it where learning rate or momentum is declared, at
+    checkpoints always. 'memory' and 'host' are the same here; for 'auto' see `keeping.keeper`.
+    Reversible trains in int64 fixed point with the momentum rounded up to a fraction (reversal.py): w_0 and w_T of the record
+    are what the integers say. progress(steps done, T) at least every 50 steps.
+    v_0 = 0. Cost: T gradients (Reversible: two more, a probe); the memory or disk that `hypertrail.keeping` lists.
+    Raises NumericalFailure (quantity, step) where a loss or, at the end, a weight is not finite, or does not fit into fixed
+    point: what was recorded up to then stays readable in the folder. UsageError for another `keep`, and where a run cannot
+    be reversible: dynamics other than damped, γ outside (0, 1), gradients that are not reproducible.
     """
     clock = time.perf_counter()
+    names.check(keep)
     problem = in_float64(problem)
-    trajectory = open_trajectory(keep, problem)
-    values = problem.values(hyper)
+    integers: Integers | None = None
     initial = problem.initial_weights()
+    if isinstance(keep, Reversible):
+        numerators = fractions(problem, hyper)
+        problem, hyper = rounded(problem, hyper)
+        integers = Integers.start(initial, numerators, keep.unbounded)
+        initial = integers.weights()
+    values = problem.values(hyper)
     velocity = {name: np.zeros_like(one) for name, one in initial.items()}
+    if integers is None:
+        steps = forward(problem, values, initial, velocity)
+    else:
+        probe(problem, values, initial)
+        steps = forward_in_integers(problem, values, integers)
     running = problem.initial_running()
     losses, distances = np.empty(problem.steps), np.empty(problem.steps)
-    block = max(1, min(BLOCK, BLOCK_BYTES // sum(one.nbytes for one in initial.values())))
-    pending: list[Step] = []
+    size = sum(one.nbytes for one in initial.values())
+    block = max(1, min(BLOCK, BLOCK_BYTES // size))
+    kept = keeper(keep, problem, size * (2 if problem.needs_velocity() else 1))
     final = initial
     try:
-        for one in forward(problem, values, initial, velocity):
+        for one in steps:
             losses[one.t] = one.loss
             running = problem.update_running(running, one.statistics)
             final, velocity = one.w_next, one.v_next
             distances[one.t] = norm({p: final[p] - initial[p] for p in final})
-            if trajectory is not None:
-                pending.append(one)
+            kept.take(one)
             if (one.t + 1) % block == 0 or one.t == problem.steps - 1:
-                record(trajectory, problem, pending)
+                kept.save()
                 if progress:
                     progress(one.t + 1, problem.steps)
         if not np.isfinite(distances[-1]):
             raise NumericalFailure("elementary weights", problem.steps, "a smaller learning rate may help")
-        if trajectory is not None:
-            trajectory.flush()
-    except BaseException:  # an interrupt counts too: the states of all finished steps are put into safety
-        if trajectory is not None:
-            try:
-                record(trajectory, problem, pending)
-            finally:
-                trajectory.close()
+        trajectory = kept.finish() if integers is None else integers.undoable(problem.steps)
+    except BaseException:  # an interrupt counts too
+        kept.abandon()
         raise
     return Training(
         initial=initial,
@@ -137,31 +184,8 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         steps=problem.steps,
         trajectory=trajectory,
         cost=Cost(
-            gradients=problem.steps,
+            gradients=problem.steps + (0 if integers is None else 2),
             seconds=time.perf_counter() - clock,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
     )
-
-
-def open_trajectory(keep: Keep, problem: Problem) -> Trajectory | None:
-    """Where the states go. UsageError for a word that is neither 'ends' nor 'memory'."""
-    if isinstance(keep, Path):
-        return hypertrail_data.StoredTrajectory.create(
-            keep, meta={"engine": "cpu", "steps": problem.steps, "seed": problem.seed}
-        )
-    if keep not in ("ends", "memory"):
-        raise UsageError(f"keep {keep!r}, expected 'ends', 'memory' or a pathlib.Path")
-    return MemoryTrajectory() if keep == "memory" else None
-
-
-def record(trajectory: Trajectory | None, problem: Problem, pending: list[Step]) -> None:
-    """Append the states before the pending steps, 'w/<parameter>' and, where it is needed, 'v/<parameter>'; empties pending."""
-    block = list(pending)
-    pending.clear()  # first: a block whose writing failed must not be appended a second time
-    if trajectory is None or not block:
-        return
-    states = {f"w/{name}": np.stack([one.w[name] for one in block]) for name in block[0].w}
-    if problem.needs_velocity():
-        states |= {f"v/{name}": np.stack([one.v[name] for one in block]) for name in block[0].v}
-    trajectory.append(block[0].t, states)

@@ -232,7 +232,7 @@ def test_combinations_that_cannot_work_are_refused(make):
     training = cpu.train(moving, moving.initial_hyper())
     with pytest.raises(UsageError, match="C0 has neither learning rate nor velocity"):
         cpu.hypergradient(moving, moving.initial_hyper(), training, DrMAD("C0"))
-    with pytest.raises(UsageError, match="C4 walks with one learning rate"):
+    with pytest.raises(UsageError, match="C4 walks a stretch with one learning rate"):
         cpu.hypergradient(moving, moving.initial_hyper(), training, DrMAD("C4"))
 
     ball = make("tanh", dynamics="heavy-ball")
@@ -242,7 +242,7 @@ def test_combinations_that_cannot_work_are_refused(make):
 
     short = cpu.train(ends, ends.initial_hyper(), keep="memory")
     short.trajectory.truncate(4)
-    with pytest.raises(UsageError, match="holds 4 of 6 states"):
+    with pytest.raises(UsageError, match="holds 4 of the 6 states"):
         cpu.hypergradient(ends, ends.initial_hyper(), short, Exact())
 
 

@@ -180,14 +180,14 @@ def test_full_disk_is_told_once(make, monkeypatch):
         def close(self):
             calls.append("closed")
 
-    monkeypatch.setattr(training_module, "open_trajectory", lambda keep, problem: Full())
+    monkeypatch.setattr(cpu.keeping, "MemoryTrajectory", Full)
     problem = make("tanh")
     with pytest.raises(OSError, match="No space left"):
-        cpu.train(problem, problem.initial_hyper())
+        cpu.train(problem, problem.initial_hyper(), keep="memory")
     assert calls == [0, "closed"]
 
 
 def test_unknown_keep_is_refused(make):
     problem = make("tanh")
-    with pytest.raises(UsageError, match="keep 'disk', expected 'ends', 'memory' or a"):
+    with pytest.raises(UsageError, match="keep 'disk', expected 'ends', 'memory', 'host'"):
         cpu.train(problem, problem.initial_hyper(), keep="disk")
