@@ -9,7 +9,8 @@ Parameters, gradients and u are {parameter name: array}; `values` is what `Probl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from autograd import grad, make_vjp, value_and_grad
@@ -34,8 +35,20 @@ def scales(params: Mapping[str, np.ndarray], values: Values) -> Params:
     return {name: np.exp(t[name]) if name in t else np.ones(()) for name in params}
 
 
+def data_loss(
+    problem: Problem, x: np.ndarray, y: np.ndarray, step: int | None, collect: dict | None = None
+) -> Callable[[Params], Any]:
+    """D as a function of the effective weights: with the dropout masks of a step, or (None) with dropout off.
+
+    Batch norm takes the statistics of x either way; `collect` receives them where there is a step.
+    """
+    if step is None:
+        return lambda p: problem.valid_loss(OPS, p, x, y)
+    return lambda p: problem.data_loss(OPS, p, x, y, step, collect)
+
+
 def elementary_gradient(
-    problem: Problem, w: Params, values: Values, x: np.ndarray, y: np.ndarray, step: int
+    problem: Problem, w: Params, values: Values, x: np.ndarray, y: np.ndarray, step: int | None
 ) -> tuple[float, Params, Params]:
     """(L, g = ∇_w L, statistics of this batch for the running averages) at w, on the batch x, y, with the masks of `step`.
 
@@ -45,7 +58,7 @@ def elementary_gradient(
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
     statistics: dict[str, np.ndarray] = {}
-    loss, g_eff = value_and_grad(lambda p: problem.data_loss(OPS, p, x, y, step, statistics))(weights)
+    loss, g_eff = value_and_grad(data_loss(problem, x, y, step, statistics))(weights)
     g = {name: s[name] * g_eff[name] for name in w}
     for name, l2 in values.get("l2", {}).items():
         g[name] = g[name] + 2 * l2 * w[name]
@@ -56,7 +69,7 @@ def elementary_gradient(
 
 
 def second_order(
-    problem: Problem, w: Params, values: Values, x: np.ndarray, y: np.ndarray, step: int, u: Params
+    problem: Problem, w: Params, values: Values, x: np.ndarray, y: np.ndarray, step: int | None, u: Params
 ) -> tuple[Params, dict[str, Params]]:
     """(H u, mixed): the full Hessian of L in w times u, and (∂²L/∂value ∂w)ᵀ u for each declared kind of `MIXED`.
 
@@ -70,7 +83,7 @@ def second_order(
     Cost: one gradient and one Hessian-vector product (reverse over reverse, about 3 gradients in all). Raises nothing.
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
-    pull, g_eff = make_vjp(grad(lambda p: problem.data_loss(OPS, p, x, y, step)))(weights)
+    pull, g_eff = make_vjp(grad(data_loss(problem, x, y, step)))(weights)
     su = {name: s[name] * u[name] for name in w}
     H_su = pull(su)  # uᵀH = H u: the Hessian is symmetric
     Hu = {name: s[name] * H_su[name] for name in w}
@@ -83,6 +96,39 @@ def second_order(
     }
     mixed = {kind: {name: rules[kind](name) for name in values[kind]} for kind in MIXED if problem.declared(kind)}
     return Hu, mixed
+
+
+def gradient_tangents(
+    problem: Problem, w: Params, values: Values, x: np.ndarray, y: np.ndarray, step: int
+) -> tuple[Params, Callable[[Params, Values], Params]]:
+    """(g, (ẇ, λ̇) → ġ): the gradient at w and how it changes with the weights and the values; λ̇ has all kinds of `values`.
+
+        ẇ_eff = eᵗ ẇ + w_eff ṫ
+        ġ     = eᵗ H_D ẇ_eff + eᵗ ṫ ∇D + 2 λ₂ ẇ + 2 λ̇₂ w + λ̇₁ sign(w)
+
+    The mirror of `second_order`, for forward mode: one linearisation serves all directions. Cost: one gradient, and one
+    Hessian-vector product (about 2 gradients) per direction. Raises nothing.
+    """
+    weights, s = problem.effective(np, w, values), scales(w, values)
+    pull, g_eff = make_vjp(grad(data_loss(problem, x, y, step)))(weights)
+    g = {name: s[name] * g_eff[name] for name in w}
+    for name, l2 in values.get("l2", {}).items():
+        g[name] = g[name] + 2 * l2 * w[name]
+    for name, l1 in values.get("l1", {}).items():
+        g[name] = g[name] + l1 * np.sign(w[name])
+
+    def tangent(w_dot: Params, values_dot: Values) -> Params:
+        t_dot = values_dot.get("transform", {})
+        w_eff_dot = {name: s[name] * w_dot[name] + weights[name] * t_dot.get(name, 0.0) for name in w}
+        H_dot = pull(w_eff_dot)  # the Hessian is symmetric
+        g_dot = {name: s[name] * (H_dot[name] + t_dot.get(name, 0.0) * g_eff[name]) for name in w}
+        for name, l2 in values.get("l2", {}).items():
+            g_dot[name] = g_dot[name] + 2 * l2 * w_dot[name] + 2 * values_dot["l2"][name] * w[name]
+        for name, l1_dot in values_dot.get("l1", {}).items():
+            g_dot[name] = g_dot[name] + l1_dot * np.sign(w[name])
+        return g_dot
+
+    return g, tangent
 
 
 def hyper_loss(problem: Problem, weights: Params) -> float:

@@ -10,11 +10,13 @@ import numpy as np
 from hypertrail.engines import Progress, refuse
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Method, Truncated
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable
 
 from .drmad import float64, line, line_before_tail, pieces, tail_of
+from .forward import forward_mode
+from .implicit import implicit
 from .losses import in_float64
 from .providers import ExactlyReversed, Provider, Recomputed, Stored, Undone
 from .reversal import rounded
@@ -29,7 +31,8 @@ def hypergradient(
     """Gradient of f(w_T) with respect to every unconstrained hyperparameter array, float64, shapes as in `hyper`.
 
     Where the run was in fixed point (Reversible), it is the gradient of the run with its effective, rounded γ, by any method.
-    initial_weights and initial_velocity: df/dw and df/dv where the walk ended: at w_0, but at w_{T−K} for Truncated.
+    initial_weights and initial_velocity: df/dw and df/dv where the walk ended: at w_0, but at w_{T−K} for Truncated; {} for
+    Forward and Implicit, which walk no adjoint back.
     Cost and failures: see `reverse`; the rule of the count is that `hvps` has one entry per reverse step, `gradients` one per
     elementary gradient computed apart from it (recomputing states included) and one per validation batch.
     Raises UsageError before anything is computed for a combination that cannot work, VerificationFailure where states
@@ -40,7 +43,12 @@ def hypergradient(
     problem = in_float64(problem)
     if isinstance(training.trajectory, Undoable):
         problem, hyper = rounded(problem, hyper)
-    result, more = walk(problem, hyper, training, method, progress)
+    if isinstance(method, Forward):
+        return forward_mode(problem, hyper, training, method.name, progress)
+    if isinstance(method, Implicit):
+        result, more = implicit(problem, hyper, training, method)
+    else:
+        result, more = walk(problem, hyper, training, method, progress)
     gradient = collapsed(problem, hyper, result.dvalues)
     return Hypergradient(
         gradient=gradient,

@@ -10,6 +10,7 @@ import pytest
 import hypertrail_cpu as cpu
 from hypertrail import (
     Checkpoints,
+    Dynamics,
     Exact,
     FloatReversed,
     Last,
@@ -239,27 +240,21 @@ def test_float32_reversal_dies_where_the_reference_says(make, gamma):
 
 
 def test_float_reversal_of_a_long_run_is_lost(make):
-    """In float64 too: 53 / log2(1/γ) = 53 steps at γ = .5."""
+    """In float64 too, after 53 / log2(1/γ) = 53 steps at γ = .5; here it goes to infinity before it is back."""
     problem = make("tanh", steps=100, hyperparameters=(Momentum("network", 0.5),))
     hyper = problem.initial_hyper()
     training = cpu.train(problem, hyper, keep="memory")
     exact = cpu.hypergradient(problem, hyper, training, Exact())
-    try:
-        result = cpu.hypergradient(problem, hyper, training, FloatReversed())
-    except NumericalFailure:
-        return
-    assert result.diagnostics["drift"] > 1
-    assert result.gradient["momentum"]["network"] != pytest.approx(exact.gradient["momentum"]["network"], rel=0.1)
+    assert np.isfinite(exact.adjoint_norms).all()
+    with pytest.raises(NumericalFailure, match="‖dw‖"):
+        cpu.hypergradient(problem, hyper, training, FloatReversed())
+    shorter = make("tanh", steps=58, hyperparameters=(Momentum("network", 0.5),))
+    result = cpu.hypergradient(shorter, hyper, cpu.train(shorter, hyper), FloatReversed())
+    assert result.diagnostics["drift"] > 0.01
 
 
 def test_float_reversal_is_refused_where_it_cannot_go(make):
-    for problem in (make("tanh", dynamics="heavy-ball"), make("tanh", dynamics=cpu_dynamics(0.0))):
+    for problem in (make("tanh", dynamics="heavy-ball"), make("tanh", dynamics=Dynamics("damped", 0.1, 0.0))):
         hyper = problem.initial_hyper()
         with pytest.raises(UsageError, match="float-reversed"):
             cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), FloatReversed())
-
-
-def cpu_dynamics(momentum):
-    from hypertrail import Dynamics
-
-    return Dynamics("damped", 0.1, momentum)

@@ -1,0 +1,142 @@
+"""Forward mode: the tangents of all hyperparameters, carried along with the training. The tangents of the dynamics by hand.
+
+    Z_{t+1} = A_t Z_t + B_t,   Z_0 = 0,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
+
+A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ. One column of Z per scalar hyperparameter: a dot marks
+what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and algorithm 2. float64.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from hypertrail.engines import Progress
+from hypertrail.errors import NumericalFailure
+from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter
+from hypertrail.problem import Problem, Values
+from hypertrail.records import Cost, Hypergradient, Params, Training
+
+from .losses import gradient_tangents, hyper_gradient
+from .training import BLOCK, batch, forward, norm, rates
+
+
+def damped_tangent(
+    v: Params, g: Params, alpha: Params, gamma: Params, dot: tuple[Params, Params, Params, Params, Params]
+) -> tuple[Params, Params]:
+    """Tangent of `dynamics.damped`, dot = (ẇ, v̇, ġ, α̇, γ̇) → (ẇ, v̇) after the step.
+
+    v̇' = γ v̇ + γ̇ (v + g) − (1−γ) ġ
+    ẇ' = ẇ + α v̇' + α̇ v'
+    """
+    w_dot, v_dot, g_dot, alpha_dot, gamma_dot = dot
+    v_new = {p: gamma[p] * v[p] - (1 - gamma[p]) * g[p] for p in v}
+    v_dot = {p: gamma[p] * v_dot[p] + gamma_dot[p] * (v[p] + g[p]) - (1 - gamma[p]) * g_dot[p] for p in v}
+    return {p: w_dot[p] + alpha[p] * v_dot[p] + alpha_dot[p] * v_new[p] for p in v}, v_dot
+
+
+def heavy_ball_tangent(
+    v: Params, g: Params, eta: Params, mu: Params, dot: tuple[Params, Params, Params, Params, Params]
+) -> tuple[Params, Params]:
+    """Tangent of `dynamics.heavy_ball`, dot = (ẇ, v̇, ġ, η̇, μ̇) → (ẇ, v̇) after the step.
+
+    v̇' = μ v̇ + μ̇ v + ġ
+    ẇ' = ẇ − η v̇' − η̇ v'
+    """
+    w_dot, v_dot, g_dot, eta_dot, mu_dot = dot
+    v_new = {p: mu[p] * v[p] + g[p] for p in v}
+    v_dot = {p: mu[p] * v_dot[p] + mu_dot[p] * v[p] + g_dot[p] for p in v}
+    return {p: w_dot[p] - eta[p] * v_dot[p] - eta_dot[p] * v_new[p] for p in v}, v_dot
+
+
+TANGENTS = {"damped": damped_tangent, "heavy-ball": heavy_ball_tangent}
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
+def forward_mode(
+    problem: Problem, hyper: Hyper, training: Training, name: str, progress: Progress | None = None
+) -> Hypergradient:
+    """Exact hypergradient by Z ← A Z + B beside a training that is done again from the w_0 of `training` (and v_0 = 0).
+
+        for t = 0 … T−1, for each column:    ġ = H ẇ + (∂²L/∂λ∂w) λ̇;   (ẇ, v̇) = tangent of the step
+        df/dλ_j = ⟨∇f(w_T), ẇ⟩ + ⟨∂f/∂λ, λ̇⟩
+
+    Shapes as in `hyper`. f, and where it is taken, are those of this training again. initial_weights, initial_velocity: {},
+    adjoint_norms: (0,): forward mode has no adjoint. diagnostics: N = T, and columns = m.
+    Cost: 2 T gradients and T · m Hessian-vector products (each about 2 gradients), one gradient per validation batch;
+    memory: m states. Raises NumericalFailure where a loss, a tangent or f is not finite.
+    """
+    clock = time.perf_counter()
+    values = problem.values(hyper)
+    step_tangent = TANGENTS[problem.dynamics.kind]
+    w0 = {p: np.asarray(one, dtype=np.float64) for p, one in training.initial.items()}
+    zero = {p: np.zeros_like(one) for p, one in w0.items()}
+    columns = list(directions(problem, hyper, values))
+    Z = [(zero, zero) for _ in columns]
+    final, T = w0, problem.steps
+    for one in forward(problem, values, w0, zero):
+        t = one.t
+        g, tangent = gradient_tangents(problem, one.w, values, *batch(problem, t), t)
+        alpha, gamma = rates(problem, values, t)
+        for j, (w_dot, v_dot) in enumerate(Z):
+            values_dot = columns[j][2]
+            g_dot = tangent(w_dot, values_dot)
+            alpha_dot, gamma_dot = rates(problem, values_dot, t)
+            Z[j] = step_tangent(one.v, g, alpha, gamma, (w_dot, v_dot, g_dot, alpha_dot, gamma_dot))
+        final = one.w_next
+        if not all(np.isfinite(norm(w_dot)) for w_dot, _ in Z):
+            raise NumericalFailure(
+                "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"
+            )
+        if progress and ((t + 1) % BLOCK == 0 or t == T - 1):
+            progress(t + 1, T)
+    f, dw, direct = hyper_gradient(problem, final, values)
+    if not np.isfinite(f):
+        raise NumericalFailure("hyper loss", T)
+    gradient = {kind: {key: np.zeros(np.shape(u)) for key, u in arrays.items()} for kind, arrays in hyper.items()}
+    for (kind, (key, index), dot), (w_dot, _) in zip(columns, Z, strict=True):
+        total = sum(np.sum(dw[p] * w_dot[p]) for p in dw)
+        for one_kind, arrays in direct.items():
+            total += sum(np.sum(d * dot[one_kind][p]) for p, d in arrays.items())
+        gradient[kind][key][index] = total
+    m = len(columns)
+    return Hypergradient(
+        gradient=gradient,
+        initial_weights={},
+        initial_velocity={},
+        hyper_loss=f,
+        adjoint_norms=np.empty(0),
+        method=name,
+        cost=Cost(2 * T + len(problem.valid_batches()[0]), T * m, time.perf_counter() - clock),
+        diagnostics={
+            "N": T,
+            "zero": [kind for kind, arrays in gradient.items() if not any(np.any(d) for d in arrays.values())],
+            "columns": m,
+        },
+    )
+
+
+def directions(
+    problem: Problem, hyper: Hyper, values: Values
+) -> Iterator[tuple[str, tuple[str, tuple[int, ...]], Values]]:
+    """(kind, (key, index), values_dot) for each scalar u: how all values change with it, {kind: {name: shape of the value}}.
+
+    Kinds and tensors that do not change are there too, with zeros; learning rate and momentum even where they are constants.
+    """
+    rest = {kind: {p: np.zeros(np.shape(one)) for p, one in arrays.items()} for kind, arrays in values.items()}
+    for one in problem.hyperparameters:
+        for key, u in hyper[one.kind].items():
+            slope = np.broadcast_to(one.slope(one.value(np.asarray(u, dtype=np.float64))), np.shape(u))
+            for index in np.ndindex(*np.shape(u)):
+                u_dot = np.zeros(np.shape(u))
+                u_dot[index] = slope[index]
+                yield one.kind, (key, index), rest | {one.kind: rest[one.kind] | spread(one, problem, key, u_dot)}
+
+
+def spread(one: Hyperparameter, problem: Problem, key: str, value_dot: np.ndarray) -> Params:
+    """A change of one held value, for each tensor that it acts on."""
+    if one.level == NETWORK:
+        return {p.name: value_dot for p in problem.params if one.reaches(p)}
+    return {key: value_dot}
