@@ -10,8 +10,9 @@ import pytest
 from autograd import grad
 
 import hypertrail_cpu as cpu
-from hypertrail import L2, Cost, DrMAD, Dynamics, Exact, LearningRate, Momentum, Training, UsageError
-from hypertrail_cpu.drmad import line
+from hypertrail import L2, Checkpoints, Cost, DrMAD, Dynamics, Exact, LearningRate, Momentum, Training, UsageError
+from hypertrail.methods import speed_matched_steps
+from hypertrail_cpu.drmad import line, pieces
 from hypertrail_cpu.losses import hyper_gradient
 from hypertrail_cpu.ops import OPS
 from hypertrail_cpu.providers import Line
@@ -211,3 +212,216 @@ def test_run_too_short_for_a_speed_is_refused(make):
     problem = make("tanh", steps=4)
     with pytest.raises(UsageError, match="this run has 4"):
         cpu.hypergradient(problem, problem.initial_hyper(), straight(problem), DrMAD("C4"))
+
+
+# -- the thesis' completions
+
+
+def gap(a, b) -> float:
+    """Largest difference over all kinds, each relative to its largest entry."""
+    out = 0.0
+    for kind, arrays in b.gradient.items():
+        size = max(np.abs(one).max() for one in arrays.values())
+        assert size > 0
+        out = max(out, *(np.abs(a.gradient[kind][key] - one).max() / size for key, one in arrays.items()))
+    return out
+
+
+def adjoint_gap(a, b) -> float:
+    out = 0.0
+    for ours, theirs in ((a.initial_weights, b.initial_weights), (a.initial_velocity, b.initial_velocity)):
+        size = max(np.abs(one).max() for one in theirs.values())
+        out = max(out, *(np.abs(ours[p] - one).max() / size for p, one in theirs.items()))
+    return out
+
+
+RATES = (L2("unit", 2e-2), LearningRate("layer", 0.2), Momentum("layer", 0.6))
+
+
+@pytest.mark.parametrize("completion", ["C2", "C3"])
+@pytest.mark.parametrize("T", [8, 200, 230])
+def test_c2_and_c3_lines(make, completion, T):
+    problem = make("tanh", steps=T)
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD(completion))
+    N = min(T, 200) if completion == "C3" else T
+    assert len(walk) == N
+    np.testing.assert_allclose(walk.rho, np.arange(N) / N, rtol=1e-13, atol=0)
+    expected = [(math.floor(i * T / N), T - 1) if completion == "C3" else (i, i) for i in range(N)]
+    assert list(zip(walk.batch_steps.tolist(), walk.rate_steps.tolist(), strict=True)) == expected
+
+
+def test_c2_uses_the_full_recursion(make):
+    """C0 walks the same line without velocity and learning rate: another hypergradient."""
+    problem = make("tanh", dynamics=Dynamics("damped", 0.02, 0.6), steps=20)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    exact = cpu.hypergradient(problem, hyper, training, Exact())
+    c0, c2 = (cpu.hypergradient(problem, hyper, training, DrMAD(one)) for one in ("C0", "C2"))
+    assert c2.diagnostics["N"] == 20
+    assert gap(c2, exact) < 0.5 < 10 < gap(c0, exact)
+
+
+def test_c3_below_200_steps_is_c4_with_all_steps(make):
+    problem = make("tanh", steps=30, hyperparameters=RATES)
+    hyper = problem.initial_hyper()
+    training = straight(problem)  # at constant speed C4 takes all steps
+    assert gap(*(cpu.hypergradient(problem, hyper, training, DrMAD(one)) for one in ("C3", "C4"))) == 0.0
+
+
+@pytest.mark.parametrize("declared", ["layered", "penalties"])
+def test_c5_with_all_steps_is_exact(make, declared):
+    problem = make("tanh", declared, steps=25)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    exact = cpu.hypergradient(problem, hyper, training, Exact())
+    for tail in (25, 1000):
+        result = cpu.hypergradient(problem, hyper, training, DrMAD("C5", tail=tail))
+        assert gap(result, exact) < 1e-7  # undone in floats: the last bit grows by 1/γ each step, 3.5e5 in all
+        assert adjoint_gap(result, exact) < 1e-7
+        assert result.diagnostics["tail"] == result.diagnostics["N"] == 25
+
+
+@pytest.mark.parametrize("declared", ["layered", "penalties"])
+def test_c5_without_a_tail_is_c4(make, declared):
+    problem = make("tanh", declared, steps=25)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper)
+    c4, c5 = (cpu.hypergradient(problem, hyper, training, one) for one in (DrMAD("C4"), DrMAD("C5", tail=0)))
+    assert gap(c5, c4) == adjoint_gap(c5, c4) == 0.0
+    np.testing.assert_array_equal(c5.adjoint_norms, c4.adjoint_norms)
+    assert (c5.cost.gradients, c5.cost.hvps) == (c4.cost.gradients, c4.cost.hvps)
+
+
+def test_c5_is_its_two_parts(make):
+    """The tail fed with the true states, then C4's line on the run cut off before the tail: written out with the kernel."""
+    K, T = 7, 30
+    problem = make("tanh", steps=T, hyperparameters=RATES)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    result = cpu.hypergradient(problem, hyper, training, DrMAD("C5", tail=K, multiplier=0.5))
+    stored = cpu.providers.Stored(training.trajectory, True)
+    tail = reverse(problem, hyper, stored, K, final=training.final, to=T - K)
+    w = {p: training.trajectory.read(T - K)[f"w/{p}"] for p in training.initial}
+    total = np.sqrt(sum(np.sum((w[p] - training.initial[p]) ** 2) for p in w))
+    s = [training.distances[k] / (k + 1) for k in range(4, 20)]
+    q = [2.0 ** -(i + 1) for i in range(16)]
+    q[0] = 1 - sum(q[1:])
+    N = min(math.ceil(0.5 * total / sum(a * b for a, b in zip(q, s, strict=True))), T - K)
+    assert 2 < N < T - K
+    rho, batches = np.linspace(0, 1, N + 1)[:N], [math.floor(i * (T - K) / N) for i in range(N)]
+    alpha = problem.values(hyper)["learning_rate"]
+    factor = problem.dynamics.factors(T)[T - K - 1]
+    walk = Line(
+        training.initial,
+        w,
+        rho,
+        np.array(batches),
+        np.full(N, T - K - 1),
+        lambda _: {p: factor * a for p, a in alpha.items()},
+    )
+    whole = reverse(problem, hyper, walk, N, final=training.final, begun=tail)
+    assert result.diagnostics["N"] == K + N
+    assert result.diagnostics["tail"] == K
+    np.testing.assert_allclose(result.adjoint_norms, whole.norms, rtol=1e-9)
+    for p, one in whole.dw.items():
+        np.testing.assert_allclose(result.initial_weights[p], one, rtol=0, atol=1e-9 * np.abs(one).max())
+    for kind, arrays in whole.dvalues.items():
+        assert set(arrays) == set(tail.dvalues[kind])
+        assert all(not np.array_equal(one, tail.dvalues[kind][p]) for p, one in arrays.items())  # the first part stayed
+
+
+def test_c5_takes_its_tail_from_the_smallest_momentum(make):
+    problem = make("tanh", steps=30, hyperparameters=(Momentum("layer", 0.6),))
+    hyper = problem.initial_hyper()
+    hyper["momentum"]["dense2/b"] = np.asarray(np.log(0.5 / 0.5))
+    result = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), DrMAD("C5"))
+    assert result.diagnostics["tail"] == int(20 / 3)  # γ = .5, where γ = .6 gives 9
+
+
+def test_c5_with_a_line_too_short_for_a_speed_walks_all_its_steps(make):
+    problem = make("tanh", steps=10)
+    hyper = problem.initial_hyper()
+    result = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), DrMAD("C5", tail=7))
+    assert result.diagnostics["N"] == 10
+
+
+@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball"])
+def test_c6_with_a_state_at_every_step_is_exact(make, dynamics):
+    problem = make("tanh", dynamics=dynamics, hyperparameters=RATES, steps=12)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep=Checkpoints(12))
+    exact = cpu.hypergradient(problem, hyper, training, Exact())
+    result = cpu.hypergradient(problem, hyper, training, DrMAD("C6"))
+    assert gap(result, exact) < 1e-12
+    assert adjoint_gap(result, exact) < 1e-12
+    assert result.diagnostics["pieces"] == [1] * 12
+
+
+def test_c6_with_one_state_is_c4(make):
+    problem = make("tanh", hyperparameters=RATES, steps=40)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep=Checkpoints(1))
+    for options in ({}, {"multiplier": 0.3}, {"max_steps": 9}):
+        c4, c6 = (cpu.hypergradient(problem, hyper, training, DrMAD(one, **options)) for one in ("C4", "C6"))
+        assert gap(c6, c4) == adjoint_gap(c6, c4) == 0.0
+        assert c6.diagnostics["pieces"] == [c4.diagnostics["N"]]
+
+
+def test_c6_pieces(make):
+    """Stretches of 10 steps, each with its own speed, its own velocity at its beginning, its batches and its rate."""
+    problem = make(
+        "tanh", hyperparameters=RATES, steps=37, dynamics=Dynamics("damped", 0.3, 0.6, schedule=((15, 0.5),))
+    )
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep=Checkpoints(4))
+    method = DrMAD("C6", multiplier=0.6)
+    several = pieces(problem, hyper, training, method)
+    kept = training.trajectory
+    assert kept.at == [0, 10, 20, 30]
+    ends = [*({p: s[f"w/{p}"] for p in training.final} for s in kept.states[1:]), training.final]
+    places = list(several.backwards())
+    N = [len(one) for one in several.lines]
+    assert [p.i for p in places] == list(range(sum(N) - 1, -1, -1))
+    for one, a, b, state, end, d in zip(
+        several.lines, kept.at, (10, 20, 30, 37), kept.states, ends, kept.distances, strict=True
+    ):
+        total = np.sqrt(sum(np.sum((end[p] - state[f"w/{p}"]) ** 2) for p in end))
+        assert d[-1] == pytest.approx(total, rel=1e-13)
+        assert len(one) == speed_matched_steps([float(x) for x in d], total, method)
+        assert set(one.rate_steps) == {b - 1}
+        assert one.batch_steps.tolist() == [a + math.floor(i * (b - a) / len(one)) for i in range(len(one))]
+        first = list(one.backwards())[-1]
+        for p in end:
+            np.testing.assert_array_equal(first.w[p], state[f"w/{p}"])
+            np.testing.assert_array_equal(first.v[p], state[f"v/{p}"])
+    assert len({len(one) for one in several.lines}) > 1
+
+
+def test_more_states_bring_c6_nearer(make):
+    """A run that is not straight (α = .3): the largest error falls with the number of kept states."""
+    problem = make("tanh", dynamics=Dynamics("damped", 0.3, 0.6), steps=30)
+    hyper = problem.initial_hyper()
+    gaps = []
+    for n in (1, 5, 15):
+        training = cpu.train(problem, hyper, keep=Checkpoints(n))
+        exact = cpu.hypergradient(problem, hyper, training, Exact())
+        gaps.append(gap(cpu.hypergradient(problem, hyper, training, DrMAD("C6")), exact))
+    assert gaps[2] < gaps[1] < gaps[0]
+
+
+def test_refused_completions(make):
+    problem = make("tanh", steps=30)
+    hyper = problem.initial_hyper()
+    with pytest.raises(UsageError, match="C6 walks between kept states"):
+        cpu.hypergradient(problem, hyper, cpu.train(problem, hyper, keep="memory"), DrMAD("C6"))
+    ball = make("tanh", dynamics="heavy-ball", steps=30)
+    with pytest.raises(UsageError, match="undoes steps of the damped dynamics"):
+        cpu.hypergradient(ball, hyper, cpu.train(ball, hyper), DrMAD("C5"))
+    still = make("tanh", steps=30, dynamics=Dynamics("damped", 0.1, 0.0))
+    with pytest.raises(UsageError, match="cannot undo a step with momentum 0"):
+        cpu.hypergradient(still, hyper, cpu.train(still, hyper), DrMAD("C5"))
+    moving = make("tanh", steps=30, hyperparameters=(LearningRate("network", per_step=True),))
+    training = cpu.train(moving, moving.initial_hyper(), keep=Checkpoints())
+    for completion in ("C3", "C4", "C5", "C6"):
+        with pytest.raises(UsageError, match="walks a stretch with one learning rate"):
+            cpu.hypergradient(moving, moving.initial_hyper(), training, DrMAD(completion))
