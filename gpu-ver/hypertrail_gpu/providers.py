@@ -87,8 +87,8 @@ class Recomputed:
 class Line(NamedTuple):
     """w_i = (1 − ρ_i) w_0 + ρ_i w_T: two states in place of the trajectory. NOT exact; a NamedTuple, so a JAX pytree.
 
-    v0: the velocity at w_0; rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate factor) and indices
-    are tables with a leading axis of at least N steps (longer ones let one compiled program serve every N).
+    v0: the velocity at w_0. rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate
+    factor) and indices are tables with a leading axis of at least N steps: longer ones let one program serve every N.
     """
 
     w0: Tree

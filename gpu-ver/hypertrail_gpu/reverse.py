@@ -59,9 +59,6 @@ def hypergradient(
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
     check(gradient)
-    again = (
-        problem.steps if isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated) else 0
-    )
     return Hypergradient(
         gradient=gradient,
         initial_weights=dw,

@@ -1,0 +1,112 @@
+"""Implicit differentiation on a strictly convex problem, against finite differences of the minimised problem itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hypertrail_gpu as gpu
+from hypertrail import L2, Implicit, LearningRate, NumericalFailure, UsageError
+from hypertrail_gpu.compiled import compiled, precision
+from hypertrail_gpu.implicit import full_loss
+from hypertrail_nets import softmax_regression
+
+
+@pytest.fixture(scope="module")
+def convex(make):
+    """Softmax regression whose every parameter has a penalty of its own: L is strictly convex in the weights."""
+    return make("mlp", "penalties").with_(network=softmax_regression((8, 8, 1)), hyperparameters=(L2("unit", 2e-2),))
+
+
+def minimise(problem: Any, hyper: Any) -> Any:
+    """w* by Newton's method to ‖∇L‖ < 1e-12, as a Training whose final state it is. The biases are held by a tiny damping."""
+    with precision(problem):
+        programs = compiled(problem)
+        values = programs.values(hyper)
+        flat, restore = ravel_pytree(jax.tree.map(jnp.zeros_like, problem.initial_weights()))
+
+        @jax.jit
+        def newton(x: Any) -> Any:
+            def loss(x: Any) -> Any:
+                return full_loss(programs, restore(x), values, programs.train_data)
+
+            g, H = jax.grad(loss)(x), jax.hessian(loss)(x)
+            # Adding one number to all biases changes nothing: the pseudo-inverse leaves that direction alone.
+            return x - jnp.linalg.pinv(H, rcond=1e-12, hermitian=True) @ g, jnp.linalg.norm(g)
+
+        for _ in range(60):
+            flat, size = newton(flat)
+            if size < 1e-12:
+                break
+        assert size < 1e-12
+        w = jax.tree.map(np.asarray, restore(flat))
+    return dataclasses.replace(gpu.train(problem, hyper), final=w, weights=w)
+
+
+@pytest.mark.parametrize(
+    "method", [Implicit("cg"), Implicit("neumann", iterations=40000, step=0.3, tolerance=1e-9)], ids=str
+)
+def test_equals_finite_differences_of_the_minimum(convex, method):
+    hyper = convex.initial_hyper()
+    result = gpu.hypergradient(convex, hyper, minimise(convex, hyper), method)
+    assert result.diagnostics["gradient_norm"] < 1e-11
+    rng = np.random.default_rng(0)
+    signs = {name: rng.choice([-1.0, 1.0], u.shape) for name, u in hyper["l2"].items()}
+
+    def f(e: float) -> float:
+        moved = {"l2": {name: u + e * signs[name] for name, u in hyper["l2"].items()}}
+        return gpu.hyper_loss(convex, minimise(convex, moved))
+
+    h = 1e-3
+    numerical = (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+    analytical = sum(float(np.sum(s * result.gradient["l2"][name])) for name, s in signs.items())
+    assert analytical == pytest.approx(numerical, rel=1e-6)
+
+
+def test_solvers_agree(convex, relative):
+    """The dense solve needs the damping, because the biases leave one direction flat; the others must agree with it then."""
+    hyper = convex.initial_hyper()
+    training = minimise(convex, hyper)
+    a, b, c = (
+        gpu.hypergradient(
+            convex, hyper, training, Implicit(solver, iterations=40000, step=0.3, tolerance=1e-10, damping=1e-2)
+        )
+        for solver in ("cg", "neumann", "dense")
+    )
+    assert relative(a.gradient, c.gradient) < 1e-7
+    assert relative(b.gradient, c.gradient) < 1e-7
+
+
+def test_a_solve_that_did_not_converge_raises(convex):
+    hyper = convex.initial_hyper()
+    training = gpu.train(convex, hyper)
+    with pytest.raises(NumericalFailure, match="residual"):
+        gpu.hypergradient(convex, hyper, training, Implicit("cg", iterations=3))
+    with pytest.raises(NumericalFailure, match="residual"):
+        gpu.hypergradient(convex, hyper, training, Implicit("neumann", iterations=200, step=50.0))
+
+
+@pytest.mark.parametrize("solver", ["cg", "dense"])
+def test_negative_curvature_raises(make, solver):
+    """At the random start of a network with hidden units the Hessian has negative eigenvalues."""
+    problem = make("mlp", "penalties", hyperparameters=(L2("layer", 1e-9),), steps=1)
+    hyper = problem.initial_hyper()
+    with pytest.raises(NumericalFailure, match="not positive definite"):
+        gpu.hypergradient(problem, hyper, gpu.train(problem, hyper), Implicit(solver))
+
+
+def test_learning_rates_and_large_dense_solves_are_refused(make, convex):
+    problem = make("mlp", "penalties", hyperparameters=(LearningRate("network", 0.1),))
+    training = gpu.train(problem, problem.initial_hyper())
+    with pytest.raises(UsageError, match="no gradient for learning_rate"):
+        gpu.hypergradient(problem, problem.initial_hyper(), training, Implicit())
+    with pytest.raises(UsageError, match="650 parameters is refused above 100"):
+        gpu.hypergradient(
+            convex, convex.initial_hyper(), gpu.train(convex, convex.initial_hyper()), Implicit("dense", most=100)
+        )

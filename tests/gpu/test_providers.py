@@ -1,0 +1,251 @@
+"""Every exact way back against every other, the reversal to the bit, and the negative control that must fail."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hypertrail_gpu as gpu
+from hypertrail import (
+    L2,
+    Checkpoints,
+    DrMAD,
+    Dynamics,
+    Exact,
+    FloatReversed,
+    Forward,
+    Last,
+    LearningRate,
+    Momentum,
+    NumericalFailure,
+    Reversible,
+    Truncated,
+    UsageError,
+    VerificationFailure,
+)
+from hypertrail_gpu import reversal
+
+STEPS = 30
+RATES = (L2("layer", 1e-2), LearningRate("layer", 0.3), Momentum("network", 0.5))
+SETTINGS: dict[str, Any] = {
+    "hyperparameters": RATES,
+    "steps": STEPS,
+    "dynamics": Dynamics("damped", 0.3, 0.5, ((20, 0.5),)),
+}
+
+
+@pytest.fixture(scope="module")
+def case(make):
+    """γ = 1/2 is a fraction over 2^16, so the reversible run is the float run but for the rounding to fixed point."""
+    problem = make("mlp", "everything", **SETTINGS)
+    hyper = problem.initial_hyper()
+    training = gpu.train(problem, hyper, "memory")
+    return problem, hyper, training, gpu.hypergradient(problem, hyper, training, Exact())
+
+
+@cache
+def trained(problem: Any, keep: Any) -> Any:
+    return gpu.train(problem, problem.initial_hyper(), keep)
+
+
+@pytest.mark.parametrize(
+    "keep", ["host", "auto", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()], ids=str
+)
+def test_every_exact_provider_equals_every_other(case, relative, keep):
+    problem, hyper, _, exact = case
+    result = gpu.hypergradient(problem, hyper, trained(problem, keep), Exact())
+    for kind in hyper:
+        assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-10, kind
+    assert relative(result.initial_weights, exact.initial_weights) < 1e-10
+    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms, rtol=1e-9)
+
+
+def test_recomputed_states_are_the_stored_ones_to_the_bit(case):
+    problem, hyper, _, exact = case
+    result = gpu.hypergradient(problem, hyper, trained(problem, Checkpoints()), Exact())
+    for kind in hyper:
+        for name, one in result.gradient[kind].items():
+            np.testing.assert_array_equal(one, exact.gradient[kind][name])
+
+
+def test_forward_mode_equals_reverse_mode(case, relative):
+    problem, hyper, training, exact = case
+    result = gpu.hypergradient(problem, hyper, training, Forward())
+    for kind in hyper:
+        assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-12, kind
+
+
+def test_forward_mode_refuses_a_million_hyperparameters(make):
+    problem = make("mlp", "penalties")
+    with pytest.raises(UsageError, match="too many"):
+        gpu.hypergradient(problem, problem.initial_hyper(), trained(problem, "ends"), Forward())
+
+
+@pytest.mark.parametrize("keep", ["memory", Checkpoints(), Reversible(), Last(9)], ids=str)
+def test_truncated_is_the_end_of_the_exact_pass(case, relative, keep):
+    """K = T is exact; for less, every way of finding the last K states gives the same."""
+    problem, hyper, training, exact = case
+    whole = gpu.hypergradient(problem, hyper, training, Truncated(STEPS))
+    assert relative(whole.gradient, exact.gradient) == 0.0
+    reference = gpu.hypergradient(problem, hyper, training, Truncated(9))
+    result = gpu.hypergradient(problem, hyper, trained(problem, keep), Truncated(9))
+    assert result.diagnostics["N"] == 9
+    assert relative(result.gradient, reference.gradient) < 1e-10
+    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms[:9], rtol=1e-9)
+    assert relative(result.gradient, exact.gradient) > 1e-2
+
+
+def test_truncated_needs_its_states(case):
+    problem, hyper, _, _ = case
+    with pytest.raises(UsageError, match="holds 9 of the 10"):
+        gpu.hypergradient(problem, hyper, trained(problem, Last(9)), Truncated(10))
+    with pytest.raises(UsageError, match="holds 9 of the 30"):
+        gpu.hypergradient(problem, hyper, trained(problem, Last(9)), Exact())
+
+
+def test_piecewise_line_with_a_state_at_every_step_is_exact(case, relative):
+    problem, hyper, _, exact = case
+    result = gpu.hypergradient(problem, hyper, trained(problem, Checkpoints(STEPS)), DrMAD("C6"))
+    assert relative(result.gradient, exact.gradient) < 1e-12
+    coarse = gpu.hypergradient(problem, hyper, trained(problem, Checkpoints(3)), DrMAD("C6"))
+    assert 1e-3 < relative(coarse.gradient, exact.gradient) < 1.0
+
+
+def test_tail_then_line_between_exact_and_line(case, relative):
+    """K = T is exact (γ = ½ costs a bit a step, float64 has enough for 30), K = 0 is C4, in between it is better than C4."""
+    problem, hyper, training, exact = case
+    line, none, some, all_of_it = (
+        gpu.hypergradient(problem, hyper, training, method)
+        for method in (DrMAD("C4"), DrMAD("C5", tail=0), DrMAD("C5", tail=8), DrMAD("C5", tail=STEPS))
+    )
+    assert relative(none.gradient, line.gradient) < 1e-14
+    assert relative(all_of_it.gradient, exact.gradient) < 1e-6
+    assert relative(some.gradient["l2"], exact.gradient["l2"]) < relative(line.gradient["l2"], exact.gradient["l2"])
+
+
+@pytest.mark.parametrize(("gamma", "precision", "dies"), [(0.9, "float32", 158), (0.9, "float64", 349)])
+def test_float_reversal_dies_where_its_mantissa_ends(make, relative, gamma, precision, dies):
+    """24 / log2(1/.9) = 158 steps in float32, 53 / log2(1/.9) = 349 in float64: half of that goes, twice that does not."""
+    errors = []
+    for steps in (dies // 2, 2 * dies):
+        problem = make("mlp", "penalties", steps=steps, precision=precision, dynamics=Dynamics("damped", 0.1, gamma),
+                       hyperparameters=(L2("layer", 1e-2),))  # fmt: skip
+        hyper = problem.initial_hyper()
+        training = gpu.train(problem, hyper, "memory")
+        exact = gpu.hypergradient(problem, hyper, training, Exact())
+        try:
+            result = gpu.hypergradient(problem, hyper, training, FloatReversed())
+            errors.append(relative(result.gradient, exact.gradient))
+        except NumericalFailure:
+            errors.append(np.inf)
+    assert errors[0] < 1e-2
+    assert errors[1] > 1.0
+
+
+def test_fixed_point_multiplication_is_undone_to_the_bit():
+    """Also for negative numbers and at the ends of the range; and it is Python's floor and mod."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for n in (2048, 32768, 58983, 64226):  # γ = 1/32, 1/2, .9, .98
+            V = jnp.asarray(np.concatenate([rng.integers(-(2**62), 2**62, 500), [0, 1, -1, 2**62 - 1, -(2**62)]]))
+            B = jnp.zeros_like(V)
+            states = []
+            for _ in range(max(reversal.buffer_steps(n / 2**16), 1)):
+                states.append((np.asarray(V), np.asarray(B)))
+                new, kept = reversal.scale(V, B, jnp.asarray(n), 2**16)
+                expected = [(v // 2**16 * n + (b * 2**16 + v % 2**16) % n, (b * 2**16 + v % 2**16) // n)
+                            for v, b in zip(np.asarray(V)[:20].tolist(), np.asarray(B)[:20].tolist(), strict=True)]  # fmt: skip
+                V, B = new, kept
+                assert list(zip(np.asarray(V)[:20].tolist(), np.asarray(B)[:20].tolist(), strict=True)) == expected
+            assert np.all(np.asarray(B) >= 0)
+            for v, b in reversed(states):
+                V, B = reversal.unscale(V, B, jnp.asarray(n), 2**16)
+                np.testing.assert_array_equal(V, v)
+                np.testing.assert_array_equal(B, b)
+
+
+def test_buffer_schedule_and_effective_momentum(make):
+    assert [reversal.buffer_steps(g) for g in (0.9, 0.95, 0.98)] == [274, 549, 1350]
+    problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=300)
+    kept = trained(problem, Reversible()).trajectory
+    assert all(0 <= g - 0.9 <= 1.5e-5 for g in kept.momentum.values())
+    assert kept.bits == pytest.approx(64 * len(kept.lost) / 300)
+    assert len(kept.lost) == 2
+    assert kept.nbytes < 300 * 8 * sum(p.size for p in problem.params) / 50
+
+
+def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, relative):
+    problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=60)
+    reversible = trained(problem, Reversible())
+    effective = next(iter(reversible.trajectory.momentum.values()))
+    same = problem.with_(dynamics=Dynamics("damped", 0.1, effective))
+    hyper = problem.initial_hyper()
+    stored = gpu.train(same, hyper, "memory")
+    # Each step cuts w and v off at 2^-52; the training itself magnifies that.
+    assert relative(reversible.final, stored.final) < 1e-8
+    a = gpu.hypergradient(problem, hyper, reversible, Exact())
+    b = gpu.hypergradient(same, hyper, stored, Exact())
+    assert relative(a.gradient, b.gradient) < 1e-8
+
+
+def test_a_bit_that_was_changed_is_noticed(make):
+    problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=60)
+    training = gpu.train(problem, problem.initial_hyper(), Reversible())
+    name = "dense1/W"
+    with jax.enable_x64(True):
+        training.trajectory.w[name] = training.trajectory.w[name].at[3, 2].add(1)
+    with pytest.raises(VerificationFailure, match="did not come back"):
+        gpu.hypergradient(problem, problem.initial_hyper(), training, Exact())
+
+
+def test_reversal_works_on_float32_gradients_too(make, relative):
+    problem = make("densenet", "penalties", precision="float32", dynamics=Dynamics("damped", 0.3, 0.9), steps=12)
+    hyper = problem.initial_hyper()
+    a = gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, Reversible()), Exact())
+    b = gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, "memory"), Exact())
+    assert relative(a.gradient, b.gradient) < 1e-3
+
+
+def test_overflow_of_the_fixed_point_raises(make):
+    problem = make("mlp", "penalties", dynamics=Dynamics("damped", 3e4, 0.5), hyperparameters=(L2("layer", 1e-9),))
+    with pytest.raises(NumericalFailure, match=r"fixed point range|elementary loss"):
+        gpu.train(problem, problem.initial_hyper(), Reversible())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dynamics": Dynamics("heavy-ball", 0.1, 0.5)}, "not heavy-ball"),
+        ({"hyperparameters": (Momentum("network", 0.5, per_step=True),)}, "per-step"),
+        ({"dynamics": Dynamics("damped", 0.1, 0.0)}, "momentum between"),
+    ],
+)
+def test_what_cannot_be_reversed_is_refused_with_the_reason(make, changes, reason):
+    problem = make("mlp", "penalties", **changes)
+    with pytest.raises(UsageError, match=reason):
+        gpu.train(problem, problem.initial_hyper(), Reversible())
+
+
+def test_unbounded_buffer_belongs_to_the_reference(make):
+    problem = make("mlp", "penalties")
+    with pytest.raises(UsageError, match="reference engine"):
+        gpu.train(problem, problem.initial_hyper(), Reversible(unbounded=True))
+
+
+def test_c2_and_c3(make, relative):
+    """N = T for both on a short run; C2 reads each step's own learning rate, C3 the last one."""
+    problem = make("mlp", "penalties", steps=20)
+    hyper = problem.initial_hyper()
+    training = trained(problem, "ends")
+    two, three = (gpu.hypergradient(problem, hyper, training, DrMAD(c)) for c in ("C2", "C3"))
+    assert two.diagnostics["N"] == three.diagnostics["N"] == 20
+    assert relative(two.gradient, three.gradient) > 1e-6, "the schedule halves the rate on the way"
+    flat = make("mlp", "penalties", steps=20, dynamics=Dynamics("damped", 0.3, 0.8))
+    training = trained(flat, "ends")
+    two, three = (gpu.hypergradient(flat, hyper, training, DrMAD(c)) for c in ("C2", "C3"))
+    assert relative(two.gradient, three.gradient) < 1e-12
