@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -191,6 +191,13 @@ NOT_REPRODUCED = (
 )
 
 
+class Lost(NamedTuple):
+    """This engine's form of `Undoable.lost`."""
+
+    n: dict[str, np.ndarray]
+    digits: dict[str, Digits]
+
+
 # -- a state that can go both ways ------------------------------------------------------------------------------------
 
 
@@ -220,7 +227,11 @@ class Integers:
 
     @classmethod
     def resume(cls, kept: Undoable) -> Integers:
-        """Where a run ended; `kept` is not changed by going back from it."""
+        """Where a run ended; `kept` is not changed by going back from it. UsageError for what another engine kept."""
+        if not isinstance(kept.lost, Lost):
+            raise UsageError(
+                "this reversible run is another engine's, whose digits only it can read; go back with that one"
+            )
         n, digits = kept.lost
         return cls(dict(kept.w), dict(kept.v), n, {p: one.copy() for p, one in digits.items()})
 
@@ -272,7 +283,7 @@ class Integers:
         return Undoable(
             w=self.w,
             v=self.v,
-            lost=(self.n, self.digits),
+            lost=Lost(self.n, self.digits),
             bits=sum(one.bits() for one in self.digits.values()) / (sizes * steps),
             momentum={p: float(np.mean(n / 2.0**DENOMINATOR)) for p, n in self.n.items()},
             nbytes=sum(one.nbytes for one in arrays),

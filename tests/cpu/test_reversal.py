@@ -284,7 +284,7 @@ def test_segmented_and_unbounded_after_buffers_were_put_aside(make):
     problem = make("tanh", steps=100, dynamics=Dynamics("damped", 0.05, 0.5))
     hyper = problem.initial_hyper()
     runs = [cpu.train(problem, hyper, keep=Reversible(unbounded)) for unbounded in (False, True)]
-    assert [len(one.aside) for one in runs[0].trajectory.lost[1].values()] == [2] * 6
+    assert [len(one.aside) for one in runs[0].trajectory.lost.digits.values()] == [2] * 6
     a, b = (cpu.hypergradient(problem, hyper, run, Exact()) for run in runs)
     assert all(0 < gap < ROUNDED for gap in gaps(a.gradient, b.gradient).values())
     assert runs[0].trajectory.bits == 64 * 3 / 100
@@ -343,9 +343,17 @@ def test_a_way_back_that_differs_is_caught(make, change):
     elif change == "integers":
         kept.w["dense1/W"] = kept.w["dense1/W"] + (np.arange(kept.w["dense1/W"].size) == 5).reshape(64, 12)
     else:
-        kept.lost[1]["dense1/W"].B = kept.lost[1]["dense1/W"].B + 1
+        kept.lost.digits["dense1/W"].B = kept.lost.digits["dense1/W"].B + 1
     with pytest.raises(VerificationFailure, match="not reproduced"):
         cpu.hypergradient(problem, hyper, training, Exact())
+
+
+def test_run_of_another_engine_is_refused(make):
+    problem = make("tanh")
+    training = cpu.train(problem, problem.initial_hyper(), keep=Reversible())
+    training.trajectory.lost = {"in": "another form"}
+    with pytest.raises(UsageError, match="another engine's"):
+        cpu.hypergradient(problem, problem.initial_hyper(), training, Exact())
 
 
 def test_overflow_names_quantity_and_step(make):
