@@ -4,7 +4,7 @@
 
 L is ONE function here: the loss on the whole training split as one batch, dropout off, batch norm with the statistics of that
 split, penalties included. Sources: Bengio 2000, section 3; Lorraine, Vicol, Duvenaud 2020, theorem 1 and algorithm 3
-(Neumann); conjugate gradients: Hestenes, Stiefel 1952. POOR where w_T is not a minimum of L: see `elementary_gradient` in the
+(Neumann); conjugate gradients: Hestenes, Stiefel 1952. POOR where w_T is not a minimum of L: see `gradient_norm` in the
 diagnostics, ‖∇L(w_T)‖, which should be 0.
 """
 
@@ -41,9 +41,9 @@ class NotSolved(NumericalFailure):
 
 
 def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implicit) -> tuple[Adjoint, dict[str, Any]]:
-    """dλ by the formula above, and its diagnostics: iterations, residual (relative), elementary_gradient = ‖∇L(w_T)‖.
+    """dλ by the formula above, and its diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖.
 
-    dw and dv of the result are {}: a minimum does not remember where it was begun. Cost: one gradient per validation batch,
+    dw and dv of the result are 0: a minimum does not remember where it was begun. Cost: one gradient per validation batch,
     one gradient, and one Hessian-vector product over the whole split per iteration (dense: P), and one for the mixed term.
     Raises NotSolved (a NumericalFailure) for a solve that does not reach the tolerance, UsageError for P > most with 'dense'.
     """
@@ -62,12 +62,13 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         return flattened(Hu) + method.damping * flat
 
     b = flattened({p: begun.dw[p] for p in w})
-    p, iterations, residual = SOLVERS[method.solver](product, b, method)
-    _, mixed = second_order(problem, w, values, x, y, None, unflat(-p, w))
+    solution, iterations, residual = SOLVERS[method.solver](product, b, method)
+    _, mixed = second_order(problem, w, values, x, y, None, unflat(-solution, w))
     add(begun.dvalues, mixed)
     cost = Cost(begun.cost.gradients + 1, products + 1, time.perf_counter() - clock)
-    result = Adjoint({}, {}, begun.dvalues, begun.hyper_loss, np.empty(0), w, cost)
-    return result, {"iterations": iterations, "residual": residual, "elementary_gradient": norm(g)}
+    zero = {p: np.zeros_like(one) for p, one in w.items()}
+    result = Adjoint(zero, dict(zero), begun.dvalues, begun.hyper_loss, np.empty(0), w, cost)
+    return result, {"iterations": iterations, "residual": residual, "gradient_norm": norm(g)}
 
 
 def conjugate_gradients(product: Product, b: np.ndarray, method: Implicit) -> tuple[np.ndarray, int, float]:

@@ -32,7 +32,7 @@ def hypergradient(
 
     Where the run was in fixed point (Reversible), it is the gradient of the run with its effective, rounded γ, by any method.
     initial_weights and initial_velocity: df/dw and df/dv where the walk ended: at w_0, but at w_{T−K} for Truncated; {} for
-    Forward and Implicit, which walk no adjoint back.
+    Forward, which has no adjoint, and 0 for Implicit.
     Cost and failures: see `reverse`; the rule of the count is that `hvps` has one entry per reverse step, `gradients` one per
     elementary gradient computed apart from it (recomputing states included) and one per validation batch.
     Raises UsageError before anything is computed for a combination that cannot work, VerificationFailure where states

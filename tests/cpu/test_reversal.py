@@ -173,6 +173,26 @@ def test_buffer_that_does_not_come_out_empty_is_told():
         digits.divide(i, n, d, 4)
 
 
+def test_start_is_checked_in_every_number():
+    w0 = {"a": np.array([0.5, -1.25])}
+
+    def fresh() -> Integers:
+        return Integers.start(w0, {"a": np.array(58983)}, unbounded=False)
+
+    fresh().check_start(w0)
+    digits, w, v = fresh(), fresh(), fresh()
+    digits.digits["a"].B = np.array([0, 1])
+    w.w["a"] = w.w["a"] + np.array([0, 1])
+    v.v["a"] = v.v["a"] - np.array([1, 0])
+    for state, match in (
+        (digits, "buffer is not empty"),
+        (w, "did not come back to w_0"),
+        (v, "did not come back to w_0"),
+    ):
+        with pytest.raises(VerificationFailure, match=match):
+            state.check_start(w0)
+
+
 # -- training and the way back
 
 
