@@ -65,7 +65,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         method=method.name,
         cost=Cost(len(programs.valid_data[1]) + 1, int(iterations) + 1, time.perf_counter() - started, 0),
         diagnostics={
-            "N": int(iterations),
+            "N": 0,
             "iterations": int(iterations),
             "residual": float(residual),
             "gradient_norm": float(gradient_norm),
