@@ -20,8 +20,6 @@ from hypertrail_data import MemoryTrajectory, StoredTrajectory
 from .compiled import compiled, precision
 from .functional import zeros
 
-SEGMENT_BYTES = 32 << 20
-
 
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
     """T elementary steps from w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
@@ -83,7 +81,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
 
 def open_trajectory(keep: Keep) -> MemoryTrajectory | StoredTrajectory | None:
     if isinstance(keep, Path):
-        return StoredTrajectory.create(keep, segment_bytes=SEGMENT_BYTES)
+        return StoredTrajectory.create(keep)
     if keep not in ("ends", "memory"):
         raise UsageError(f"keep {keep!r}, expected 'ends', 'memory' or a Path")
     return MemoryTrajectory() if keep == "memory" else None
