@@ -21,7 +21,7 @@ from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
 from .methods import Exact, Method
 from .problem import Problem
-from .records import Cost, Hypergradient, Metrics
+from .records import Cost, Hypergradient, Metrics, Training
 from .runs import Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -98,8 +98,10 @@ def tune(
         if problem.steps != T:  # a new problem compiles anew, so only where it must be
             problem = problem.with_(steps=T)
         last = k == meta_iterations
-        needs_states = not last and (also_exact or isinstance(method, Exact))
-        training = engine.train(problem, hyper, keep if needs_states else "ends", stage(report, k, "train"))
+        needs_states = also_exact or isinstance(method, Exact)
+        if last and keep != "memory":  # in memory the closing training keeps them too: that program is compiled already
+            needs_states = False
+        training = engine.train(problem, hyper, keep if needs_states else "ends", stage(report, k, "train", T))
         costs = {"train": training.cost}
         start = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
@@ -108,23 +110,24 @@ def tune(
         refuse_nonfinite(metrics, k, T)
         if last:
             f = engine.hyper_loss(problem, training)
+            let_go(training)
             yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs)
             return
         exact = agreement = None
-        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient"))
+        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
         costs["hypergradient"] = result.cost
         if also_exact:
-            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact"))
+            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
             costs["exact"] = exact.cost
-        outer.refuse_nonfinite(result.gradient, k)
+        for one in (result, exact):
+            if one is not None:
+                one.gradient = in_order(one.gradient, hyper)
+                outer.refuse_nonfinite(one.gradient, k)
         if exact is not None:
-            outer.refuse_nonfinite(exact.gradient, k)
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
         f = result.hyper_loss
+        let_go(training)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
-        if training.trajectory is not None:
-            training.trajectory.close()  # it may fill the memory: let it go before the next one grows
-        del training
         yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs)
         hyper = after
 
@@ -170,8 +173,23 @@ def into_run(
     return lines
 
 
-def stage(report: Report | None, k: int, name: str) -> Callable[[int, int], None] | None:
-    return None if report is None else lambda done, total: report(k, name, done, total)
+def let_go(training: Training) -> None:
+    """Close the trajectory: it may fill the memory, and the next one is about to grow."""
+    if training.trajectory is not None:
+        training.trajectory.close()
+
+
+def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:
+    """The same arrays in the order of `hyper`, that of the network (JAX sorts by name)."""
+    return outer.tree(lambda u, h: h, hyper, gradient)
+
+
+def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int, int], None] | None:
+    """A stage's own progress; it is announced at once, as what comes first may be minutes of compilation."""
+    if report is None:
+        return None
+    report(k, name, 0, total)
+    return lambda done, total: report(k, name, done, total)
 
 
 def summary(kind: dict[str, np.ndarray]) -> dict[str, float]:

@@ -19,7 +19,7 @@ class Common:
     """The settings that all experiments share."""
 
     engine: EngineName = "gpu"
-    """What computes. gpu: compiled with JAX, on a GPU or else on the processor; cpu: the reference in NumPy, slow, made to be read."""
+    """What computes. gpu: compiled with JAX, for a GPU or, without one, the processor; cpu: the NumPy reference, slow."""
     precision: Precision = "float32"
     """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
     method: MethodName = "drmad-C4"
@@ -59,5 +59,3 @@ def positive(name: str, value: float) -> None:
 def fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UsageError(f"{name} {value:g}, expected at least 0 and below 1")
-
-
