@@ -271,7 +271,10 @@ def test_the_same_command_gives_the_same_numbers(finished, tmp_path):
 def test_a_signal_stops_a_run_that_nobody_else_may_write_to(tmp_path, number, code):
     folder = tmp_path / "run"
     words = [HYPERTRAIL, "run", "drmad-digits", *SMALL, "--steps", "100000", "--run-dir", folder]
-    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts what it puts into the background with SIGINT ignored, and tests may be started so.
+    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(list(map(str, words)), **pipes, **ready) as process:
         try:
             said = process.stdout.readline()  # it has its folder and is at work
             assert said == f"run folder: {folder}\n"
