@@ -173,7 +173,7 @@ class Compiled:
         dw, dv, dvalues = adjoint
         batch = data[0][indices], data[1][indices]
         dw, dv, more = reverse_step(self.inner, w, v, values, batch, t, dw, dv)
-        return dw, dv, add(dvalues, more)
+        return dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})
 
     def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
         """Steps undone in floating point, and taken backward at the states this leads to. state = (w, v, dw, dv, dvalues).
@@ -192,7 +192,7 @@ class Compiled:
             v = {name: (one + (1 - gamma[name]) * g[name]) / gamma[name] for name, one in v.items()}
             before = norm(dw)
             dw, dv, more = pull(self.inner, w, v, g, tangent, values, t, dw, dv)
-            return (w, v, dw, dv, add(dvalues, more)), before
+            return (w, v, dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})), before
 
         return lax.scan(backward, state, xs, reverse=True)
 

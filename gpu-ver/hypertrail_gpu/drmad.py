@@ -48,9 +48,10 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
 
 
 def before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, tail: int) -> tuple[Line, int]:
-    """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there."""
-    T = problem.steps - tail
-    N = speed_matched_steps(list(training.distances[:T]), distance(training.initial, w), method)
+    """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there (all its steps if under 5)."""
+    T = N = problem.steps - tail
+    if T >= 5:
+        N = speed_matched_steps(list(training.distances[:T]), distance(training.initial, w), method)
     return stretch(problem, training.initial, w, 0, T, N, min(T, method.max_steps)), N
 
 

@@ -297,6 +297,18 @@ def effective(problem: Problem, values: Tree, fractions: Tree) -> Tree:
     return {**values, "momentum": gamma}
 
 
+def with_effective_momentum(problem: Problem, hyper: Hyper, values: Tree, kept: Undoable) -> tuple[Hyper, Tree]:
+    """Hyperparameters and values as the run really used them: γ is the fraction, also in the slope of logit γ."""
+    gamma = {name: jnp.asarray(one, problem.dtype) for name, one in kept.momentum.items()}
+    values = {**values, "momentum": gamma}
+    declared = problem.declared("momentum")
+    if declared is None:
+        return hyper, values
+    first = next(iter(kept.momentum))
+    used = {key: kept.momentum[key if key in kept.momentum else first] for key in hyper["momentum"]}
+    return {**hyper, "momentum": {k: np.asarray(declared.free(g), problem.dtype) for k, g in used.items()}}, values
+
+
 # -- what must hold -----------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from .forward import forward_mode
 from .functional import zeros
 from .implicit import implicit
 from .providers import Line, Recomputed, Stored
-from .reversal import reverse_undone
+from .reversal import reverse_undone, with_effective_momentum
 
 Tree = Any
 LINE_SPAN = 250  # line steps between two looks at the adjoint
@@ -49,6 +49,8 @@ def hypergradient(
         programs = compiled(problem)
         hyper = jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper)
         values = programs.values(hyper)
+        if isinstance(training.trajectory, Undoable):
+            hyper, values = with_effective_momentum(problem, hyper, values, training.trajectory)
         wT = jax.tree.map(jnp.asarray, training.final)
         f, dw, dvalues = programs.hyper_gradient(wT, values, programs.valid_data)
         if not np.isfinite(f):

@@ -138,24 +138,25 @@ def run_command(words: list[str], name: str) -> int:
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
     with runs.Run(path, record) as run:
         run.describe(words, engine.describe())
-        with display.Voice(run.log) as voice, recorded(run):
+        voice = display.Voice(run.log)
+        with recorded(run):
             voice.say(f"run folder: {path}")
-            lines = tuning.into_run(
-                run,
-                problem,
-                engine,
-                methods.parse_method(config.method),
-                module.rule(config),
-                config.meta_iterations,
-                config.compare_exact,
-                steps_of(module, config, problem),
-                config.trajectory == "disk",
-                voice.report,
-                voice.finished,
-            )
+            with voice:
+                lines = tuning.into_run(
+                    run,
+                    problem,
+                    engine,
+                    methods.parse_method(config.method),
+                    module.rule(config),
+                    config.meta_iterations,
+                    config.compare_exact,
+                    steps_of(module, config, problem),
+                    config.trajectory,
+                    voice.report,
+                    voice.finished,
+                )
+            display.show_end(voice, lines, write_report(path, "done"))
             run.done({"meta_iterations": config.meta_iterations, "time": runs.now()})
-            report = write_report(path)
-            display.show_end(voice, lines, report)
     return 0
 
 
@@ -163,7 +164,8 @@ def verify_command(words: list[str], name: str) -> int:
     from . import verify
 
     module = experiments.load(name)
-    config = parse(verify.options(module), words[2:], f"hypertrail verify {name}", verify.__doc__)
+    options, default = verify.options(module)
+    config = parse(options, words[2:], f"hypertrail verify {name}", verify.__doc__, default)
     return verify.main(module, config, name)
 
 
@@ -220,8 +222,13 @@ def recorded(run: Any) -> Iterator[None]:
         run.log(f"stopped by {'SIGINT' if isinstance(signalled, KeyboardInterrupt) else 'SIGTERM'}")
         raise
     except Exception as problem:
-        run.log(f"failed: {problem}")
-        run.failed(f"{type(problem).__name__}: {problem}")
+        message = f"{type(problem).__name__}: {problem}"
+        run.log(f"failed: {message}")
+        with contextlib.suppress(Exception):  # what stopped the run is told, not what else went wrong on the way out
+            from .report import write_report
+
+            write_report(run.path, f"failed: {message}")
+        run.failed(message)
         raise
 
 
@@ -236,16 +243,17 @@ def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, def
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise UsageError(f"{one_line(said.getvalue())}; see {prog} --help") from None
+        complaint = one_line(said.getvalue())
+        raise UsageError(f"{complaint}{'' if complaint.endswith('?') else ';'} see {prog} --help") from None
 
 
 def one_line(boxed: str) -> str:
-    """tyro's box in one line: the complaint, and the option it thinks was meant."""
-    rows = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()]
-    sections = re.split(r"^─+$", "\n".join(row for row in rows if not row.endswith("─") or set(row) == {"─"}), flags=re.M)
-    complaint = re.sub(r"^Error parsing [A-Z]\w*: ", "", " ".join(sections[0].split()))
-    meant = next((re.search(r"--[\w-]+", s) for s in sections[1:] if "Perhaps you meant" in s), None)
-    complaint = complaint.replace(" .", ".").rstrip(".")
+    """tyro's box (title, complaint, suggestions, a pointer to the help) in one line: the complaint, and what was meant."""
+    rows = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()[1:]]  # without the title
+    sections = [one for one in re.split(r"^[─-]+$", "\n".join(rows), flags=re.MULTILINE) if one.strip()]
+    complaint = " ".join(sections[0].split()) if sections else boxed
+    complaint = re.sub(r"^Error parsing [A-Z]\w*: ", "", complaint).replace(" .", ".").rstrip(".")
+    meant = next((re.search(r"--[\w-]+", one) for one in sections[1:] if "Perhaps you meant" in one), None)
     return f"{complaint}; did you mean {meant.group()}?" if meant else complaint
 
 
@@ -272,7 +280,7 @@ def complain(message: str) -> None:
 
 
 def warn(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
-    complain(f"{category.__name__}: {message}")
+    complain(f"warning: {message}")
 
 
 def traceback_wanted() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -15,11 +16,17 @@ from .engines import SPLITS
 from .tuning import MetaIteration
 
 
+def console() -> Console:
+    """The screen; 120 columns where there is none, so that tables in log files are whole."""
+    out = Console(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+
+
 class Voice:
     """Where the words of a run go: the screen, and `log` for each plain line."""
 
     def __init__(self, log: Callable[[str], None] = lambda line: None) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = console()
         self.log = log
         self.bar = Progress(
             TextColumn("meta-iteration {task.fields[k]}  {task.description}"),
@@ -71,7 +78,7 @@ def line_of(record: MetaIteration) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """First column left, the others right."""
-    out = Table(title=title, title_justify="left", title_style="bold")
+    out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:

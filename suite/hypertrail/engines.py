@@ -68,6 +68,10 @@ def load(name: str) -> Engine:
 
 def refuse(problem: Problem, training: Training, method: Method) -> None:
     """Raise UsageError, with the reason and the way out, for a combination that cannot work; before anything is computed."""
+    if training.steps != problem.steps:
+        raise UsageError(
+            f"the training run took {training.steps} steps, the problem has {problem.steps}; train this problem"
+        )
     rates = [h for h in problem.hyperparameters if h.kind in ("learning_rate", "momentum")]
     if isinstance(method, Exact | Truncated):
         refuse_states(training, method)

@@ -82,7 +82,7 @@ def metrics(lines: Sequence[dict[str, Any]]) -> Figure:
     for split in (s for s in SPLITS if s in lines[0]["metrics"]):
         left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **STYLE[split])
         right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **STYLE[split])
-    left.plot(k, [line["hyper_loss"] for line in lines], color=PURPLE, linestyle=":", label="hyper loss f")
+    left.plot(k, [line["hyper_loss"] for line in lines], color=PURPLE, linestyle=":", marker="x", label="hyper loss f")
     left.set(title="Loss", ylabel="cross-entropy (nats per example)")
     right.set(title="Error", ylabel="error (% of examples)")
     for axes in (left, right):
@@ -135,19 +135,35 @@ def agreement(lines: Sequence[dict[str, Any]]) -> Figure:
                 low, high = (np.nanquantile(np.array(layers), q, axis=1) for q in (0.1, 0.9))
                 axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="10–90 % of the tensors")
             axes.plot(k, total, color=BLUE, marker="o", label="all coordinates")
-            axes.set_title(title if len(kinds) == 1 else f"{title} ({kind})")
+            axes.set_title(title if len(kinds) == 1 else f"{title}: {kind.replace('_', ' ')}")
             axes.set_ylabel(label)
             if key == "norm_ratio":
-                axes.set_yscale("log")
+                ratio_axis(axes, [*total, *np.ravel(layers)])
             limits = {"cosine": (-1.05, 1.05), "signs": (-3, 103)}.get(key)
             if limits:
                 axes.set_ylim(*limits)
-            axes.annotate(words, (0.98, reference), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom",
-                          fontsize=8, color="#555555", xytext=(0, 2), textcoords="offset points")  # fmt: skip
+            below = key == "cosine"  # above it stands the title
+            axes.annotate(words, (0.98, reference), xycoords=axes.get_yaxis_transform(), ha="right",
+                          va="top" if below else "bottom", xytext=(0, -3 if below else 2),
+                          textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
             meta_axis(axes, k)
             axes.set_xlabel("meta-iteration")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis around 1, with plain numbers, that holds the middle of the values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    known = [v for v in values if np.isfinite(v) and v > 0] or [1.0]
+    low, high = np.quantile(known, [0.05, 0.95])
+    axes.set_yscale("log")
+    axes.set_ylim(min(low / 1.5, 0.4), max(high * 1.5, 2.5))
+    wide = axes.get_ylim()[1] / axes.get_ylim()[0] > 1e3
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def agreement_layers(lines: Sequence[dict[str, Any]]) -> Figure:
@@ -165,7 +181,10 @@ def agreement_layers(lines: Sequence[dict[str, Any]]) -> Figure:
     for axes, (key, title, label, _, _) in zip(row, PANELS, strict=True):
         scale = 100.0 if key == "signs" else 1.0
         table = np.array(
-            [[number(line["agreement"][kind]["layers"][name][key]) * scale for line in compared] for kind, name in names]
+            [
+                [number(line["agreement"][kind]["layers"][name][key]) * scale for line in compared]
+                for kind, name in names
+            ]
         )
         if key == "norm_ratio":
             table = np.maximum(table, 1e-30)
@@ -176,8 +195,9 @@ def agreement_layers(lines: Sequence[dict[str, Any]]) -> Figure:
         meta_axis(axes, k)
         axes.set_xlim(k[0] - 0.5, k[-1] + 0.5)
         axes.set_xlabel("meta-iteration")
-        figure.colorbar(image, ax=axes, orientation="horizontal", label=label, fraction=0.05, extend=
-                        "both" if key == "norm_ratio" else "neither")  # fmt: skip
+        inch = 1 / figure.get_figheight()
+        figure.colorbar(image, ax=axes, orientation="horizontal", label=label, fraction=0.12 * inch, pad=0.15 * inch,
+                        aspect=20, extend="both" if key == "norm_ratio" else "neither")  # fmt: skip
     row[0].set_yticks(range(len(names)), [name if len(many) == 1 else f"{kind} {name}" for kind, name in names])
     row[0].tick_params(axis="y", labelsize=7, length=0)
     return figure
@@ -230,8 +250,7 @@ def hyperparameters(kind: str, tensors: dict[str, Spread]) -> Figure:
     for axes in list(grid.flat)[n:]:
         axes.set_visible(False)
     figure.supylabel(REPRESENTATION.get(kind, kind), fontsize=9)
-    figure.supxlabel("meta-iteration; above each panel the tensor and how many hyperparameters it has", fontsize=9)
+    words = "meta-iteration; above each panel the tensor and how many hyperparameters it has"
+    figure.supxlabel(words if n > 1 else "meta-iteration", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return figure
-
-

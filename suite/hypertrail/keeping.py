@@ -9,7 +9,7 @@
 | "auto" | every state, in the first of device, host and disk that has room | reads them | T states |
 | Checkpoints(n) | n states, √T by default | recomputes each stretch between two of them | n states and one stretch |
 | Last(K) | the last K states | only truncated methods go | K states |
-| Reversible() | integers from which each step can be undone to the bit | undoes them | 1 state, log2(1/γ) bits a number and step |
+| Reversible() | integers and what γ took from them | undoes them, to the bit | 1 state, log2(1/γ) bits a number and step |
 """
 
 from __future__ import annotations

@@ -38,19 +38,22 @@ figcaption { color: var(--soft); font-size: .92rem; margin-bottom: .3rem; }
 """
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, state: str | None = None) -> Path:
     """Draw the figures of a run anew and write its report.html; returns its path. UsageError for a folder that is no run.
 
-    Works for a run that is finished, failed or still going: it shows what there is.
+    Works for a run that is finished, failed or still going: it shows what there is. state: what to say of it, where the
+    run's own last file is yet to come.
     """
     record = read_config(folder)
-    page = render(folder, record, read_metrics(folder), figures.draw_all(folder))
+    page = render(folder, record, read_metrics(folder), figures.draw_all(folder), state or status(folder))
     write_atomic(folder / REPORT, page)
     return folder / REPORT
 
 
-def render(folder: Path, record: dict[str, Any], lines: Sequence[dict[str, Any]], pictures: dict[str, Path]) -> str:
-    name, state = record["experiment"], status(folder)
+def render(
+    folder: Path, record: dict[str, Any], lines: Sequence[dict[str, Any]], pictures: dict[str, Path], state: str
+) -> str:
+    name = record["experiment"]
     headline = experiments.headline(name) if name in experiments.names() else ""
     env = read_json(folder / ENV)
     command = folder / COMMAND

@@ -1,13 +1,14 @@
 """The folder of one run: what was asked, where it ran, what came out. One writer at a time; nothing is overwritten.
 
-    runs/<experiment>/<time>-<config hash>-s<seed>/
-        config.json  env.json  command.txt      written before the first step
-        metrics.jsonl  log.txt                  one line per meta-iteration; what was printed
-        states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
-        hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
-        trajectory/                             only with --trajectory disk
-        figures/  report.html
-        DONE or FAILED                          the last file of all; neither: interrupted, or still at work
+runs/<experiment>/<time>-<config hash>-s<seed>/
+    config.json  env.json  command.txt      written before the first step
+    metrics.jsonl  log.txt                  one line per meta-iteration; what was printed
+    states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
+    hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
+    trajectory/                             only with --trajectory disk
+    figures/  report.html
+    lock                                    held while a process writes here
+    DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 """
 
 from __future__ import annotations
@@ -178,7 +179,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run. UsageError where `folder` is not one."""
     path = folder / CONFIG
     if not path.is_file():
-        raise UsageError(f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…")
+        raise UsageError(
+            f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from . import arrays, diagnostics, outer
-from .engines import SPLITS, Engine, Keep
+from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
-from .methods import Exact, Method
+from .keeping import Checkpoints, Keep, Last, Reversible
+from .methods import DrMAD, Exact, Method, Truncated
 from .problem import Problem
-from .records import Cost, Hypergradient, Metrics
+from .records import Cost, Hypergradient, Metrics, Training
 from .runs import Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -98,8 +99,10 @@ def tune(
         if problem.steps != T:  # a new problem compiles anew, so only where it must be
             problem = problem.with_(steps=T)
         last = k == meta_iterations
-        needs_states = not last and (also_exact or isinstance(method, Exact))
-        training = engine.train(problem, hyper, keep if needs_states else "ends", stage(report, k, "train"))
+        kept = keep_for(method, also_exact, keep)
+        if last and kept != "memory":  # in memory the closing training keeps them too: that program is compiled already
+            kept = "ends"
+        training = engine.train(problem, hyper, kept, stage(report, k, "train", T))
         costs = {"train": training.cost}
         start = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
@@ -108,23 +111,24 @@ def tune(
         refuse_nonfinite(metrics, k, T)
         if last:
             f = engine.hyper_loss(problem, training)
+            let_go(training)
             yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs)
             return
         exact = agreement = None
-        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient"))
+        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
         costs["hypergradient"] = result.cost
         if also_exact:
-            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact"))
+            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
             costs["exact"] = exact.cost
-        outer.refuse_nonfinite(result.gradient, k)
+        for one in (result, exact):
+            if one is not None:
+                one.gradient = in_order(one.gradient, hyper)
+                outer.refuse_nonfinite(one.gradient, k)
         if exact is not None:
-            outer.refuse_nonfinite(exact.gradient, k)
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
         f = result.hyper_loss
+        let_go(training)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
-        if training.trajectory is not None:
-            training.trajectory.close()  # it may fill the memory: let it go before the next one grows
-        del training
         yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs)
         hyper = after
 
@@ -138,20 +142,21 @@ def into_run(
     meta_iterations: int,
     compare_exact: bool = False,
     steps: Callable[[int], int] | None = None,
-    on_disk: bool = False,
+    trajectory: str = "memory",
     report: Report | None = None,
     finished: Callable[[MetaIteration], None] | None = None,
 ) -> list[dict[str, Any]]:
     """`tune`, written to a run folder as it goes; returns the lines of metrics.jsonl.
 
     The state before meta-iteration k is on the disk before it starts, the hypergradient before the line that speaks
-    of it: whatever stops the run, the last good state is there. on_disk: the trajectory goes to trajectory/, each
-    one in the place of the one before. finished: called after each record is written.
+    of it: whatever stops the run, the last good state is there. trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
+    in the place of the one before), 'checkpoints' or 'reversible'. finished: called after each record is written.
     """
     first = problem.initial_hyper()
     arrays.save_state(run.state(0), first, rule.start(first))
-    trajectory = run.path / "trajectory"
-    keep: Keep = trajectory if on_disk else "memory"
+    folder = run.path / "trajectory"
+    keeps: dict[str, Keep] = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
+    keep = keeps.get(trajectory, trajectory)
     lines = []
     loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report)
     for record in loop:
@@ -165,13 +170,37 @@ def into_run(
         run.append(lines[-1])
         if finished is not None:
             finished(record)
-        if on_disk and record.index < meta_iterations - 1:
-            shutil.rmtree(trajectory, ignore_errors=True)
+        if keep == folder and record.index < meta_iterations - 1:
+            shutil.rmtree(folder, ignore_errors=True)
     return lines
 
 
-def stage(report: Report | None, k: int, name: str) -> Callable[[int, int], None] | None:
-    return None if report is None else lambda done, total: report(k, name, done, total)
+def keep_for(method: Method, also_exact: bool, keep: Keep) -> Keep:
+    """What a training run must keep for the method (and the exact one beside it); `keep` is how, where all states count."""
+    if isinstance(method, DrMAD) and method.completion == "C6":
+        return keep if isinstance(keep, Checkpoints) else Checkpoints()  # the exact pass goes from checkpoints as well
+    if also_exact or isinstance(method, Exact):
+        return keep
+    return Last(method.steps) if isinstance(method, Truncated) else "ends"
+
+
+def let_go(training: Training) -> None:
+    """Close the trajectory: it may fill the memory, and the next one is about to grow."""
+    if training.trajectory is not None:
+        training.trajectory.close()
+
+
+def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:
+    """The same arrays in the order of `hyper`, that of the network (JAX sorts by name)."""
+    return outer.tree(lambda u, h: h, hyper, gradient)
+
+
+def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int, int], None] | None:
+    """A stage's own progress; it is announced at once, as what comes first may be minutes of compilation."""
+    if report is None:
+        return None
+    report(k, name, 0, total)
+    return lambda done, total: report(k, name, done, total)
 
 
 def summary(kind: dict[str, np.ndarray]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 
 import hypertrail_gpu as gpu
 from hypertrail import L2, DrMAD, Dynamics, Exact, LearningRate, NumericalFailure, UsageError
+from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import losses
 from hypertrail_gpu.compiled import compiled, precision
 from hypertrail_gpu.functional import zeros
@@ -167,8 +169,9 @@ def test_chunks_and_segments_do_not_matter(make, relative, tmp_path: Path, monke
     reference = gpu.hypergradient(whole, hyper, gpu.train(whole, hyper, "memory"), Exact())
     state = 2 * sum(p.size for p in whole.params) * 8
     monkeypatch.setattr("hypertrail_gpu.compiled.CHUNK_STEPS", 3)
+    create = StoredTrajectory.create
     for segment in (state, 2 * state + 8, 5 * state):
-        monkeypatch.setattr("hypertrail_gpu.training.SEGMENT_BYTES", segment)
+        monkeypatch.setattr(StoredTrajectory, "create", partial(create, segment_bytes=segment))
         problem = whole.with_()
         training = gpu.train(problem, hyper, tmp_path / str(segment))
         assert compiled(problem).chunk == 2
@@ -211,8 +214,6 @@ def test_a_loss_that_explodes_names_the_step_and_keeps_what_came_before(make, tm
     with pytest.raises(NumericalFailure, match="at step") as failure:
         gpu.train(problem, problem.initial_hyper(), tmp_path / "trajectory")
     assert failure.value.step <= 3
-    from hypertrail_data import StoredTrajectory
-
     if failure.value.step:
         with StoredTrajectory.open(tmp_path / "trajectory") as kept:
             assert kept.stop == failure.value.step

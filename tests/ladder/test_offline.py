@@ -80,6 +80,8 @@ CASES = [
     ("ends", DrMAD("C3")),
     ("ends", DrMAD("C5")),
     ("ends", DrMAD("C5", tail=6)),
+    ("ends", DrMAD("C5", tail=21)),
+    (Reversible(), DrMAD("C4")),
     (Checkpoints(3), DrMAD("C6")),
     (Checkpoints(24), DrMAD("C6")),
     ("ends", Forward()),
@@ -105,8 +107,8 @@ def test_reversible_runs_agree(problem):
     hyper = problem.initial_hyper()
     mine, theirs = (engine.hypergradient(problem, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
     for kind in hyper:
-        # dγ/d logit γ is taken at the effective γ by one, at the declared γ by the other: 1.5e-5 apart at most.
-        allowed = 1e-4 if kind == "momentum" else TOLERANCE
+        # Sums of terms that nearly cancel for γ: the last digits of the integers show there.
+        allowed = 1e-6 if kind == "momentum" else TOLERANCE
         x, y = flat({kind: mine[kind]}), flat({kind: theirs[kind]})
         assert np.linalg.norm(x - y) <= allowed * np.linalg.norm(y), kind
 

@@ -10,7 +10,22 @@ from typing import Literal
 from ..errors import UsageError
 
 EngineName = Literal["gpu", "cpu"]
-MethodName = Literal["exact", "drmad-C0", "drmad-C1", "drmad-C4"]
+MethodName = Literal[
+    "exact",
+    "drmad-C0",
+    "drmad-C1",
+    "drmad-C2",
+    "drmad-C3",
+    "drmad-C4",
+    "drmad-C5",
+    "drmad-C6",
+    "truncated",
+    "float-reversed",
+    "forward",
+    "implicit-cg",
+    "implicit-neumann",
+    "implicit-dense",
+]
 Precision = Literal["float32", "float64"]
 
 
@@ -19,12 +34,13 @@ class Common:
     """The settings that all experiments share."""
 
     engine: EngineName = "gpu"
-    """What computes. gpu: compiled with JAX, on a GPU or else on the processor; cpu: the reference in NumPy, slow, made to be read."""
+    """What computes. gpu: compiled with JAX, for a GPU or, without one, the processor; cpu: the NumPy reference, slow."""
     precision: Precision = "float32"
     """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
     method: MethodName = "drmad-C4"
-    """How the hypergradient is taken. exact: back over every stored state; drmad-*: back along a straight line, with the gaps
-    of the printed algorithm filled as in the paper (C0), in its authors' code (C1) or in the thesis (C4)."""
+    """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
+    printed algorithm filled as in the paper (C0), its authors' code (C1), the thesis (C2 to C5) or piecewise (C6); truncated:
+    the last 20 steps; forward: for few hyperparameters; implicit-*: at a minimum; float-reversed: a negative control."""
     compare_exact: bool = False
     """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
     per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
@@ -32,8 +48,9 @@ class Common:
     """How many times the hyperparameters move: trainings, hypergradients, updates. One more training closes the run."""
     seed: int = 0
     """One number for all that is random: split, initial weights, batches, dropout masks."""
-    trajectory: Literal["memory", "disk"] = "memory"
-    """Where the states lie that the exact hypergradient needs: memory (RAM or device) or disk (HDF5 in the run folder)."""
+    trajectory: Literal["memory", "disk", "auto", "checkpoints", "reversible"] = "memory"
+    """What is kept for the exact hypergradient: every state in memory (RAM or device), on disk (HDF5 in the run folder) or where
+    there is room (auto); checkpoints: √T states, the rest computed again; reversible: integers that can be undone."""
     data_dir: Path | None = None
     """Folder with the data files; default: HYPERTRAIL_DATA, the cache, then a download. Digits are built in."""
     runs_dir: Path = Path("runs")
@@ -59,5 +76,3 @@ def positive(name: str, value: float) -> None:
 def fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UsageError(f"{name} {value:g}, expected at least 0 and below 1")
-
-

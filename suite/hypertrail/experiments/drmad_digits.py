@@ -2,9 +2,23 @@
 
     hypertrail run drmad-digits
 
-The network is the thesis' DenseNet made small (8×8 images), the schedule its own: momentum SGD, a fixed batch order, a
-fixed number of steps, the same initial weights in every meta-iteration, log10 of each penalty moved by the sign of its
-hypergradient with momentum. Few training images, so that a penalty matters.
+The network is the thesis' DenseNet made small (8×8 images, 11,478 penalties), the rest as there: momentum SGD, a learning
+rate that drops tenfold, a fixed batch order, the same initial weights in every meta-iteration, log10 of each penalty moved
+by the sign of its hypergradient with momentum. The training is short on purpose: over some hundred steps the line is a
+fair stand-in for the trajectory, and the report shows by how much it is not, penalty by penalty. As the line walks
+with the learning rate of the last step, its hypergradient is too short by about that drop; signs do not care.
+
+Hardware: two CPU cores: 1.3 minutes, 70 s of processor time, most of it compilation (--no-compare-exact: one minute).
+Measured: seed 0, float32, gpu engine on the processor, after 8 updates; at the start test error 12.23 %, hyper loss .497:
+
+    method     hyper loss   test loss     test error   cosine and equal signs with the exact hypergradient
+    drmad-C4   .123         .674 → .379   7.37 %       .87, 80 % at first; .64, 74 % at last
+    exact      .069         .674 → .211   4.02 %
+
+Seeds 1 and 2, drmad-C4: test error 12.06 → 6.53 %, 9.38 → 5.70 %. The train loss falls as well (.595 → .352): in so short
+a training the penalties speed up learning more than they prevent overfitting.
+
+The paper's number: none for this problem.
 """
 
 from __future__ import annotations
@@ -22,7 +36,7 @@ class Config(Common):
     """Settings of drmad-digits."""
 
     method: MethodName = "drmad-C4"
-    """How the hypergradient is taken: exact, or along DrMAD's line as in the paper (C0), its authors' code (C1), the thesis (C4)."""
+    """How the hypergradient is taken: exact, or along DrMAD's line as in paper (C0), authors' code (C1), thesis (C4)."""
     compare_exact: bool = True
     """Take the exact hypergradient beside the method's and report how far apart they are; only the method's moves anything."""
     meta_iterations: int = 8
@@ -35,17 +49,19 @@ class Config(Common):
     """Dense blocks, with pooling between them."""
     dropout: float = 0.2
     """Share of activations dropped after each convolution but the first."""
-    steps: int = 150
+    steps: int = 100
     """T, elementary steps of one training run."""
     batch: int = 64
     """Examples per step."""
-    learning_rate: float = 0.5
+    learning_rate: float = 0.2
     """α of the damped momentum: SGD with learning rate α (1 − γ)."""
+    drop: float = 0.75
+    """Share of the steps after which α is a tenth of that."""
     momentum: float = 0.9
     """γ."""
     l2: float = 1e-4
     """Where every penalty starts (a value, not its logarithm)."""
-    outer_rate: float = 1 / 3
+    outer_rate: float = 0.6
     """Decades that a penalty moves per meta-iteration once its hypergradient keeps its sign."""
     outer_mass: float = 0.7
     """Momentum of the signs."""
@@ -66,7 +82,7 @@ class Config(Common):
             at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "l2", "outer_rate"):
             positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("dropout", "momentum", "outer_mass"):
+        for name in ("dropout", "momentum", "drop", "outer_mass"):
             fraction(name.replace("_", "-"), getattr(self, name))
 
 
@@ -82,7 +98,7 @@ def problem(config: Config) -> Problem:
         schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
         steps=c.steps,
         hyperparameters=(L2(level="parameter", init=c.l2),),
-        dynamics=Dynamics(learning_rate=c.learning_rate, momentum=c.momentum),
+        dynamics=Dynamics(learning_rate=c.learning_rate, momentum=c.momentum, schedule=((int(c.drop * c.steps), 0.1),)),
         seed=c.seed,
         precision=c.precision,
     )

@@ -1,0 +1,43 @@
+"""The tolerance table: one entry for each thing that is compared and each precision, every ε with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """epsilon: the largest relative difference that still counts as agreement."""
+
+    epsilon: float
+    reason: str
+
+
+TABLE: dict[tuple[str, str], Tolerance] = {
+    ("finite differences", "float64"): Tolerance(
+        1e-6,
+        "extrapolated central differences lose about half of the 16 digits to cancellation, kinks of relu some more",
+    ),
+    ("engines", "float64"): Tolerance(
+        1e-9, "two derivations differ by the order of summation, some 1e-14 a step, and a short training amplifies that"
+    ),
+    ("engines", "float32"): Tolerance(
+        1e-3, "the same with 7 digits in place of 16; for a look only, verify in float64"
+    ),
+    ("runs", "float64"): Tolerance(
+        1e-9, "the same command on another machine sums in another order; on the same machine it repeats bit for bit"
+    ),
+    ("runs", "float32"): Tolerance(
+        1e-4, "the same with 7 digits in place of 16; long trainings amplify it until the runs part for good"
+    ),
+}
+
+
+def tolerance(comparison: str, precision: str) -> Tolerance:
+    """The entry of the table. UsageError for a comparison that is not in it."""
+    if (comparison, precision) not in TABLE:
+        known = ", ".join(f"{c} in {p}" for c, p in TABLE)
+        raise UsageError(f"no tolerance for {comparison} in {precision}, expected one of: {known}")
+    return TABLE[comparison, precision]

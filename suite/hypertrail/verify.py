@@ -1,0 +1,150 @@
+"""Check the hypergradient of an experiment's very own problem, in float64 and on few steps.
+
+Two checks of the exact hypergradient: against finite differences of the whole training (change every hyperparameter,
+train again, look at the hyper loss), and against the other engine, whose adjoint was derived independently. A third one
+where the experiment uses an approximate method: that method against the other engine's. One line per check; exit code 4
+when one of them is beyond the tolerance table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, make_dataclass
+from types import ModuleType
+from typing import Annotated, Any
+
+import numpy as np
+
+from . import diagnostics
+from .engines import ENGINES, Engine, load
+from .errors import UsageError, VerificationFailure
+from .hyperparameters import Arrays, Hyper
+from .methods import Exact, Method, parse_method
+from .outer import tree
+from .problem import Problem
+from .tolerances import tolerance
+
+STEPS = 10
+# The first step of the differences and how often it may be halved. A larger one steps over kinks: the gradient of a
+# network with relu jumps there, so what training makes of the hyperparameters jumps too, and no difference is its slope.
+START, LEVELS = 2e-3, 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what with what, the relative difference found and the one allowed."""
+
+    what: str
+    difference: float
+    epsilon: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.epsilon
+
+    def __str__(self) -> str:
+        verdict = "ok  " if self.passed else "FAIL"
+        return f"{verdict} {self.what}: relative difference {self.difference:.1e}, allowed {self.epsilon:.0e}"
+
+
+def verify(problem: Problem, engine: Engine, other: Engine | None, method: Method, directions: int) -> Iterator[Check]:
+    """The checks, one after the other; finite differences are measured in units of the norm of the kind's hypergradient.
+
+    Cost: about 3 T gradients per method and engine, and 2 T for each of the up to 8 levels of a direction and kind.
+    """
+    hyper = problem.initial_hyper()
+    training = engine.train(problem, hyper, "memory")
+    ours = engine.hypergradient(problem, hyper, training, Exact()).gradient
+    epsilon = tolerance("finite differences", problem.precision).epsilon
+    for n in range(directions):
+        for kind, direction in random_signs(hyper, problem.seed, n).items():  # kind by kind: a large one hides no other
+            slope = sum(float((h * direction[key]).sum()) for key, h in ours[kind].items())
+            size = float(np.sqrt(sum(float((h**2).sum()) for h in ours[kind].values())))
+
+            def f(step: float, kind: str = kind, direction: Arrays = direction) -> float:
+                moved = {key: u + step * direction[key] for key, u in hyper[kind].items()}
+                return engine.hyper_loss(problem, engine.train(problem, {**hyper, kind: moved}))
+
+            measured = derivative(f, START, LEVELS, size * epsilon / 10)
+            unit = max(size, abs(measured)) or 1.0
+            what = f"exact of {kind}, {engine.name} against finite differences, direction {n + 1} of {directions}"
+            yield Check(what, abs(measured - slope) / unit, epsilon)
+    if other is None:
+        return
+    epsilon = tolerance("engines", problem.precision).epsilon
+    theirs = other.train(problem, hyper, "memory")
+    for one in dict.fromkeys((Exact(), method)):
+        a = engine.hypergradient(problem, hyper, training, one).gradient
+        b = other.hypergradient(problem, hyper, theirs, one).gradient
+        for kind, both in diagnostics.agreement(a, b).items():
+            what = f"{one.name} of {kind}, {engine.name} against {other.name}, {both.total.size:,} coordinates"
+            yield Check(what, both.total.difference, epsilon)
+
+
+def derivative(f: Callable[[float], float], step: float, levels: int, enough: float) -> float:
+    """df/dx at 0 by Ridders' method: central differences at steps halved again and again, extrapolated to step 0.
+
+        D_{i,0} = (f(h_i) − f(−h_i)) / 2h_i,   D_{i,j} = D_{i,j−1} + (D_{i,j−1} − D_{i−1,j−1}) / (4ʲ − 1),   h_i = h / 2ⁱ
+
+    Returns the entry with the smallest estimated error, as soon as one is below `enough`. Cost: 2 evaluations a level.
+    Source: Ridders 1982, Advances in Engineering Software 4; Press et al., Numerical Recipes, section 5.7.
+    """
+    best, error = 0.0, np.inf
+    before: list[float] = []
+    for i in range(levels):
+        h = step / 2**i
+        row = [(f(h) - f(-h)) / (2 * h)]
+        for j, older in enumerate(before, 1):
+            row.append(row[-1] + (row[-1] - older) / (4**j - 1))
+            estimate = max(abs(row[j] - row[j - 1]), abs(row[j] - older))
+            if estimate < error:
+                best, error = row[j], estimate
+        if error <= enough:
+            return best
+        before = row
+    return best
+
+
+def random_signs(hyper: Hyper, seed: int, n: int) -> Hyper:
+    """±1 for every coordinate. The slope along such a direction is on average (root mean square) ‖h‖: the unit of the check."""
+    from hypertrail_data import generator
+
+    rng = generator(seed, "hyper", n)
+    return tree(lambda u: rng.choice([-1.0, 1.0], size=u.shape), hyper)
+
+
+# -- the command --------------------------------------------------------------------------------------------------------
+
+
+def options(module: ModuleType) -> tuple[Any, Any]:
+    """(type, default): the experiment's Config, with what verify itself can be asked for, set to float64 and few steps."""
+    import tyro
+
+    said = tyro.conf.arg(help="Random sign directions of the finite differences.")
+    alone = tyro.conf.arg(help="Check this engine alone, without the other one.")
+    extra = [("directions", Annotated[int, said], 3), ("alone", Annotated[bool, alone], False)]
+    config = make_dataclass("Verify", extra, bases=(module.Config,), frozen=True)
+    return config, config(precision="float64", steps=STEPS)
+
+
+def main(module: ModuleType, config: Any, name: str) -> int:
+    """`hypertrail verify`: prints a line per check; raises VerificationFailure when one fails."""
+    from .cli import build
+
+    if config.directions < 0:
+        raise UsageError(f"directions {config.directions}, expected 0 or more")
+    problem = build(module, config)
+    method = parse_method(config.method)
+    engine = load(config.engine)
+    other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
+    print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)
+    failed = []
+    for check in verify(problem, engine, other, method, config.directions):
+        print(check, flush=True)
+        if not check.passed:
+            failed.append(check)
+    if failed:
+        raise VerificationFailure(
+            f"{len(failed)} of the checks failed, the first: {failed[0].what}; do not trust {name}"
+        )
+    return 0

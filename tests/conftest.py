@@ -1,0 +1,71 @@
+"""What all tests share: the project's root, and the smallest engine there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root folder."""
+    return Path(__file__).resolve().parent.parent
+
+
+class NumpyOps:
+    """The operations of `hypertrail_nets.Ops` in plain NumPy, each in its most literal form. Values only."""
+
+    xp = np
+
+    def conv2d(self, x: np.ndarray, w: np.ndarray, stride: int, padding: str) -> np.ndarray:
+        kh, kw = w.shape[:2]
+        if padding == "same":
+            x = np.pad(x, ((0, 0), *(same(n, k, stride) for n, k in zip(x.shape[1:3], (kh, kw), strict=True)), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(1, 2))[:, ::stride, ::stride]
+        return np.einsum("bhwcij,ijcd->bhwd", windows, w, optimize=True)
+
+    def matmul(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return x @ w
+
+    def average_pool(self, x: np.ndarray, size: int) -> np.ndarray:
+        b, h, w, c = x.shape
+        return x.reshape(b, h // size, size, w // size, size, c).mean(axis=(2, 4))
+
+    def global_average(self, x: np.ndarray) -> np.ndarray:
+        return x.mean(axis=(1, 2))
+
+    def moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        axes = tuple(range(x.ndim - 1))
+        return x.mean(axis=axes), x.var(axis=axes)
+
+    def normalize(self, x: np.ndarray, mean: np.ndarray, variance: np.ndarray, epsilon: float) -> np.ndarray:
+        return (x - mean) / np.sqrt(variance + epsilon)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, 0)
+
+    def tanh(self, x: np.ndarray) -> np.ndarray:
+        return np.tanh(x)
+
+    def concatenate(self, xs: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(xs, axis=-1)
+
+    def flatten(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), -1)
+
+    def cross_entropy(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(len(y)), y]
+
+
+def same(n: int, k: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after n so that ceil(n / stride) windows of k fit."""
+    total = max((-(-n // stride) - 1) * stride + k - n, 0)
+    return total // 2, total - total // 2
+
+
+@pytest.fixture
+def ops() -> Any:
+    return NumpyOps()

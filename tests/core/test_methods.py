@@ -1,0 +1,83 @@
+"""The names of the methods, and N of completion C4."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+import pytest
+
+from hypertrail import DrMAD, Exact, UsageError
+from hypertrail.methods import parse_method, speed_matched_steps
+
+
+@pytest.mark.parametrize("multiplier", ["0.01", "0.07", "0.1", "0.3", "0.35", "0.5", "0.7", "0.9", "1"])
+@pytest.mark.parametrize("speed", [1e-6, 0.1, 0.3, 1.0, np.pi, 1e5])
+def test_constant_speed_gives_ceil_of_multiplier_times_T(multiplier: str, speed: float):
+    """ceil in exact arithmetic: 0.07 · 100 is 7 steps, not 8."""
+    method = DrMAD(multiplier=float(multiplier), max_steps=10**9)
+    for steps in [*range(5, 60), 100, 200, 777, 1000, 20_000]:
+        distances = [speed * (t + 1) for t in range(steps)]
+        assert speed_matched_steps(distances, speed * steps, method) == ceil(Fraction(multiplier) * steps), steps
+
+
+def test_an_example_by_hand():
+    """T = 6: s_4 = 5/5 = 1, s_5 = 12/6 = 2, q = (¾, ¼), b = (¾ + ½) / 20 = 1/16."""
+    distances = [9.0, 9.0, 9.0, 9.0, 5.0, 12.0]
+    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.25)) == 4
+    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.26)) == ceil(0.26 * 16) == 5
+    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.01)) == 1
+    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=1.0)) == 6, "never more than T"
+    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=1.0, max_steps=3)) == 3
+
+
+def test_the_weights_of_the_speeds_fall_by_halves():
+    """T = 7: q = (1 − ¼ − ⅛, ¼, ⅛) on speeds 8, 4, 16: b = (5 + 1 + 2) / 32."""
+    distances = [0.0, 0.0, 0.0, 0.0, 8.0 * 5, 4.0 * 6, 16.0 * 7]
+    assert speed_matched_steps(distances, 32.0, DrMAD()) == 4
+
+
+def test_only_steps_5_to_20_are_measured():
+    method = DrMAD(multiplier=0.37)
+    distances = [0.1 * (t + 1) for t in range(100)]
+    expected = speed_matched_steps(distances, 10.0, method)
+    for t in (*range(4), *range(20, 100)):
+        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, method) == expected, t
+    for t in (4, 19):
+        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, method) != expected, t
+
+
+@pytest.mark.parametrize(
+    ("distances", "total", "message"),
+    [
+        ([1.0] * 4, 1.0, "this run has 4"),
+        ([1.0] * 9, 0.0, "w_T equals w_0"),
+        ([1.0] * 9, float("nan"), "w_T equals w_0"),
+        ([0.0] * 9, 1.0, "did not move"),
+    ],
+)
+def test_runs_without_a_speed(distances, total, message):
+    with pytest.raises(UsageError, match=message):
+        speed_matched_steps(distances, total, DrMAD())
+
+
+@pytest.mark.parametrize("method", [Exact(), *(DrMAD(c) for c in ("C0", "C1", "C4"))], ids=lambda m: m.name)
+def test_names_are_parsed_back(method):
+    assert parse_method(method.name) == method
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: parse_method("reverse"), "'reverse'.*exact, truncated, .*drmad-C0, drmad-C1, drmad-C2"),
+        (lambda: parse_method("drmad-C9"), "'C9'"),
+        (lambda: DrMAD("C7"), "C0, C1, C2, C3, C4, C5, C6"),
+        (lambda: DrMAD(multiplier=0.0), "multiplier 0.0"),
+        (lambda: DrMAD(multiplier=float("inf")), "multiplier inf"),
+        (lambda: DrMAD(max_steps=0), "max_steps 0"),
+    ],
+)
+def test_methods_that_do_not_exist(build, message):
+    with pytest.raises(UsageError, match=message):
+        build()

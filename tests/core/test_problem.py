@@ -1,0 +1,272 @@
+"""The bilevel problem: what it refuses, its values, its losses, its validation batches; and what the engines refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hypertrail import (
+    L1,
+    L2,
+    Cost,
+    DrMAD,
+    Dynamics,
+    Exact,
+    LearningRate,
+    Momentum,
+    Problem,
+    Training,
+    UsageError,
+    WeightTransform,
+    load,
+)
+from hypertrail.engines import refuse
+from hypertrail.hyperparameters import Hyperparameter
+from hypertrail_data import BatchSchedule, Splits, make_splits
+from hypertrail_data import load as load_data
+from hypertrail_nets import densenet, get_output, mlp
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return make_splits(load_data("digits"), 200, 70, 0, 50, seed=1)
+
+
+@pytest.fixture
+def make(splits: Splits) -> Any:
+    """A small problem with any field changed."""
+
+    def build(*hyperparameters: Hyperparameter, **changes: Any) -> Problem:
+        fields = {
+            "network": mlp((8, 8, 1), (6,), dropout=0.5),
+            "splits": splits,
+            "schedule": BatchSchedule(200, 20, seed=1),
+            "steps": 7,
+            "hyperparameters": hyperparameters or (L2(),),
+            "precision": "float64",
+        }
+        return Problem(**(fields | changes))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"precision": "float16"}, "'float16', expected one of float32, float64"),
+        ({"hyperparameters": ()}, "nothing to tune"),
+        ({"hyperparameters": (L2(), L2(level="layer"))}, "each kind can be declared once"),
+        ({"schedule": BatchSchedule(100, 20, seed=1)}, "100 examples, train has 200"),
+        ({"valid_batch": 0}, "valid_batch 0, expected 1 … 70"),
+        ({"valid_batch": 71}, "valid_batch 71"),
+        ({"network": mlp((8, 8, 1), (), classes=4)}, r"\(4,\) outputs, the data has 10 classes"),
+        ({"l2": -1e-4}, "l2 -0.0001"),
+        ({"l2": float("nan")}, "l2 nan"),
+    ],
+)
+def test_problems_that_cannot_be(make, changes, message):
+    with pytest.raises(UsageError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "adam"}, "'adam', expected one of damped, heavy-ball"),
+        ({"learning_rate": 0.0}, "learning rate 0.0"),
+        ({"learning_rate": float("nan")}, "learning rate nan"),
+        ({"momentum": 1.0}, "momentum 1.0"),
+        ({"momentum": -0.1}, "momentum -0.1"),
+        ({"schedule": ((5, 0.1), (5, 0.01))}, "steps must rise"),
+        ({"schedule": ((-2, 0.1),)}, "from 0 on"),
+    ],
+)
+def test_dynamics_that_cannot_be(changes, message):
+    with pytest.raises(UsageError, match=message):
+        Dynamics(**changes)
+
+
+def test_schedule_factors():
+    assert Dynamics().factors(3).tolist() == [1, 1, 1]
+    scheduled = Dynamics(schedule=((2, 0.1), (4, 0.01), (9, 0.0)))
+    assert scheduled.factors(6).tolist() == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert Dynamics(schedule=((0, 0.5),)).factors(2).tolist() == [0.5, 0.5]
+
+
+DECLARED = {
+    "l2": (L2(),),
+    "rate and momentum per step": (LearningRate(per_step=True), Momentum(level="layer", per_step=True)),
+    "rate per parameter": (LearningRate(level="parameter"),),
+    "everything": (L2(level="unit"), L1(level="network"), LearningRate(level="unit"), Momentum(), WeightTransform()),
+}
+
+
+@pytest.mark.parametrize("declared", DECLARED.values(), ids=DECLARED.keys())
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_values_are_complete(make, declared, precision):
+    """Learning rate and momentum for every tensor whoever declared what; everything broadcasts; in the precision."""
+    problem = make(*declared, precision=precision)
+    values = problem.values(problem.initial_hyper())
+    assert set(values) == {"learning_rate", "momentum", *(h.kind for h in declared)}
+    for kind, by_name in values.items():
+        per_step = getattr(problem.declared(kind), "per_step", False)
+        for name, value in by_name.items():
+            assert value.dtype == precision
+            shape = problem.initial_weights()[name].shape
+            one = value[0] if per_step else value
+            assert np.broadcast_shapes(np.shape(one), shape) == shape
+            assert not per_step or len(value) == problem.steps
+    everything = {p.name for p in problem.params}
+    assert set(values["learning_rate"]) == set(values["momentum"]) == everything
+    for kind in {"l2", "l1", "transform"} & set(values):
+        assert set(values[kind]) == {"dense1/W", "logits/W"}
+
+
+def test_constants_fill_what_is_not_declared(make):
+    problem = make(L1(), dynamics=Dynamics(learning_rate=0.3, momentum=0.7), l2=1e-3)
+    values = problem.values(problem.initial_hyper())
+    constants = {kind: {float(v) for v in values[kind].values()} for kind in ("learning_rate", "momentum", "l2")}
+    assert constants == {"learning_rate": {0.3}, "momentum": {0.7}, "l2": {1e-3}}
+    assert set(values["l2"]) == {"dense1/W", "logits/W"}
+
+
+def test_a_declared_hyperparameter_replaces_the_constant(make):
+    problem = make(L2(init=1e-2), LearningRate(init=0.5), l2=1e-3, dynamics=Dynamics(learning_rate=0.3))
+    values = problem.values(problem.initial_hyper())
+    np.testing.assert_allclose(values["l2"]["dense1/W"], 1e-2)
+    np.testing.assert_allclose(values["learning_rate"]["dense1/b"], 0.5)
+    assert problem.needs_velocity()
+    assert not make(L2()).needs_velocity()
+
+
+def test_initial_weights_and_noise_are_functions_of_the_seed(make):
+    one, again, other, single = make(seed=3), make(seed=3), make(seed=4), make(seed=3, precision="float32")
+    assert one.noise_key == again.noise_key != other.noise_key
+    assert all(isinstance(word, np.uint32) for word in one.noise_key)
+    for name, w in one.initial_weights().items():
+        np.testing.assert_array_equal(w, again.initial_weights()[name])
+        np.testing.assert_array_equal(w.astype(np.float32), single.initial_weights()[name])
+    assert not np.array_equal(one.initial_weights()["logits/W"], other.initial_weights()["logits/W"])
+
+
+def test_problems_are_equal_only_if_they_are_one(make):
+    problem = make()
+    longer = problem.with_(steps=9)
+    assert (longer.steps, problem.steps) == (9, 7)
+    assert problem == problem != problem.with_()
+    assert len({problem, longer}) == 2
+
+
+def test_penalty_in_closed_form(make):
+    problem = make(L2(), L1(level="unit"))
+    rng = np.random.default_rng(0)
+    hyper = {k: {n: rng.normal(-3.0, 1.0, u.shape) for n, u in a.items()} for k, a in problem.initial_hyper().items()}
+    w = problem.initial_weights()
+    expected = sum(
+        np.sum(10.0 ** hyper["l2"][name] * w[name] ** 2) + np.sum(np.exp(hyper["l1"][name]) * np.abs(w[name]))
+        for name in ("dense1/W", "logits/W")
+    )
+    np.testing.assert_allclose(problem.penalty(np, w, problem.values(hyper)), expected, rtol=1e-13)
+    none = make(Momentum())
+    assert none.penalty(np, w, none.values(none.initial_hyper())) == 0.0
+
+
+def test_a_fixed_penalty_on_z_is_a_tunable_one_on_w(make):
+    """w = z·eᵗ: c z² = c e^(−2t) w² (DrMAD, experiment 1)."""
+    problem = make(WeightTransform(), l2=np.exp(-4))
+    t = {n: np.random.default_rng(0).normal(size=u.shape) for n, u in problem.initial_hyper()["transform"].items()}
+    z, values = problem.initial_weights(), problem.values({"transform": t})
+    w = problem.effective(np, z, values)
+    expected = sum(np.sum(np.exp(-4) * np.exp(-2 * t[n]) * w[n] ** 2) for n in t)
+    np.testing.assert_allclose(problem.penalty(np, z, values), expected, rtol=1e-13)
+    assert t["dense1/W"].shape == (64, 1)
+    np.testing.assert_array_equal(w["logits/b"], z["logits/b"])
+
+
+def test_the_three_passes(make, ops):
+    """Training: the step's dropout mask. Hyper loss: dropout off, batch statistics. Metrics: running averages."""
+    problem = make(network=densenet((8, 8, 1), depth=7, growth=2, first_output=3, dropout=0.5), valid_batch=10)
+    w = problem.initial_weights()
+    train = problem.splits.train
+    x, y = train.x[:10].astype(np.float64), train.y[:10]
+    losses = [problem.data_loss(ops, w, x, y, step) for step in (2, 2, 3)]
+    assert losses[0] == losses[1] != losses[2]
+    logits = get_output(problem.network, w, x, ops, deterministic=True)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(problem.valid_loss(ops, w, x, y), -np.log(p[np.arange(10), y]).mean(), rtol=1e-12)
+
+    collected: dict[str, np.ndarray] = {}
+    problem.data_loss(ops, w, x, y, 0, collected)
+    running = problem.update_running(problem.initial_running(), collected)
+    for name, value in running.items():
+        start = 0.0 if name.endswith("mean") else 1.0
+        np.testing.assert_allclose(value, 0.9 * start + 0.1 * collected[name], rtol=1e-12, atol=1e-15)
+
+    loss, error = problem.metrics(ops, w, running, x, y)
+    logits = get_output(problem.network, w, x, ops, deterministic=True, running=running)
+    np.testing.assert_allclose(loss, ops.cross_entropy(logits, y), rtol=1e-12)
+    np.testing.assert_array_equal(error, logits.argmax(axis=1) != y)
+    assert not np.allclose(loss.mean(), problem.valid_loss(ops, w, x, y))
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"), [(None, (1, 70)), (70, (1, 70)), (35, (2, 35)), (32, (2, 32)), (1, (70, 1))]
+)
+def test_valid_batches(make, size, batches):
+    problem = make(valid_batch=size, precision="float32")
+    x, y = problem.valid_batches()
+    assert x.shape == (*batches, 8, 8, 1)
+    assert y.shape == batches
+    assert x.dtype == np.float32
+    kept = batches[0] * batches[1]
+    np.testing.assert_array_equal(x.reshape(kept, 8, 8, 1), problem.splits.valid.x[:kept])
+    np.testing.assert_array_equal(y.reshape(kept), problem.splits.valid.y[:kept])
+
+
+# -- what the engines refuse -------------------------------------------------------------------------------------------
+
+
+def trained(steps: int, trajectory: Any) -> Training:
+    nothing: dict[str, np.ndarray] = {}
+    return Training(
+        nothing, nothing, nothing, nothing, nothing, np.zeros(steps), np.zeros(steps), steps, trajectory, Cost()
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared", "changes", "method", "trajectory", "message"),
+    [
+        ((L2(),), {}, Exact(), None, "keep='memory'"),
+        ((L2(),), {}, Exact(), range(5), "5 of the 7 states"),
+        ((LearningRate(),), {}, DrMAD("C0"), None, "no gradient for learning_rate; use C1"),
+        ((L2(), Momentum(), LearningRate()), {}, DrMAD("C0"), None, "momentum and learning_rate"),
+        ((L2(),), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C0"), None, "damped"),
+        ((LearningRate(per_step=True),), {}, DrMAD("C4"), None, "per-step"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(make, declared, changes, method, trajectory, message):
+    problem = make(*declared, **changes)
+    with pytest.raises(UsageError, match=message):
+        refuse(problem, trained(problem.steps, trajectory), method)
+
+
+@pytest.mark.parametrize(
+    ("declared", "changes", "method", "trajectory"),
+    [
+        ((L2(), LearningRate(per_step=True)), {}, Exact(), range(7)),
+        ((L2(),), {}, DrMAD("C0"), None),
+        ((LearningRate(per_step=True),), {}, DrMAD("C1"), None),
+        ((LearningRate(), Momentum()), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C4"), None),
+    ],
+)
+def test_combinations_that_work_are_not(make, declared, changes, method, trajectory):
+    problem = make(*declared, **changes)
+    refuse(problem, trained(problem.steps, trajectory), method)
+
+
+def test_an_engine_that_does_not_exist():
+    with pytest.raises(UsageError, match="'tpu', expected one of cpu, gpu"):
+        load("tpu")

@@ -1,0 +1,142 @@
+"""The declared experiments: found by name, crash on bad arguments, and are what the papers describe."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+import hypertrail_data
+from hypertrail import UsageError, experiments, outer
+from hypertrail.experiments import _common, drmad_densenet, drmad_digits, drmad_mnist
+from hypertrail.hyperparameters import count
+from hypertrail_nets import count_params
+
+MODULES = (drmad_densenet, drmad_digits, drmad_mnist)
+
+
+def blank(name, n, official_test, shape, scale=255):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, scale + 1, (n, *shape), dtype=np.uint8)
+    return hypertrail_data.Dataset(name, x, rng.integers(0, 10, n).astype(np.int32), 10, official_test, scale)
+
+
+@pytest.fixture
+def blank_data(monkeypatch):
+    """Noise in the shape of the data sets."""
+    sets = {"mnist": (70, 20, (28, 28, 1)), "cifar10": (60, 20, (32, 32, 3))}
+    asked = []
+
+    def load(name, data_dir=None):
+        asked.append((name, data_dir))
+        return blank(name, *sets[name])
+
+    monkeypatch.setattr(hypertrail_data, "load", load)
+    return asked
+
+
+def test_names_are_file_names():
+    assert experiments.names() == ["drmad-densenet", "drmad-digits", "drmad-mnist"]
+    assert [experiments.load(name) for name in experiments.names()] == list(MODULES)
+    assert experiments.headline("drmad-digits") == drmad_digits.__doc__.partition("\n")[0]
+
+
+@pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist$")])
+def test_an_unknown_name_hears_the_known_ones(word, hint):
+    with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of drmad-densenet, .*{hint}"):
+        experiments.load(word)
+
+
+@pytest.mark.parametrize("module", [*MODULES, _common], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_every_field_has_a_docstring(module):
+    """tyro shows it; an undocumented one would show nothing."""
+    tree = ast.parse(inspect.getsource(module))
+    body = next(one.body for one in tree.body if isinstance(one, ast.ClassDef))
+    for field, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), field.target.id
+            assert isinstance(after.value.value, str)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_docstrings_have_command_and_numbers(module):
+    name = module.__name__.rpartition(".")[2].replace("_", "-")
+    for word in (f"hypertrail run {name}", "Hardware:", "Measured:", "The paper's number:"):
+        assert word in module.__doc__
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_configs_are_frozen_and_crash_on_bad_arguments(module):
+    config = module.Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    numbers = [f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), (int, float))]
+    refused = []
+    for name in numbers:
+        if isinstance(getattr(config, name), bool) or name == "transform":
+            continue
+        with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} -1"):
+            module.Config(**{name: -1})
+        refused.append(name)
+    assert {"seed", "meta_iterations", "momentum", "outer_rate", "train", "valid", "test", "batch"} <= set(refused)
+
+
+def test_digits_is_small_and_sees_no_example_twice():
+    config = drmad_digits.Config()
+    problem = drmad_digits.problem(config)
+    assert [len(getattr(problem.splits, s)) for s in ("train", "valid", "select", "test")] == [600, 300, 300, 597]
+    assert count(problem.initial_hyper()) == count_params(problem.network, regularizable=True) == 11_478
+    assert problem.precision == "float32"
+    np.testing.assert_array_equal(problem.dynamics.factors(problem.steps), np.repeat([1.0, 0.1], [75, 25]))
+    rule = drmad_digits.rule(config)
+    assert (rule.learning_rate, rule.mass) == (0.6, 0.7)
+    assert drmad_digits.problem(drmad_digits.Config(seed=1)).splits.train.rows[0] != problem.splits.train.rows[0]
+
+
+def test_mnist_is_experiment_1_of_the_paper(blank_data, tmp_path):
+    paper = drmad_mnist.Config()
+    sizes = (paper.train, paper.valid, paper.select, paper.test, paper.batch, paper.steps, paper.meta_iterations)
+    assert sizes == (15_000, 5_000, 0, 5_000, 50, 2_000, 20)
+    problem = drmad_mnist.problem(drmad_mnist.Config(train=30, valid=10, test=10, batch=5, data_dir=tmp_path))
+    assert blank_data == [("mnist", tmp_path)]
+    shapes = {p.name: p.shape for p in problem.params if p.name.endswith("W")}
+    assert list(shapes.values()) == [(784, 50), (50, 50), (50, 50), (50, 10)]
+    t = problem.initial_hyper()["transform"]
+    assert [u.shape for u in t.values()] == [(784, 1), (50, 1), (50, 1), (50, 1)]
+    assert all((u == 0.2).all() for u in t.values())
+    assert problem.l2 == pytest.approx(math.exp(-4))
+    assert (problem.dynamics.kind, problem.dynamics.learning_rate, problem.dynamics.momentum) == ("damped", 0.05, 0.95)
+    w = problem.initial_weights()
+    assert np.std(w["dense1/W"]) == pytest.approx(math.exp(-3), rel=0.02)
+    assert np.std(w["dense1/b"]) == pytest.approx(math.exp(-3), rel=0.5)
+    assert drmad_mnist.rule(paper) == outer.Sign(0.07)
+    assert 0 <= problem.splits.train.x.min() <= problem.splits.train.x.max() <= 1
+
+
+def test_densenet_is_the_thesis(blank_data):
+    small = {"train": 30, "valid": 10, "test": 10, "batch": 5}
+    config = drmad_densenet.Config(**small)
+    problem = drmad_densenet.problem(config)
+    assert count_params(problem.network) == 1_019_722
+    assert count(problem.initial_hyper()) == 1_010_664
+    # damped with α = .1 / (1 − .9) and γ = .9 is SGD with learning rate .1 and momentum .9
+    assert problem.dynamics.learning_rate * (1 - problem.dynamics.momentum) == pytest.approx(0.1)
+    assert problem.schedule.order == "fixed"
+    factors = problem.dynamics.factors(1000)
+    assert (factors[30 * 6 - 1], factors[30 * 6]) == (1.0, 0.1)
+    assert drmad_densenet.rule(config) == outer.SignMomentum(1 / 3, 0.7)
+    epochs = [drmad_densenet.steps(config, problem, k) / 6 for k in range(9)]
+    np.testing.assert_allclose(epochs[:3], [30, 42, 58.8], atol=0.1)
+    assert epochs[7:] == [300, 300]
+    assert problem.steps == drmad_densenet.steps(config, problem, 0)
+
+
+def test_densenet_can_be_tasted_on_a_processor(blank_data):
+    config = drmad_densenet.Config(steps=5, train=30, valid=10, test=10, batch=5)
+    problem = drmad_densenet.problem(config)
+    assert problem.steps == 5
+    assert [drmad_densenet.steps(config, problem, k) for k in (0, 1, 8)] == [5, 5, 5]

@@ -1,0 +1,216 @@
+"""The meta loop, on an engine in closed form: f = ½ Σ (u + 3)², exact hypergradient u + 3."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hypertrail import (
+    Checkpoints,
+    DrMAD,
+    Exact,
+    Last,
+    NumericalFailure,
+    Reversible,
+    UsageError,
+    arrays,
+    outer,
+    runs,
+    tuning,
+)
+from hypertrail.methods import parse_method
+from hypertrail.tuning import tune
+
+
+def flat(hyper):
+    return np.concatenate([np.ravel(u) for a in hyper.values() for u in a.values()])
+
+
+def test_updates_follow_the_rule_and_the_end_is_trained_too(problem, engine, rule):
+    records = list(tune(problem, engine, Exact(), rule, 3))
+    assert [r.index for r in records] == [0, 1, 2, 3]
+    assert len(engine.trainings) == 4
+    u = flat(problem.initial_hyper())
+    for k, record in enumerate(records):
+        np.testing.assert_allclose(flat(record.hyper), u, rtol=1e-14)
+        assert record.hyper_loss == pytest.approx(((u + 3) ** 2).sum() / 2, rel=1e-12)
+        if k < 3:
+            u = np.clip(u - 0.1 * (u + 3), -9, 10)  # the bounds of L2 and of the learning rate are not reached
+            np.testing.assert_allclose(flat(record.after), u, rtol=1e-14)
+        np.testing.assert_array_equal(flat(engine.trainings[k].hyper), flat(record.hyper))
+    last = records[-1]
+    assert last.hypergradient is None
+    assert last.after is last.hyper
+    assert last.state.count == 3
+
+
+def test_metrics_of_every_split_that_is_not_empty(problem, engine, rule):
+    record = next(tune(problem, engine, Exact(), rule, 1))
+    assert {split: m.examples for split, m in record.metrics.items()} == {"train": 40, "valid": 30, "test": 20}
+    assert record.metrics["test"].loss == pytest.approx(record.hyper_loss + 0.3)
+
+
+def test_only_the_method_moves_the_hyperparameters(problem, engine, rule):
+    engine.error = 1000.0
+    record = next(tune(problem, engine, DrMAD("C1"), rule, 1, compare_exact=True))
+    np.testing.assert_allclose(flat(record.hypergradient.gradient), flat(record.hyper) + 1003, rtol=1e-12)
+    np.testing.assert_allclose(flat(record.exact.gradient), flat(record.hyper) + 3, rtol=1e-12)
+    lowest = np.concatenate([np.full(370, -9.0), [np.log(1e-7)]])  # both end at their lower bounds
+    np.testing.assert_allclose(flat(record.after), lowest, rtol=1e-14)
+
+
+def test_agreement_is_measured_in_the_order_of_the_network(problem, engine, rule):
+    record = next(tune(problem, engine, DrMAD("C1"), rule, 1, compare_exact=True))
+    found = record.agreement["l2"]
+    assert list(found.layers) == list(problem.initial_hyper()["l2"]) == ["dense1/W", "logits/W"]
+    # u = −4 everywhere: exact −1, the method −.5: the same direction, half as long
+    assert (found.total.cosine, found.total.signs, found.total.norm_ratio) == (
+        pytest.approx(1.0),
+        1.0,
+        pytest.approx(0.5),
+    )
+    assert found.total.size == 64 * 5 + 5 * 10
+
+
+@pytest.mark.parametrize(
+    ("method", "compare", "keeps"),
+    [
+        (DrMAD("C1"), False, ["ends", "ends", "ends"]),
+        (DrMAD("C1"), True, ["memory", "memory", "memory"]),
+        (Exact(), False, ["memory", "memory", "memory"]),
+        (Exact(), True, ["memory", "memory", "memory"]),
+    ],
+)
+def test_states_are_kept_only_where_they_are_needed_and_let_go(problem, engine, rule, method, compare, keeps):
+    records = list(tune(problem, engine, method, rule, 2, compare_exact=compare))
+    assert [t.keep for t in engine.trainings] == keeps
+    assert all(t.trajectory is None or t.trajectory.closed for t in engine.trainings)
+    assert [r.agreement is None for r in records] == (
+        [True] * 3 if method == Exact() or not compare else [False, False, True]
+    )
+
+
+def test_the_length_of_training_may_change(problem, engine, rule):
+    records = list(tune(problem, engine, DrMAD("C1"), rule, 2, steps=lambda k: 6 + k))
+    assert [r.steps for r in records] == [6, 7, 8]
+    assert [t.problem.steps for t in engine.trainings] == [6, 7, 8]
+    assert engine.trainings[0].problem is problem  # a new problem compiles anew, so only where T changes
+    same = list(tune(problem, engine, DrMAD("C1"), rule, 2))
+    assert [t.problem for t in engine.trainings[3:]] == [problem] * len(same)
+
+
+def test_no_meta_iterations_only_measures(problem, engine, rule):
+    records = list(tune(problem, engine, Exact(), rule, 0))
+    assert [r.hypergradient for r in records] == [None]
+    with pytest.raises(UsageError, match="meta-iterations -1"):
+        list(tune(problem, engine, Exact(), rule, -1))
+
+
+def test_a_nan_hypergradient_stops_the_loop_before_anything_moves(problem, engine, rule):
+    engine.fails = 1
+    loop = tune(problem, engine, DrMAD("C1"), rule, 3)
+    first = next(loop)
+    assert first.index == 0
+    with pytest.raises(NumericalFailure, match=r"hypergradient of l2 for .* at step 1"):
+        next(loop)
+
+
+def test_a_split_whose_loss_is_not_finite_is_named(problem, engine, rule, monkeypatch):
+    good = engine.evaluate
+    monkeypatch.setattr(
+        engine, "evaluate", lambda p, t, s: replace(good(p, t, s), loss=np.inf) if s == "test" else good(p, t, s)
+    )
+    with pytest.raises(NumericalFailure, match="loss on test in meta-iteration 0"):
+        next(tune(problem, engine, Exact(), rule, 1))
+
+
+def test_progress_names_meta_iteration_and_stage(problem, engine, rule):
+    heard = []
+    list(tune(problem, engine, Exact(), rule, 1, report=lambda *words: heard.append(words)))
+    train = [(0, "train", 0, 6), (0, "train", 6, 6)]
+    assert heard == [*train, (0, "hypergradient", 0, 6), *[(1, *words) for _, *words in train]]
+
+
+# -- what lies in the folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_metrics_per_meta_iteration(run_folder):
+    lines = runs.read_metrics(run_folder)
+    assert [line["meta_iteration"] for line in lines] == [0, 1, 2, 3]
+    first, last = lines[0], lines[-1]
+    assert set(first["metrics"]) == {"train", "valid", "select", "test"}
+    assert set(first["metrics"]["test"]) == {"loss", "error", "examples"}
+    assert first["metrics"]["test"]["loss"] == pytest.approx(first["hyper_loss"] + 0.3)
+    assert first["method"] == "drmad-C4"
+    assert first["diagnostics"]["N"] == 7
+    assert first["cost"]["train"] == {"gradients": 6, "hvps": 0, "seconds": 0.5, "trajectory_bytes": 1000}
+    assert set(first["cost"]) == {"train", "evaluate", "hypergradient", "exact"}
+    assert first["steps"] == 6
+    assert first["hyper"]["l2"] == {"mean": -4.0, "min": -4.0, "max": -4.0}
+    total = first["agreement"]["l2"]["total"]
+    assert (total["cosine"], total["norm_ratio"]) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert len(first["agreement"]["l2"]["layers"]) == 19
+    assert "agreement" not in last
+    assert "method" not in last
+    assert set(last["cost"]) == {"train", "evaluate"}
+    for text in (run_folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} in metrics.jsonl"))
+
+
+def test_states_and_hypergradients_lie_beside_the_lines(run_folder, digits_experiment):
+    names = [sorted(p.name for p in (run_folder / folder).iterdir()) for folder in ("states", "hypergradients")]
+    assert names == [[f"000{k}.npz" for k in range(4)], [f"000{k}.npz" for k in range(3)]]
+    config = digits_experiment.Config(outer_rate=0.2)
+    rule = digits_experiment.rule(config)
+    declared = digits_experiment.problem(config).hyperparameters
+    for k in range(3):
+        hyper, state = arrays.load_state(run_folder / "states" / f"000{k}.npz")
+        after, state_after = arrays.load_state(run_folder / "states" / f"000{k + 1}.npz")
+        h = arrays.load(run_folder / "hypergradients" / f"000{k}.npz")
+        again, state_again = outer.update(rule, declared, hyper, h["hypergradient"], state)
+        np.testing.assert_array_equal(flat(again), flat(after))
+        np.testing.assert_array_equal(flat(state_again.slots["u"]), flat(state_after.slots["u"]))
+        assert (state.count, state_after.count) == (k, k + 1)
+        np.testing.assert_allclose(flat(h["exact"]), flat(hyper) + 3, rtol=1e-12)
+
+
+def test_a_failed_run_keeps_its_last_good_state(make_run, tmp_path):
+    with pytest.raises(NumericalFailure):
+        make_run(tmp_path / "folder", fails=2)
+    folder = tmp_path / "folder"
+    assert runs.status(folder).startswith("failed: NumericalFailure: hypergradient of l2 for first.conv/W")
+    assert not (folder / "DONE").exists()
+    assert [line["meta_iteration"] for line in runs.read_metrics(folder)] == [0, 1]
+    hyper, state = arrays.load_state(folder / "states" / "0002.npz")
+    assert state.count == 2
+    assert np.isfinite(flat(hyper)).all()
+    assert not (folder / "states" / "0003.npz").exists()
+    assert "failed: NumericalFailure" in (folder / "log.txt").read_text()
+    assert "failed: NumericalFailure" in (folder / "report.html").read_text()
+
+
+def test_a_trajectory_on_disk_lies_in_the_folder(make_run):
+    folder = make_run(trajectory="disk")
+    assert (folder / "trajectory").is_dir()
+    assert len(runs.read_metrics(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "also_exact", "keep", "kept"),
+    [
+        ("drmad-C4", False, "memory", "ends"),
+        ("drmad-C4", True, "memory", "memory"),
+        ("exact", False, Reversible(), Reversible()),
+        ("drmad-C6", False, "memory", Checkpoints()),
+        ("drmad-C6", True, "memory", Checkpoints()),
+        ("drmad-C6", True, Checkpoints(3), Checkpoints(3)),
+        ("truncated-7", False, "memory", Last(7)),
+        ("truncated-7", True, "auto", "auto"),
+        ("forward", False, "memory", "ends"),
+    ],
+)
+def test_a_training_run_keeps_what_its_method_needs(method, also_exact, keep, kept):
+    assert tuning.keep_for(parse_method(method), also_exact, keep) == kept
