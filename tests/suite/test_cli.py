@@ -275,8 +275,8 @@ def test_a_signal_stops_a_run_that_nobody_else_may_write_to(tmp_path, number, co
     words = [HYPERTRAIL, "run", "drmad-digits", *SMALL, "--steps", "100000", "--run-dir", folder]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A shell starts what it puts into the background with SIGINT ignored, and tests may be started so.
-    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(list(map(str, words)), **pipes, **ready) as process:
+    ready = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", ready, *map(str, words)], **pipes) as process:
         try:
             said = process.stdout.readline()  # it has its folder and is at work
             assert said == f"run folder: {folder}\n"
