@@ -43,7 +43,7 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
         return stretch(problem, hyper, w0, wT, 0, T, min(T, 200))
     if method.completion == "C4":
         total = norm({name: wT[name] - w0[name] for name in w0})
-        return stretch(problem, hyper, w0, wT, 0, T, speed_matched_steps(listed(training, T), total, method))
+        return stretch(problem, hyper, w0, wT, 0, T, speed_matched_steps(training.distances, total, T, method))
     if method.completion == "C1":
         N = max(1, T // 10)
         rho = np.linspace(0.001, 0.999, N)
@@ -66,7 +66,7 @@ def line_before_tail(problem: Problem, hyper: Hyper, training: Training, method:
     The speed is that of the run's first steps, over ‖w_stop − w_0‖. N = stop where stop < 5.
     """
     w0 = float64(training.initial)
-    return stretch(problem, hyper, w0, w, 0, stop, steps_of(listed(training, stop), w0, w, method))
+    return stretch(problem, hyper, w0, w, 0, stop, steps_of(training.distances, w0, w, stop, method))
 
 
 def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> Pieces:
@@ -86,16 +86,16 @@ def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) ->
     for (w, v), w_end, a, b, d in zip(
         starts, ends, kept.at, [*kept.at[1:], training.steps], kept.distances, strict=True
     ):
-        N = steps_of([float(one) for one in d], w, w_end, method)
+        N = steps_of(d, w, w_end, b - a, method)
         lines.append(stretch(problem, hyper, w, w_end, a, b, N, v))
     return Pieces(lines)
 
 
-def steps_of(distances: list[float], w: Params, w_end: Params, method: DrMAD) -> int:
-    """N of C4 for the stretch from w to w_end; as many as it has steps where they are too few to measure a speed."""
-    if len(distances) < TOO_SHORT:
-        return len(distances)
-    return speed_matched_steps(distances, norm({p: w_end[p] - w[p] for p in w}), method)
+def steps_of(distances: np.ndarray, w: Params, w_end: Params, steps: int, method: DrMAD) -> int:
+    """N of C4 for a stretch of `steps` steps from w to w_end; `steps` where they are too few to measure a speed."""
+    if steps < TOO_SHORT:
+        return steps
+    return speed_matched_steps(distances, norm({p: w_end[p] - w[p] for p in w}), steps, method)
 
 
 def stretch(
@@ -113,10 +113,6 @@ def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:
     values = problem.values(hyper)
     sign = 1.0 if problem.dynamics.kind == "damped" else -1.0
     return lambda step: {name: sign * alpha for name, alpha in rates(problem, values, step)[0].items()}
-
-
-def listed(training: Training, stop: int) -> list[float]:
-    return [float(d) for d in training.distances[:stop]]
 
 
 def float64(params: Params) -> Params:

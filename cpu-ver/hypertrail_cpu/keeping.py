@@ -18,6 +18,7 @@ import numpy as np
 
 import hypertrail_data
 from hypertrail.keeping import Checkpoints, Keep, Last, Reversible
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed
 from hypertrail_data import MemoryTrajectory, Trajectory
@@ -80,7 +81,7 @@ class States:
 class Starts:
     """The states before the steps `at`, w and v always: from each of them training can go on.
 
-    distances: ‖w_{t+1} − w_a‖ for each step t of the stretch that begins at a.
+    distances: ‖w_{t+1} − w_a‖ for the first 20 steps t of the stretch that begins at a.
     """
 
     at: list[int]
@@ -92,6 +93,8 @@ class Starts:
             w, v = ({f"{front}/{name}": a for name, a in p.items()} for front, p in (("w", one.w), ("v", one.v)))
             self.states.append(w | v)
             self.distances.append([])
+        if len(self.distances[-1]) == MEASURED_STEPS:
+            return
         moved = (np.sum((a - self.states[-1][f"w/{name}"]) ** 2) for name, a in one.w_next.items())
         self.distances[-1].append(float(np.sqrt(sum(moved))))
 

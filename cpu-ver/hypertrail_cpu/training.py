@@ -13,6 +13,7 @@ from hypertrail.engines import Keep, Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Reversible
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
 
@@ -151,7 +152,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         probe(problem, values, initial)
         steps = forward_in_integers(problem, values, integers)
     running = problem.initial_running()
-    losses, distances = np.empty(problem.steps), np.empty(problem.steps)
+    losses, distances = np.empty(problem.steps), np.empty(min(problem.steps, MEASURED_STEPS))
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
     kept = keeper(keep, problem, size * (2 if problem.needs_velocity() else 1))
@@ -161,13 +162,14 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             losses[one.t] = one.loss
             running = problem.update_running(running, one.statistics)
             final, velocity = one.w_next, one.v_next
-            distances[one.t] = norm({p: final[p] - initial[p] for p in final})
+            if one.t < len(distances):
+                distances[one.t] = norm({p: final[p] - initial[p] for p in final})
             kept.take(one)
             if (one.t + 1) % block == 0 or one.t == problem.steps - 1:
                 kept.save()
                 if progress:
                     progress(one.t + 1, problem.steps)
-        if not np.isfinite(distances[-1]):
+        if not np.isfinite(norm(final)):
             raise NumericalFailure("elementary weights", problem.steps, "a smaller learning rate may help")
         trajectory = kept.finish() if integers is None else integers.undoable(problem.steps)
     except BaseException:  # an interrupt counts too

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from hypertrail.hyperparameters import Hyper
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 
 from . import losses
@@ -119,8 +120,10 @@ class Compiled:
 
     def _train_chunk(self, keep: bool, state: Tree, origins: tuple, values: Values, data: Tree, xs: Tree) -> tuple:
         """Some steps forward. state = (w, v, running); xs = (batch indices, t), each with a leading axis of steps.
+        origins: (a, w_a) for each a from which distances are measured.
 
-        Returns the state after them and, per step, (loss, ‖w_{t+1} − origin‖ for each origin, the state before where kept).
+        Returns the state after them, ‖w‖ there, and per step (loss, ‖w_{t+1} − w_a‖ for each origin, the state before
+        where kept). A distance costs a fifth of a step on a small network, so only the steps that a line looks at have it.
         """
 
         def forward(state: tuple, x: tuple) -> tuple:
@@ -132,9 +135,10 @@ class Compiled:
             if keep and self.keeps_velocity:
                 kept |= {"v/" + name: one for name, one in v.items()}
             running = self.problem.update_running(running, statistics)
-            return (w_next, v_next, running), (loss, jnp.stack([distance(w_next, o) for o in origins]), kept)
+            return (w_next, v_next, running), (loss, jnp.stack([moved(t[0], w_next, *one) for one in origins]), kept)
 
-        return lax.scan(forward, state, xs)
+        state, record = lax.scan(forward, state, xs)
+        return state, norm(state[0]), record
 
     def _reverse_chunk(self, adjoint: Tree, states: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
         """The same steps backward, over the states that `train_chunk` kept. adjoint = (dw, dv, dvalues).
@@ -236,6 +240,12 @@ def norm(tree: Tree) -> Array:
 
 def distance(a: Tree, b: Tree) -> Array:
     return norm(jax.tree.map(jnp.subtract, a, b))
+
+
+def moved(t: Array, w_next: Tree, a: Array, w_a: Tree) -> Array:
+    """‖w_{t+1} − w_a‖ for the first steps from a, NaN (unmeasured) for the others."""
+    nan = jnp.full((), jnp.nan, jax.tree.leaves(w_a)[0].dtype)
+    return lax.cond(t - a < MEASURED_STEPS, lambda: distance(w_next, w_a), lambda: nan)
 
 
 def state_bytes(problem: Problem) -> int:

@@ -43,7 +43,7 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
     if method.completion == "C3":
         N = capacity = min(T, CONSTANT_STEPS)
         return stretch(problem, training.initial, training.final, 0, T, N, capacity), N
-    N = speed_matched_steps(list(training.distances), distance(training.initial, training.final), method)
+    N = speed_matched_steps(training.distances, distance(training.initial, training.final), T, method)
     return stretch(problem, training.initial, training.final, 0, T, N, min(T, method.max_steps)), N
 
 
@@ -51,7 +51,7 @@ def before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, 
     """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there (all its steps if under 5)."""
     T = N = problem.steps - tail
     if T >= 5:
-        N = speed_matched_steps(list(training.distances[:T]), distance(training.initial, w), method)
+        N = speed_matched_steps(training.distances, distance(training.initial, w), T, method)
     return stretch(problem, training.initial, w, 0, T, N, min(T, method.max_steps)), N
 
 
@@ -70,7 +70,7 @@ def pieces(problem: Problem, training: Training, method: DrMAD) -> list[tuple[Li
     for j, (start, stop) in enumerate(zip(kept.at, stops, strict=True)):
         N = stop - start
         if N >= 5:
-            N = speed_matched_steps(list(kept.distances[j]), distance(ends[j], ends[j + 1]), method)
+            N = speed_matched_steps(kept.distances[j], distance(ends[j], ends[j + 1]), N, method)
         N = min(N, capacity)
         path = stretch(problem, ends[j], ends[j + 1], start, stop, N, capacity)
         lines.append((path._replace(v0=jax.tree.map(jnp.asarray, part(kept.states[j], "v/"))), N))

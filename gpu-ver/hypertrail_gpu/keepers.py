@@ -19,6 +19,7 @@ import numpy as np
 
 from hypertrail.errors import UsageError
 from hypertrail.keeping import Checkpoints, Keep, Last
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.records import Checkpointed
 from hypertrail_data import MemoryTrajectory, StoredTrajectory
 
@@ -49,12 +50,12 @@ class Keeper:
         """(start, stop, whether its states are wanted), in order, without gaps."""
         yield from cut(0, programs.problem.steps, programs.chunk, False)
 
-    def before(self, start: int, state: Tree, w0: Tree) -> tuple[Tree, ...]:
-        """See the state before a span; say from where distances are measured (w_0 is always the first)."""
-        return (w0,)
+    def before(self, start: int, state: Tree, w0: Tree) -> tuple[tuple[int, Tree], ...]:
+        """See the state before a span; say from where, (a, w_a), distances are measured ((0, w_0) is always the first)."""
+        return ((0, w0),)
 
     def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
-        """Take the states of a finished span, (k, …) each, and its distances (k, origins)."""
+        """Take the states of a finished span, (k, …) each, and its distances (k, origins), NaN where not measured."""
 
     def result(self) -> Any:
         return None
@@ -96,13 +97,13 @@ class CheckpointKeeper(Keeper):
         for start, stop in stretches(self.kept.at, programs.problem.steps):
             yield start, stop, False
 
-    def before(self, start: int, state: Tree, w0: Tree) -> tuple[Tree, ...]:
+    def before(self, start: int, state: Tree, w0: Tree) -> tuple[tuple[int, Tree], ...]:
         w, v, _ = state
         self.kept.states.append({"w/" + k: one for k, one in w.items()} | {"v/" + k: one for k, one in v.items()})
-        return w0, w
+        return (0, w0), (start, w)
 
     def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
-        self.kept.distances.append(distances[:, 1].astype(np.float64))
+        self.kept.distances.append(distances[:MEASURED_STEPS, 1].astype(np.float64))
 
     def result(self) -> Checkpointed:
         return self.kept

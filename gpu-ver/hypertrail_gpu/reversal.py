@@ -25,10 +25,11 @@ from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Reversible
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training, Undoable
 
-from .compiled import Compiled, compiled, distance, norm
+from .compiled import Compiled, compiled, moved, norm
 from .functional import add, linearise, pull, zeros
 
 Array = Any
@@ -65,11 +66,11 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         lost, losses, distances = [], [], []
         for start in range(0, problem.steps, span):
             xs = programs.steps(start, min(start + span, problem.steps))
-            state, B, (loss, moved, peak) = forward(state, w0, fractions, values, programs.train_data, xs)
+            state, B, (loss, way, peak) = forward(state, w0, fractions, values, programs.train_data, xs)
             refuse_failure(np.asarray(loss), np.asarray(peak), start)
             lost.append((start, B))
             losses.append(loss)
-            distances.append(moved)
+            distances.append(way)
             if progress:
                 progress(min(start + span, problem.steps), problem.steps)
         W, V, running = state
@@ -91,7 +92,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         velocity=velocity,
         running=running,
         losses=np.concatenate(losses).astype(np.float64),
-        distances=np.concatenate(distances).astype(np.float64),
+        distances=np.concatenate(distances)[:MEASURED_STEPS].astype(np.float64),
         steps=problem.steps,
         trajectory=trajectory,
         cost=Cost(problem.steps, 0, time.perf_counter() - started, trajectory.nbytes),
@@ -170,7 +171,7 @@ def chunk_forward(programs: Compiled) -> Any:
             w = to_float(W, programs.problem.dtype)
             peak = jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for tree in (w, v) for one in tree.values()]))
             running = programs.problem.update_running(running, statistics)
-            return ((W, V, running), B), (loss, distance(w, w0), peak)
+            return ((W, V, running), B), (loss, moved(t[0], w, 0, w0), peak)
 
         (state, B), record = lax.scan(one, (state, zeros(state[0])), xs)
         return state, B, record

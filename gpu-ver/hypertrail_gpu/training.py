@@ -14,6 +14,7 @@ from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Keep
+from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 
@@ -45,13 +46,13 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             for start, stop, states in keeper.spans(programs):
                 origins = keeper.before(start, state, w0)
                 xs = programs.steps(start, stop)
-                state, done = programs.train_chunk(states, state, origins, values, programs.train_data, xs)
+                state, size, done = programs.train_chunk(states, state, origins, values, programs.train_data, xs)
                 # The device is now busy with this chunk; meanwhile the one before is looked at and written.
                 if waiting is not None:
                     history.append(finish(*waiting, keeper))
                     if progress:
                         progress(start, problem.steps)
-                waiting = start, done
+                waiting = start, size, done
             history.append(finish(*waiting, keeper))
             if progress:
                 progress(problem.steps, problem.steps)
@@ -62,6 +63,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         final, velocity, running = jax.tree.map(np.asarray, state)
         weights = jax.tree.map(np.asarray, programs.weights(state[0], values))
     losses, distances = (np.concatenate(one).astype(np.float64) for one in zip(*history, strict=True))
+    distances = distances[:MEASURED_STEPS]
     return Training(
         initial=problem.initial_weights(),
         final=final,
@@ -80,20 +82,20 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     )
 
 
-def finish(start: int, done: Any, keeper: Keeper) -> tuple[Any, Any]:
-    """Look at a finished chunk: raise on a loss that is not finite, store its states, return losses and distances."""
+def finish(start: int, size: Any, done: Any, keeper: Keeper) -> tuple[Any, Any]:
+    """Look at a finished chunk: raise on a loss that is not finite (or on weights that are not, at its end, ‖w‖ = size),
+    store its states, return losses and distances from w_0."""
     losses, distances, kept = done
     losses, distances = np.asarray(losses), np.asarray(distances)
-    bad = np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(distances[:, 0]))
-    good = int(bad[0]) + bool(np.isfinite(losses[bad[0]])) if bad.size else len(losses)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    good = int(bad[0]) if bad.size else len(losses)
     if good:
         if good < len(losses):
             kept = jax.tree.map(lambda one: np.asarray(one)[:good], kept)
         keeper.after(start, kept, distances)
+    hint = "lower the learning rate or its bounds"
     if bad.size:
-        first = int(bad[0])
-        hint = "lower the learning rate or its bounds"
-        if np.isfinite(losses[first]):  # w_t gave a loss, but its step led nowhere
-            raise NumericalFailure("elementary weights", start + first + 1, hint)
-        raise NumericalFailure("elementary loss", start + first, hint)
+        raise NumericalFailure("elementary loss", start + good, hint)
+    if not np.isfinite(size):  # every step had a loss, but the last of them led nowhere
+        raise NumericalFailure("elementary weights", start + len(losses), hint)
     return losses, distances[:, 0]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import UsageError
+
+MEASURED_STEPS = 20  # the first steps of a run (and of each stretch between checkpoints) whose speed is measured
 
 
 @dataclass(frozen=True)
@@ -158,21 +161,22 @@ def tail_steps(gamma: float) -> int:
     return int(20 / (3 * -math.log2(gamma))) if gamma > 0 else 0
 
 
-def speed_matched_steps(distances: list[float], total: float, method: DrMAD) -> int:
+def speed_matched_steps(distances: Sequence[float], total: float, steps: int, method: DrMAD) -> int:
     """N of completion C4: as many steps as the line has at the speed of the first steps.
 
         s_k = ‖w_{k+1} − w_0‖ / (k+1),  k = 4 … min(20, T) − 1
         q_i = 2^−(i+1) for i ≥ 1,  q_0 = 1 − Σ q_i
         b = Σ q_i s_{4+i} / ‖w_T − w_0‖,   N = min(ceil(multiplier / b), max_steps, T)
 
-    distances: ‖w_{t+1} − w_0‖ for t = 0 … T−1; total: ‖w_T − w_0‖. Raises UsageError for T < 5 or a run that did not move.
+    distances: ‖w_{t+1} − w_0‖ for t = 0 … min(20, T)−1, further ones are not looked at; total: ‖w_T − w_0‖; steps: T.
+    Raises UsageError for T < 5 or a run that did not move.
     """
-    T = len(distances)
+    T = steps
     if T < 5:
         raise UsageError(f"completion C4 measures the speed of steps 5 to 20, this run has {T}; train longer or use C0")
     if not total > 0.0:
         raise UsageError("completion C4: w_T equals w_0, there is no line to follow; check the learning rate")
-    s = [distances[k] / (k + 1) for k in range(4, min(20, T))]
+    s = [distances[k] / (k + 1) for k in range(4, min(MEASURED_STEPS, T))]
     q = [2.0 ** -(i + 1) for i in range(len(s))]
     q[0] = 1.0 - sum(q[1:])
     b = sum(qi * si for qi, si in zip(q, s, strict=True)) / total

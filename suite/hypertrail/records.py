@@ -38,7 +38,7 @@ class Metrics:
 class Checkpointed:
     """What keep=Checkpoints(n) leaves: the states before the steps `at` (rising from 0), "w/<param>" and "v/<param>" always.
 
-    distances: for each stretch of ℓ steps, (ℓ,) ‖w_{t+1} − w_at‖ from its own first state; the last stretch ends at T.
+    distances: for each stretch of ℓ steps (the last one ends at T), (min(ℓ, 20),) ‖w_{t+1} − w_at‖ from its own first state.
     """
 
     at: list[int]
@@ -79,7 +79,8 @@ class Training:
 
     initial, final: w_0 and w_T (what training moved: z where a weight transform is declared); weights: what the network
     computes with at the end; velocity: v_T; running: batch norm averages; losses: (T,) elementary loss of each step
-    before it was taken; distances: (T,) ‖w_{t+1} − w_0‖; trajectory: what was kept of w_0 … w_{T−1} (keeping.py), or None.
+    before it was taken; distances: (min(T, 20),) ‖w_{t+1} − w_0‖ of the first steps, whose speed completion C4 matches;
+    trajectory: what was kept of w_0 … w_{T−1} (keeping.py), or None.
     """
 
     initial: Params

@@ -19,33 +19,33 @@ def test_constant_speed_gives_ceil_of_multiplier_times_T(multiplier: str, speed:
     method = DrMAD(multiplier=float(multiplier), max_steps=10**9)
     for steps in [*range(5, 60), 100, 200, 777, 1000, 20_000]:
         distances = [speed * (t + 1) for t in range(steps)]
-        assert speed_matched_steps(distances, speed * steps, method) == ceil(Fraction(multiplier) * steps), steps
+        assert speed_matched_steps(distances, speed * steps, steps, method) == ceil(Fraction(multiplier) * steps), steps
 
 
 def test_an_example_by_hand():
     """T = 6: s_4 = 5/5 = 1, s_5 = 12/6 = 2, q = (¾, ¼), b = (¾ + ½) / 20 = 1/16."""
     distances = [9.0, 9.0, 9.0, 9.0, 5.0, 12.0]
-    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.25)) == 4
-    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.26)) == ceil(0.26 * 16) == 5
-    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=0.01)) == 1
-    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=1.0)) == 6, "never more than T"
-    assert speed_matched_steps(distances, 20.0, DrMAD(multiplier=1.0, max_steps=3)) == 3
+    assert speed_matched_steps(distances, 20.0, 6, DrMAD(multiplier=0.25)) == 4
+    assert speed_matched_steps(distances, 20.0, 6, DrMAD(multiplier=0.26)) == ceil(0.26 * 16) == 5
+    assert speed_matched_steps(distances, 20.0, 6, DrMAD(multiplier=0.01)) == 1
+    assert speed_matched_steps(distances, 20.0, 6, DrMAD(multiplier=1.0)) == 6, "never more than T"
+    assert speed_matched_steps(distances, 20.0, 6, DrMAD(multiplier=1.0, max_steps=3)) == 3
 
 
 def test_the_weights_of_the_speeds_fall_by_halves():
     """T = 7: q = (1 − ¼ − ⅛, ¼, ⅛) on speeds 8, 4, 16: b = (5 + 1 + 2) / 32."""
     distances = [0.0, 0.0, 0.0, 0.0, 8.0 * 5, 4.0 * 6, 16.0 * 7]
-    assert speed_matched_steps(distances, 32.0, DrMAD()) == 4
+    assert speed_matched_steps(distances, 32.0, 7, DrMAD()) == 4
 
 
 def test_only_steps_5_to_20_are_measured():
     method = DrMAD(multiplier=0.37)
     distances = [0.1 * (t + 1) for t in range(100)]
-    expected = speed_matched_steps(distances, 10.0, method)
+    expected = speed_matched_steps(distances, 10.0, 100, method)
     for t in (*range(4), *range(20, 100)):
-        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, method) == expected, t
+        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, 100, method) == expected, t
     for t in (4, 19):
-        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, method) != expected, t
+        assert speed_matched_steps([*distances[:t], 1e9, *distances[t + 1 :]], 10.0, 100, method) != expected, t
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_only_steps_5_to_20_are_measured():
 )
 def test_runs_without_a_speed(distances, total, message):
     with pytest.raises(UsageError, match=message):
-        speed_matched_steps(distances, total, DrMAD())
+        speed_matched_steps(distances, total, len(distances), DrMAD())
 
 
 @pytest.mark.parametrize("method", [Exact(), *(DrMAD(c) for c in ("C0", "C1", "C4"))], ids=lambda m: m.name)

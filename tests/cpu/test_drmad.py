@@ -305,6 +305,7 @@ def test_c5_is_its_two_parts(make):
     tail = reverse(problem, hyper, stored, K, final=training.final, to=T - K)
     w = {p: training.trajectory.read(T - K)[f"w/{p}"] for p in training.initial}
     total = np.sqrt(sum(np.sum((w[p] - training.initial[p]) ** 2) for p in w))
+    assert training.distances.shape == (20,)
     s = [training.distances[k] / (k + 1) for k in range(4, 20)]
     q = [2.0 ** -(i + 1) for i in range(16)]
     q[0] = 1 - sum(q[1:])
@@ -389,7 +390,7 @@ def test_c6_pieces(make):
     ):
         total = np.sqrt(sum(np.sum((end[p] - state[f"w/{p}"]) ** 2) for p in end))
         assert d[-1] == pytest.approx(total, rel=1e-13)
-        assert len(one) == speed_matched_steps([float(x) for x in d], total, method)
+        assert len(one) == speed_matched_steps(d, total, b - a, method)
         assert set(one.rate_steps) == {b - 1}
         assert one.batch_steps.tolist() == [a + math.floor(i * (b - a) / len(one)) for i in range(len(one))]
         first = list(one.backwards())[-1]
