@@ -1,8 +1,8 @@
 """The operations of the shared network definitions, on jax.numpy.
 
-Two of them are written for speed, both exact (reference: performance.md, measured again in benchmarks/densenet.py):
-the 3×3 convolution on a CPU, whose weight gradient XLA computes 5 to 7 times slower than a matrix product; and the 1×1
-convolution, which is one. Batch statistics are needed once per feature map: that is in the network definition.
+Two of them are written for speed, both exact (measured in benchmarks/densenet.py): the 3×3 convolution on a CPU, whose
+derivatives XLA computes several times slower than the matrix products they are; and the 1×1 convolution, which is one.
+Batch statistics are needed once per feature map: that is in the network definition.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ def plain_conv2d(x: Array, w: Array, stride: int, padding: Any) -> Array:
 
 @jax.custom_vjp
 def conv2d_cpu(x: Array, w: Array) -> Array:
-    """Convolution of stride 1 and padding 'same' whose derivatives are written for XLA on a CPU. The same function.
+    """Convolution of stride 1 and padding 'same', written for XLA on a CPU as matrix products. The same function.
 
-    Two of XLA's choices are avoided. The weight gradient as a convolution takes 5 to 7 times as long as the one
-    matrix product it is in `weight_gradient`. The input gradient, as JAX derives it, is a convolution with swapped
-    kernel axes, which inside a loop (every training step here is inside one) misses XLA's fast path and takes 12 times as
-    long; with a kernel flipped and transposed beforehand it does not.
+    XLA's own kernels are avoided where they are slow: the weight gradient takes 5 to 7 times as long as the one product in
+    `_conv2d_backward`; the input gradient, as JAX derives it, swaps the kernel's axes, which inside a loop (every
+    training step is inside one) misses the fast path and takes 12 times as long; and a forward pass from many channels to
+    few takes 1.3 to 3 times as long as `from_products`.
     Reverse mode, and any mode over it (HVPs, forward mode over training steps); `jax.jvp` of the bare
     function is refused by JAX.
     """
-    return plain_conv2d(x, w, 1, same_padding(w.shape))
+    return _conv2d_forward(x, w)[0]
 
 
 def _conv2d_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return plain_conv2d(x, w, 1, same_padding(w.shape)), (x, w)
+    kh, kw, c, d = w.shape
+    # All taps at once make kh·kw·d numbers of each pixel's c: worth it while they are not many more (crossover measured).
+    many_to_few = kh * kw * d <= 2 * c
+    return from_products(x, w) if many_to_few else plain_conv2d(x, w, 1, same_padding(w.shape)), (x, w)
 
 
 def _conv2d_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    """dx[·, i, j, c] = Σ dy[·, i − a + low, j − e + low, d] w[a, e, c, d]   and
+    dw[a, e, c, d] = Σ x[·, i, j, c] dy[·, i − a + low, j − e + low, d]: one product each, with the same shifted copies of dy.
+    """
     x, w = saved
-    flipped = w[::-1, ::-1].transpose(0, 1, 3, 2)
-    mirrored = [(high, low) for low, high in same_padding(w.shape)]
-    return plain_conv2d(dy, flipped, 1, mirrored), weight_gradient(x, dy, w.shape)
+    kh, kw, c, d = w.shape
+    shifted = side_by_side(dy, w.shape)
+    dx = shifted @ w.transpose(0, 1, 3, 2).reshape(-1, c)
+    dw = x.reshape(-1, c).T @ shifted
+    return dx.reshape(x.shape), dw.reshape(c, kh, kw, d).transpose(1, 2, 0, 3)
 
 
 conv2d_cpu.defvjp(_conv2d_forward, _conv2d_backward)
@@ -54,19 +62,24 @@ def same_padding(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [((k - 1) // 2, k - 1 - (k - 1) // 2) for k in shape[:2]]
 
 
-def weight_gradient(x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
-    """dw[a, e, c, d] = Σ x[·, i + a − low, j + e − low, c] dy[·, i, j, d], as one matrix product.
+def from_products(x: Array, w: Array) -> Array:
+    """The convolution as one product of every pixel with all kernel taps, (BHW × C) with (C × taps·D), and the sum of its
+    narrow columns, each shifted by its tap."""
+    kh, kw, c, d = w.shape
+    b, h, width, _ = x.shape
+    products = (x.reshape(-1, c) @ w.transpose(2, 0, 1, 3).reshape(c, -1)).reshape(b, h, width, -1)
+    padded = jnp.pad(products, [(0, 0), *same_padding(w.shape), (0, 0)])
+    taps = [(a, e) for a in range(kh) for e in range(kw)]
+    return sum(padded[:, a : a + h, e : e + width, n * d : (n + 1) * d] for n, (a, e) in enumerate(taps))
 
-    The narrow dy is shifted once for each kernel tap and the shifted copies are laid side by side: (C × BHW) with
-    (BHW × taps·D).
-    """
-    kh, kw, c, d = shape
-    h, width = x.shape[1:3]
-    pad = [(0, 0), *[(high, low) for low, high in same_padding(shape)], (0, 0)]
-    z = jnp.pad(dy, pad)
-    taps = [z[:, kh - 1 - a :, kw - 1 - e :][:, :h, :width] for a in range(kh) for e in range(kw)]
-    dw = x.reshape(-1, c).T @ jnp.concatenate(taps, axis=-1).reshape(-1, kh * kw * d)
-    return dw.reshape(c, kh, kw, d).transpose(1, 2, 0, 3)
+
+def side_by_side(dy: Array, shape: tuple[int, ...]) -> Array:
+    """(B, H, W, D) → (BHW, taps·D): dy shifted once for each kernel tap, the narrow copies laid side by side."""
+    kh, kw, _, d = shape
+    h, width = dy.shape[1:3]
+    padded = jnp.pad(dy, [(0, 0), *((high, low) for low, high in same_padding(shape)), (0, 0)])
+    taps = [padded[:, kh - 1 - a :, kw - 1 - e :][:, :h, :width] for a in range(kh) for e in range(kw)]
+    return jnp.concatenate(taps, axis=-1).reshape(-1, kh * kw * d)
 
 
 class JaxOps:
