@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from hypertrail.engines import Progress, refuse
+from hypertrail.engines import Progress
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable
+from hypertrail.refusals import refuse
 
 from .drmad import float64, line, line_before_tail, pieces, tail_of
 from .forward import forward_mode

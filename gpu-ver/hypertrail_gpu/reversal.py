@@ -28,6 +28,7 @@ from hypertrail.keeping import Reversible
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training, Undoable
+from hypertrail.refusals import refuse_reversible
 
 from .compiled import Compiled, compiled, moved, norm
 from .functional import add, linearise, pull, zeros
@@ -319,15 +320,10 @@ def refuse(problem: Problem, keep: Reversible) -> None:
         raise UsageError(
             "the unbounded buffer is the reference engine's; use Reversible() here, its numbers are the same"
         )
-    if problem.dynamics.kind != "damped":
-        raise UsageError(f"exact reversal undoes damped momentum, not {problem.dynamics.kind}; keep the states instead")
+    refuse_reversible(problem)
     if momentum is not None and momentum.per_step:
         raise UsageError(
             "exact reversal takes one momentum for the whole run, a per-step one was declared; keep the states"
-        )
-    if momentum is None and not 1 / DENOMINATOR <= problem.dynamics.momentum < 1 - 1 / DENOMINATOR:
-        raise UsageError(
-            f"exact reversal needs a momentum between 2^-16 and 1 − 2^-16, got {problem.dynamics.momentum}"
         )
 
 

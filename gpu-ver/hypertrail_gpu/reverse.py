@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.engines import Progress, refuse
+from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_steps
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable
+from hypertrail.refusals import refuse
 
 from .compiled import Compiled, compiled
 from .drmad import before_tail, line, pieces

@@ -23,6 +23,7 @@ from .keeping import Checkpoints, Keep, Last, Reversible
 from .methods import DrMAD, Exact, Method, Truncated
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
+from .refusals import refuse_plan
 from .runs import Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -94,6 +95,8 @@ def tune(
     also_exact = compare_exact and not isinstance(method, Exact)
     hyper = problem.initial_hyper()
     state = rule.start(hyper)
+    if meta_iterations:
+        refuse_plan(problem, method, keep_for(method, also_exact, keep))
     for k in range(meta_iterations + 1):
         T = problem.steps if steps is None else steps(k)
         if problem.steps != T:  # a new problem compiles anew, so only where it must be

@@ -22,8 +22,8 @@ from hypertrail import (
     WeightTransform,
     load,
 )
-from hypertrail.engines import refuse
 from hypertrail.hyperparameters import Hyperparameter
+from hypertrail.refusals import refuse
 from hypertrail_data import BatchSchedule, Splits, make_splits
 from hypertrail_data import load as load_data
 from hypertrail_nets import densenet, get_output, mlp
