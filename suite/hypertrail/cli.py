@@ -131,8 +131,10 @@ def run_command(words: list[str], name: str) -> int:
     if config.run_dir is not None and runs.is_done(config.run_dir, record):
         print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
         return 0
-    from . import display, engines, methods, tuning
+    from . import display, engines, memory, methods, tuning
     from .report import write_report
+
+    memory.one_arena()  # before the engine starts its threads
 
     problem = build(module, config)
     engine = engines.load(config.engine)
