@@ -1,9 +1,10 @@
 """Forward mode: the tangents of all hyperparameters, carried along with the training. The tangents of the dynamics by hand.
 
-    Z_{t+1} = A_t Z_t + B_t,   Z_0 = 0,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
+    Z_{t+1} = A_t Z_t + B_t,   Z_0 = ∂(w_0, v_0)/∂λ,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
 
-A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ. One column of Z per scalar hyperparameter: a dot marks
-what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and algorithm 2. float64.
+A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ; Z_0 is 0 but for an initial scale. One column of Z
+per scalar hyperparameter: a dot marks what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and
+algorithm 2. float64.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Hypergradient, Params, Training
 
 from .losses import gradient_tangents, hyper_gradient
-from .training import BLOCK, batch, forward, norm, rates
+from .training import BLOCK, batch, forward, norm, rates, seen
 
 
 def damped_tangent(
@@ -60,6 +61,7 @@ def forward_mode(
 ) -> Hypergradient:
     """Exact hypergradient by Z ← A Z + B beside a training that is done again from the w_0 of `training` (and v_0 = 0).
 
+        ẇ_0 = σ̇ · (drawn w_0), v̇_0 = 0
         for t = 0 … T−1, for each column:    ġ = H ẇ + (∂²L/∂λ∂w) λ̇;   (ẇ, v̇) = tangent of the step
         df/dλ_j = ⟨∇f(w_T), ẇ⟩ + ⟨∂f/∂λ, λ̇⟩
 
@@ -74,15 +76,16 @@ def forward_mode(
     w0 = {p: np.asarray(one, dtype=np.float64) for p, one in training.initial.items()}
     zero = {p: np.zeros_like(one) for p, one in w0.items()}
     columns = list(directions(problem, hyper, values))
-    Z = [(zero, zero) for _ in columns]
+    drawn = problem.initial_weights()
+    Z = [(problem.scaled(drawn, {"initial_scale": dot.get("initial_scale", zero)}), zero) for _, _, dot in columns]
     final, T = w0, problem.steps
     for one in forward(problem, values, w0, zero):
         t = one.t
-        g, tangent = gradient_tangents(problem, one.w, values, *batch(problem, t), t)
+        g, tangent = gradient_tangents(problem, one.w, seen(problem, values, t), *batch(problem, t), t)
         alpha, gamma = rates(problem, values, t)
         for j, (w_dot, v_dot) in enumerate(Z):
             values_dot = columns[j][2]
-            g_dot = tangent(w_dot, values_dot)
+            g_dot = tangent(w_dot, seen(problem, values_dot, t))
             alpha_dot, gamma_dot = rates(problem, values_dot, t)
             Z[j] = step_tangent(one.v, g, alpha, gamma, (w_dot, v_dot, g_dot, alpha_dot, gamma_dot))
         final = one.w_next

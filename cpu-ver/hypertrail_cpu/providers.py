@@ -29,7 +29,7 @@ from hypertrail_data import Trajectory
 
 from .losses import elementary_gradient
 from .reversal import Integers
-from .training import batch, forward, norm, rates
+from .training import batch, forward, norm, rates, seen
 
 
 class Place(NamedTuple):
@@ -143,7 +143,9 @@ class ExactlyReversed:
         for t in reversed(range(self.problem.steps)):
             state.back_weights(t, rates(self.problem, self.values, t)[0])
             w = state.weights()
-            _, g, _ = elementary_gradient(self.problem, w, self.values, *batch(self.problem, t), t)
+            _, g, _ = elementary_gradient(
+                self.problem, w, seen(self.problem, self.values, t), *batch(self.problem, t), t
+            )
             state.back_velocity(t, g)
             yield Place(t, t, t, w, state.velocity(), g)
         state.check_start(self.initial)
@@ -172,7 +174,9 @@ class Undone:
         for t in reversed(range(self.problem.steps)):
             alpha, gamma = rates(self.problem, self.values, t)
             w = self.cast({p: w[p] - alpha[p] * v[p] for p in w})
-            _, g, _ = elementary_gradient(self.problem, w, self.values, *batch(self.problem, t), t)
+            _, g, _ = elementary_gradient(
+                self.problem, w, seen(self.problem, self.values, t), *batch(self.problem, t), t
+            )
             v = self.cast({p: (v[p] + (1 - gamma[p]) * g[p]) / gamma[p] for p in v})
             yield Place(t, t, t, w, v, g)
 

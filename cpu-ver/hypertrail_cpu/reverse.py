@@ -15,14 +15,14 @@ import numpy as np
 
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
-from hypertrail.hyperparameters import Hyper, unbroadcast
+from hypertrail.hyperparameters import OF_EXAMPLES, Hyper, unbroadcast
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params
 
 from .dynamics import DYNAMICS
 from .losses import elementary_gradient, hyper_gradient, second_order
 from .providers import Provider
-from .training import BLOCK, batch, norm, rates
+from .training import BLOCK, batch, norm, rates, seen
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ def reverse(
     for i, batch_step, rate_step, w, v, g in provider.backwards():
         norms.append(check(dw, i))
         x, y = batch(problem, batch_step)
+        of_batch = seen(problem, values, batch_step)
         alpha, gamma = rates(problem, values, rate_step)
         u: Params = {}
         if literal:
             u = {p: -(1 - gamma[p]) * dw[p] for p in dw}
         elif velocity:
             if g is None:
-                _, g, _ = elementary_gradient(problem, w, values, x, y, batch_step)
+                _, g, _ = elementary_gradient(problem, w, of_batch, x, y, batch_step)
             dalpha, dgamma = {}, {}
             for p in dw:
                 dw[p], dv[p], u[p], dalpha[p], dgamma[p] = adjoint(v[p], g[p], alpha[p], gamma[p], dw[p], dv[p])
@@ -101,8 +102,8 @@ def reverse(
             for p in dw:  # v and g enter dα and dγ alone, which nobody asks for
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
         gradients += g is not None
-        Hu, mixed = second_order(problem, w, values, x, y, batch_step, u)
-        add(dvalues, mixed)
+        Hu, mixed = second_order(problem, w, of_batch, x, y, batch_step, u)
+        add(dvalues, mixed, problem.schedule.indices(batch_step, batch_step + 1)[0])
         dw = {p: dw[p] + Hu[p] for p in dw}
         if progress and (len(norms) % BLOCK == 0 or len(norms) == total):
             progress(len(norms), total)
@@ -143,11 +144,17 @@ def zeros(problem: Problem, values: Values) -> dict[str, Params]:
     }
 
 
-def add(dvalues: dict[str, Params], terms: dict[str, Params]) -> None:
-    """dvalues += terms, the terms summed over what shares a value."""
+def add(dvalues: dict[str, Params], terms: dict[str, Params], rows: np.ndarray | None = None) -> None:
+    """dvalues += terms, the terms summed over what shares a value.
+
+    rows: which examples the terms of kinds that live on examples belong to (one may be there twice); None: all, in order.
+    """
     for kind, arrays in terms.items():
         for name, d in arrays.items():
-            dvalues[kind][name] += unbroadcast(d, dvalues[kind][name].shape)
+            if kind in OF_EXAMPLES and rows is not None:
+                np.add.at(dvalues[kind][name], rows, d)
+            else:
+                dvalues[kind][name] += unbroadcast(d, dvalues[kind][name].shape)
 
 
 def add_rate(problem: Problem, dvalues: dict[str, Params], kind: str, step: int, terms: Params) -> None:

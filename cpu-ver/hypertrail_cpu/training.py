@@ -45,6 +45,11 @@ def batch(problem: Problem, step: int) -> tuple[np.ndarray, np.ndarray]:
     return problem.splits.train.x[rows].astype(np.float64), problem.splits.train.y[rows]
 
 
+def seen(problem: Problem, values: Values, step: int) -> Values:
+    """The values as the batch of a step sees them: of what lives on the examples, its rows."""
+    return problem.seen(values, problem.schedule.indices(step, step + 1)[0])
+
+
 def rates(problem: Problem, values: Values, step: int) -> tuple[Params, Params]:
     """(α, γ) in force at a step, {parameter name: array that broadcasts against it}; α includes the schedule's factor."""
 
@@ -102,7 +107,7 @@ def forward_in_integers(problem: Problem, values: Values, state: Integers) -> It
 
 def gradient_at(problem: Problem, values: Values, w: Params, t: int) -> tuple[float, Params, Params]:
     """(loss, g, batch statistics) of step t at w. Cost: one gradient. NumericalFailure("elementary loss", t) where not finite."""
-    loss, g, statistics = elementary_gradient(problem, w, values, *batch(problem, t), t)
+    loss, g, statistics = elementary_gradient(problem, w, seen(problem, values, t), *batch(problem, t), t)
     if not np.isfinite(loss):
         raise NumericalFailure("elementary loss", t, "a smaller learning rate or initial scale may help")
     return loss, g, statistics
@@ -125,6 +130,7 @@ def probe(problem: Problem, values: Values, w: Params) -> None:
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
     """One training run of T steps in float64 (also where the problem says float32).
 
+    It starts from the scaled w_0 (`Problem.scaled`).
     keep: what is kept of w_0 … w_{T−1} (`hypertrail.keeping`); v_t with it where learning rate or momentum is declared, at
     checkpoints always. 'memory' and 'host' are the same here; for 'auto' see `keeping.keeper`.
     Reversible trains in int64 fixed point with the momentum rounded up to a fraction (reversal.py): w_0 and w_T of the record
@@ -138,13 +144,14 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     names.check(keep)
     problem = in_float64(problem)
     integers: Integers | None = None
-    initial = problem.initial_weights()
     if isinstance(keep, Reversible):
         numerators = fractions(problem, hyper)
         problem, hyper = rounded(problem, hyper)
+    values = problem.values(hyper)
+    initial = problem.scaled(problem.initial_weights(), values)
+    if isinstance(keep, Reversible):
         integers = Integers.start(initial, numerators, keep.unbounded)
         initial = integers.weights()
-    values = problem.values(hyper)
     velocity = {name: np.zeros_like(one) for name, one in initial.items()}
     if integers is None:
         steps = forward(problem, values, initial, velocity)
@@ -190,4 +197,5 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             seconds=time.perf_counter() - clock,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
+        inputs=values["training_input"]["x"] if "training_input" in values else None,
     )

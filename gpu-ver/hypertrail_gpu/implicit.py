@@ -77,7 +77,8 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
 def full_loss(programs: Compiled, w: Tree, values: Tree, data: Tree) -> Any:
     """L over the whole training split: dropout off, penalties included."""
     problem, values = programs.problem, programs.complete(values)
-    return problem.valid_loss(OPS, problem.effective(jnp, w, values), *data) + problem.penalty(jnp, w, values)
+    weights = problem.effective(jnp, w, values)
+    return problem.data_loss(OPS, weights, *data, step=None, values=values) + problem.penalty(jnp, w, values)
 
 
 def products(programs: Compiled) -> Any:

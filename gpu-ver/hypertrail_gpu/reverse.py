@@ -59,6 +59,8 @@ def hypergradient(
         adjoint = (dw, zeros(dw), dvalues)
         adjoint, norms = walk(programs, adjoint, training, method, values, progress)
         dw, dv, dvalues = adjoint
+        if problem.declared("initial_scale"):
+            dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
     check(gradient)

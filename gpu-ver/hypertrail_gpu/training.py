@@ -25,7 +25,7 @@ from .reversal import train_reversibly
 
 
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
-    """T elementary steps from w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
+    """T elementary steps from the (scaled) w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
 
     keep: what is kept of the trajectory, see hypertrail.keeping. Velocities are kept only where the hypergradient needs them.
     Raises NumericalFailure naming the step of the first loss that is not finite; states before it stay in the store.
@@ -37,9 +37,10 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     with precision(problem):
         programs = compiled(problem)
         keeper = keeper_for(keep, programs)
-        w0 = jax.tree.map(jnp.asarray, problem.initial_weights())
-        state = (w0, zeros(w0), jax.tree.map(jnp.asarray, problem.initial_running()))
         values = programs.values(hyper)
+        initial = programs.initial_weights(values)
+        w0 = jax.tree.map(jnp.asarray, initial)
+        state = (w0, zeros(w0), jax.tree.map(jnp.asarray, problem.initial_running()))
         history: list[tuple[np.ndarray, np.ndarray]] = []
         try:
             waiting: Any = None
@@ -65,7 +66,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     losses, distances = (np.concatenate(one).astype(np.float64) for one in zip(*history, strict=True))
     distances = distances[:MEASURED_STEPS]
     return Training(
-        initial=problem.initial_weights(),
+        initial=initial,
         final=final,
         weights=weights,
         velocity=velocity,
@@ -79,6 +80,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             seconds=time.perf_counter() - started,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
+        inputs=programs.inputs(values),
     )
 
 

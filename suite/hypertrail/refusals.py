@@ -55,10 +55,16 @@ def refuse_method(problem: Problem, method: Method) -> None:
             raise UsageError(
                 f"forward mode carries one state per hyperparameter, {m} are too many; share them or use exact"
             )
-    if isinstance(method, Implicit) and rates:
-        kinds = " and ".join(h.kind for h in rates)
+    start = problem.declared("initial_scale")
+    if isinstance(method, Implicit) and (rates or start):
+        kinds = " and ".join(h.kind for h in (*rates, start) if h)
         raise UsageError(
-            f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}"
+            f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}; use exact"
+        )
+    if isinstance(method, Truncated) and start and method.steps < problem.steps:
+        raise UsageError(
+            f"truncated to {method.steps} of {problem.steps} steps never reaches w_0: no gradient for initial_scale; use exact "
+            "or a line"
         )
 
 

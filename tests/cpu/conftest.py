@@ -7,6 +7,7 @@ tests of their own) and the losses as `Problem` states them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import autograd.numpy as anp
@@ -15,11 +16,22 @@ import pytest
 from autograd import value_and_grad
 
 import hypertrail_data
-from hypertrail import L1, L2, Dynamics, LearningRate, Momentum, Problem, WeightTransform
+from hypertrail import (
+    L1,
+    L2,
+    Dynamics,
+    ExampleWeight,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    Problem,
+    TrainingInput,
+    WeightTransform,
+)
 from hypertrail_cpu.losses import hyper_loss
 from hypertrail_cpu.ops import OPS
 from hypertrail_cpu.training import forward
-from hypertrail_nets import densenet, mlp
+from hypertrail_nets import densenet, get_output, mlp
 
 Nested = dict[str, Any]
 
@@ -50,7 +62,27 @@ DECLARED = {
     ),
     "layered": (LearningRate("layer", 0.2), Momentum("layer", 0.6), WeightTransform("parameter", 0.05)),
     "penalties": (L2("parameter", 2e-2), L1("parameter", 3e-3)),
+    "examples": (
+        ExampleWeight(init=0.7),
+        TrainingInput(),
+        InitialScale("unit", 1.3),
+        L2("layer", 2e-2),
+        WeightTransform("layer", -0.1),
+        LearningRate("network", 0.2),
+    ),
+    "start": (InitialScale("parameter", 0.8), L1("layer", 3e-3)),
 }
+
+
+@dataclass(frozen=True)
+class Repeating:
+    """Batches of 12 rows that hold each of 5 examples twice or more; the next step shares some of them."""
+
+    examples: int = 120
+    steps_per_epoch: int = 10
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([(3 * t + np.arange(12) % 5) % self.examples for t in range(start, stop)])
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +100,9 @@ def make(splits: hypertrail_data.Splits) -> Callable[..., Problem]:
         settings: dict[str, Any] = {
             "network": NETWORKS[network](),
             "splits": splits,
-            "schedule": hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
+            "schedule": Repeating()
+            if declared == "examples"
+            else hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
             "steps": 6,
             "hyperparameters": DECLARED[declared],
             "dynamics": DYNAMICS[dynamics] if isinstance(dynamics, str) else dynamics,
@@ -99,7 +133,7 @@ def run_from() -> Callable[..., float]:
 
     def run_from(problem: Problem, hyper: Nested, w: Nested | None = None, v: Nested | None = None) -> float:
         values = problem.values(hyper)
-        w = problem.initial_weights() if w is None else w
+        w = problem.scaled(problem.initial_weights(), values) if w is None else w
         v = {name: np.zeros_like(one) for name, one in w.items()} if v is None else v
         *_, last = forward(problem, values, w, v)
         return hyper_loss(problem, problem.effective(np, last.w_next, values))
@@ -116,12 +150,15 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         "learning_rate": anp.exp,
         "momentum": lambda u: anp.exp(u) / (1 + anp.exp(u)),
         "transform": lambda u: u,
+        "initial_scale": anp.exp,
     }
 
-    def train(problem: Problem, hyper: Nested, w: Nested, v: Nested) -> Any:
+    def train(problem: Problem, initial: Nested, hyper: Nested, w: Nested, v: Nested) -> Any:
         values: Nested = problem.constants()
         for one in problem.hyperparameters:
             arrays = hyper[one.kind]
+            if one.kind in ("example_weight", "training_input"):
+                continue
             names = [p.name for p in problem.params if one.reaches(p)]
             values[one.kind] = {
                 n: value_of[one.kind](arrays["network" if one.level == "network" else n]) for n in names
@@ -134,11 +171,20 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         def loss(w: Nested, t: int) -> Any:
             rows = problem.schedule.indices(t, t + 1)[0]
             x, y = problem.splits.train.x[rows].astype(float), problem.splits.train.y[rows]
+            if "training_input" in hyper:
+                x = hyper["training_input"]["x"][rows]
             weights = problem.effective(anp, {name: w[name] for name in names}, values)
-            return problem.data_loss(OPS, weights, x, y, t) + problem.penalty(anp, w, values)
+            logits = get_output(problem.network, weights, x, OPS, key=problem.noise_key, step=t)
+            losses = OPS.cross_entropy(logits, y)
+            if "example_weight" in hyper:
+                losses = losses / (1 + anp.exp(-hyper["example_weight"]["train"][rows]))
+            return anp.sum(losses) / len(rows) + problem.penalty(anp, w, values)
 
         names = [p.name for p in problem.params]
         w, v = {name: w[name] for name in names}, {name: v[name] for name in names}
+        if "initial_scale" in values:  # around the scaled w_0 that came in, so that its own gradient is there too
+            drawn, now = problem.initial_weights(), problem.values(initial)["initial_scale"]
+            w = {name: w[name] + (values["initial_scale"][name] - now[name]) * drawn[name] for name in names}
         sign = 1.0
         for t in range(problem.steps):
             _, g = value_and_grad(loss)(w, t)
@@ -155,8 +201,8 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         return sum(problem.valid_loss(OPS, weights, x, y) for x, y in batches) / len(batches)
 
     def unrolled(problem: Problem, hyper: Nested) -> tuple[float, tuple[Nested, Nested, Nested]]:
-        w = problem.initial_weights()
+        w = problem.scaled(problem.initial_weights(), problem.values(hyper))
         v = {name: np.zeros_like(one) for name, one in w.items()}
-        return value_and_grad(lambda s: train(problem, *s))((hyper, w, v))
+        return value_and_grad(lambda s: train(problem, hyper, *s))((hyper, w, v))
 
     return unrolled

@@ -72,7 +72,15 @@ def test_c1_line(make):
     problem = make("tanh", steps=47)
     walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1"))
     np.testing.assert_allclose(walk.rho, [0.001, 0.001 + 0.998 / 3, 0.001 + 2 * 0.998 / 3, 0.999], rtol=1e-14)
-    assert [(p.i, p.batch_step, p.rate_step) for p in walk.backwards()] == [(i, i, i) for i in (3, 2, 1, 0)]
+    assert [(p.i, p.batch_step, p.rate_step) for p in walk.backwards()] == [
+        (3, 35, 3),
+        (2, 23, 2),
+        (1, 11, 1),
+        (0, 0, 0),
+    ]
+    authors = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1", first_batches=True))
+    np.testing.assert_array_equal(authors.rho, walk.rho)
+    assert [(p.i, p.batch_step, p.rate_step) for p in authors.backwards()] == [(i, i, i) for i in (3, 2, 1, 0)]
 
 
 def test_c1_of_a_very_short_run_takes_one_step(make):
