@@ -120,9 +120,9 @@ class Recomputed:
             )
 
 
-# By the precision of the kept states. float64: the same run differs by nothing, another engine's by 1e-12 and more, other
-# hyperparameters by 1e-3. float32 (another engine's): each step was rounded at 6e-8, and training magnifies that.
-GAPS = {"float64": 1e-6, "float32": 1e-3}
+# By the precision of the kept states; other hyperparameters make 1e-3. float64: the same run differs by nothing, another engine's
+# by 1e-12 and more. float32, another engine's: each step was rounded at 6e-8; measured 4e-7 after stretches of 15 steps.
+GAPS = {"float64": 1e-6, "float32": 1e-4}
 
 
 @dataclass
