@@ -52,7 +52,7 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
         N = T
         rho = np.arange(T) / T
     batch_steps = np.arange(N) if method.first_batches else np.arange(N) * T // N
-    return Line(w0, wT, rho, batch_steps, np.arange(N), rate_of(problem, hyper))
+    return Line(w0, wT, rho, batch_steps, np.arange(N), rate_of(problem, hyper), ahead=old(problem))
 
 
 def tail_of(problem: Problem, hyper: Hyper, method: DrMAD) -> int:
@@ -105,7 +105,8 @@ def stretch(
 ) -> Line:
     """N steps along the line from w = w_a to w_end = w_b: ρ = linspace(0, 1, N+1)[:N], batches spread evenly, rates of b − 1."""
     rho = np.linspace(0.0, 1.0, N + 1)[:N]
-    return Line(w, w_end, rho, a + np.arange(N) * (b - a) // N, np.full(N, b - 1), rate_of(problem, hyper), v)
+    batch_steps = a + np.arange(N) * (b - a) // N
+    return Line(w, w_end, rho, batch_steps, np.full(N, b - 1), rate_of(problem, hyper), v, old(problem))
 
 
 def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:
@@ -113,8 +114,13 @@ def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:
     if not problem.needs_velocity():
         return None
     values = problem.values(hyper)
-    sign = 1.0 if problem.dynamics.kind == "damped" else -1.0
+    sign = -1.0 if problem.dynamics.kind == "heavy-ball" else 1.0
     return lambda step: {name: sign * alpha for name, alpha in rates(problem, values, step)[0].items()}
+
+
+def old(problem: Problem) -> bool:
+    """Whether the old velocity moves the weights, so that v_i is the way from w_i to w_{i+1} and not the one to w_i."""
+    return problem.dynamics.kind == "damped-old"
 
 
 def float64(params: Params) -> Params:

@@ -19,7 +19,7 @@ from hypertrail.hyperparameters import OF_EXAMPLES, Hyper, unbroadcast
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params
 
-from .dynamics import DYNAMICS
+from .dynamics import rule
 from .losses import elementary_gradient, hyper_gradient, second_order
 from .providers import Provider
 from .training import BLOCK, batch, norm, rates, seen
@@ -55,21 +55,20 @@ def reverse(
 
         dw = ∇f(w_T), dv = 0, dλ = ∂f/∂λ
         for N steps i = … to, with (w, v), batch and rates from the provider:
-            dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; g, dα, dγ only where they are declared
+            dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; v, g, dα, dγ only where they are needed
             dλ += (∂²L/∂λ∂w)ᵀ u,  dw += H u
 
     begun: go on from where another pass stopped, in place of the first line; norms and cost then count both.
     literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
     dλ as for dw. dv stays 0.
     Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; reference section 2).
-    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared or the provider
-    computes g; one gradient per validation batch; what the provider says of its own (not counted here).
+    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared, for Adam, or
+    where the provider computes g; one gradient per validation batch; what the provider says of its own (not counted here).
     Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite, VerificationFailure where the provider hands over
     more or fewer than N places or does not arrive at `to`.
     """
     clock = time.perf_counter()
     values = problem.values(hyper)
-    _, adjoint = DYNAMICS[problem.dynamics.kind]
     factors = problem.dynamics.factors(problem.steps)
     adj = start(problem, values, final) if begun is None else begun
     dw, dv = dict(adj.dw), dict(adj.dv)
@@ -84,6 +83,7 @@ def reverse(
         x, y = batch(problem, batch_step)
         of_batch = seen(problem, values, batch_step)
         alpha, gamma = rates(problem, values, rate_step)
+        adjoint = rule(problem.dynamics, rate_step).adjoint
         u: Params = {}
         if literal:
             u = {p: -(1 - gamma[p]) * dw[p] for p in dw}
@@ -99,7 +99,7 @@ def reverse(
             )
             add_rate(problem, dvalues, "momentum", rate_step, dgamma)
         else:
-            for p in dw:  # v and g enter dα and dγ alone, which nobody asks for
+            for p in dw:  # but for Adam, v and g enter dα and dγ alone, which nobody asks for
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
         gradients += g is not None
         Hu, mixed = second_order(problem, w, of_batch, x, y, batch_step, u)
@@ -133,7 +133,7 @@ def start(problem: Problem, values: Values, final: Params) -> Adjoint:
     dvalues = zeros(problem, values)
     add(dvalues, direct)
     cost = Cost(len(problem.valid_batches()[0]), 0, time.perf_counter() - clock)
-    return Adjoint(dw, {p: np.zeros_like(one) for p, one in dw.items()}, dvalues, f, np.empty(0), final, cost)
+    return Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), final, cost)
 
 
 def zeros(problem: Problem, values: Values) -> dict[str, Params]:

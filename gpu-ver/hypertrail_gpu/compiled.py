@@ -22,7 +22,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 
 from . import losses
-from .dynamics import DYNAMICS
+from .dynamics import rule
 from .functional import Inner, add, linearise, pull, reverse_step, step, zeros
 from .ops import OPS
 
@@ -81,9 +81,9 @@ class Compiled:
         return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0])
 
     def update(self, w: Tree, v: Tree, g: Tree, values: Values, t: tuple) -> tuple[Tree, Tree]:
-        rule = DYNAMICS[self.problem.dynamics.kind]
+        advance = rule(self.problem.dynamics, t[0])
         alpha, gamma = self.rates(values, t)
-        moved = {name: rule(w[name], v[name], g[name], alpha[name], gamma[name]) for name in w}
+        moved = {name: advance(w[name], v[name], g[name], alpha[name], gamma[name]) for name in w}
         return {name: one[0] for name, one in moved.items()}, {name: one[1] for name, one in moved.items()}
 
     def rates(self, values: Values, t: tuple) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -283,7 +283,8 @@ def moved(t: Array, w_next: Tree, a: Array, w_a: Tree) -> Array:
 
 def state_bytes(problem: Problem) -> int:
     """Bytes of one kept state: the weights, and the velocities where the hypergradient needs them."""
-    return sum(p.size for p in problem.params) * problem.dtype.itemsize * (2 if problem.needs_velocity() else 1)
+    numbers = 1 + problem.dynamics.moments * problem.needs_velocity()
+    return sum(p.size for p in problem.params) * problem.dtype.itemsize * numbers
 
 
 def chunk_length(problem: Problem) -> int:

@@ -94,6 +94,8 @@ def table(
 ) -> Line:
     """The line as arrays, filled up to `capacity` rows: N changes between meta-iterations, the shapes must not."""
     N = len(rho)
+    ahead = problem.dynamics.kind == "damped-old"  # v_i is the way from w_i to w_{i+1}, the last one to w_T
+    rho_step = np.diff(rho, append=1.0) if ahead else np.diff(rho, prepend=rho[:1])
     factors = problem.dynamics.factors(problem.steps)[rate_step]
     indices = np.concatenate([problem.schedule.indices(int(t), int(t) + 1) for t in batch_step])
 
@@ -103,9 +105,9 @@ def table(
     return Line(
         w0=jax.tree.map(jnp.asarray, a),
         wT=jax.tree.map(jnp.asarray, b),
-        v0=jax.tree.map(jnp.zeros_like, a),
+        v0=jax.tree.map(jnp.asarray, problem.initial_velocity()),
         rho=padded(rho, problem.dtype),
-        rho_step=padded(np.diff(rho, prepend=rho[:1]), problem.dtype),
+        rho_step=padded(rho_step, problem.dtype),
         indices=padded(indices, np.int32),
         t=(padded(batch_step, np.int32), padded(rate_step, np.int32), padded(factors, problem.dtype)),
     )

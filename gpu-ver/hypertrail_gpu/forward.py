@@ -24,7 +24,7 @@ from hypertrail.problem import Problem
 from hypertrail.records import Cost, Hypergradient, Training
 
 from .compiled import Compiled, compiled, precision
-from .functional import step, zeros
+from .functional import step
 
 Tree = Any
 
@@ -45,8 +45,7 @@ def forward_mode(
         values = programs.values(hyper)
         directions = one_hot(hyper, m, problem.dtype)
         columns = jax.vmap(lambda d: jax.jvp(programs.values, (hyper,), (d,))[1])(directions)
-        w = jax.tree.map(jnp.asarray, programs.initial_weights(values))
-        v = zeros(w)
+        w, v = jax.tree.map(jnp.asarray, (programs.initial_weights(values), problem.initial_velocity()))
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
         if problem.declared("initial_scale"):
             Z = (

@@ -59,7 +59,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     return Hypergradient(
         gradient=gradient,
         initial_weights=nothing,
-        initial_velocity=nothing,
+        initial_velocity=problem.initial_velocity(),
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,

@@ -276,9 +276,13 @@ def unscale_all(V: Tree, B: Tree, fractions: Tree, d: int) -> tuple[Tree, Tree]:
 
 
 def momentum_fractions(programs: Compiled, values: Tree) -> dict[str, Array]:
-    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars."""
+    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars.
+
+    Four roundings of the problem's precision are taken off before: logit γ and back must not make a .75 the next fraction.
+    """
     momentum = programs.complete(values)["momentum"]
-    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR), jnp.int64) for name, one in momentum.items()}
+    hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
+    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR * hair), jnp.int64) for name, one in momentum.items()}
 
 
 def buffer_steps(gamma: float) -> int:

@@ -19,7 +19,6 @@ from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 
 from .compiled import compiled, precision
-from .functional import zeros
 from .keepers import Keeper, keeper_for
 from .reversal import train_reversibly
 
@@ -40,7 +39,8 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         values = programs.values(hyper)
         initial = programs.initial_weights(values)
         w0 = jax.tree.map(jnp.asarray, initial)
-        state = (w0, zeros(w0), jax.tree.map(jnp.asarray, problem.initial_running()))
+        v0, running = jax.tree.map(jnp.asarray, (problem.initial_velocity(), problem.initial_running()))
+        state = (w0, v0, running)
         history: list[tuple[np.ndarray, np.ndarray]] = []
         try:
             waiting: Any = None

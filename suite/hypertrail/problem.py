@@ -33,7 +33,7 @@ Array = Any
 Values = dict[str, dict[str, Array]]
 
 PRECISIONS = ("float32", "float64")
-DYNAMICS = ("damped", "heavy-ball")
+DYNAMICS = ("damped", "heavy-ball", "nesterov", "adam", "damped-old")
 AVERAGING = 0.1
 
 
@@ -43,6 +43,15 @@ class Dynamics:
 
     kind 'damped':      v ← γ v − (1−γ) g,  w ← w + α v     (Maclaurin et al. 2015; SGD with lr α(1−γ), momentum γ)
     kind 'heavy-ball':  v ← μ v + g,        w ← w − η v     (Polyak 1964; α is η and γ is μ here)
+    kind 'nesterov':    v ← μ v + g,        w ← w − η (g + μ v)     (Nesterov 1983 in the form of Sutskever et al. 2013)
+    kind 'adam':        m ← β₁ m + (1−β₁) g,  s ← β₂ s + (1−β₂) g²,  w ← w − α m̂ / √(ŝ + ε)     (Kingma, Ba 2015)
+                        learning_rate is α, momentum β₁, second_momentum β₂; m̂ = m / (1−β₁^(t+1)), ŝ = s / (1−β₂^(t+1));
+                        v is (m, s), two numbers a weight. ε stands INSIDE the root: outside, the derivative of √ŝ at
+                        ŝ = 0 is infinite, and one weight that sees no gradient makes every hypergradient NaN.
+                        A β₁ per step corrects with the β₁ of that step.
+    kind 'damped-old':  w ← w + α v,        v ← γ v − (1−γ) g       (algorithm 1 of Maclaurin et al. as PRINTED: the old
+                        velocity moves the weights; their code and 'damped' use the new one. Each gradient arrives one
+                        step later, the last one never. For comparison with the paper's text.)
     schedule: ((step, factor), …): from that step on the learning rate is multiplied by factor.
     """
 
@@ -50,6 +59,8 @@ class Dynamics:
     learning_rate: float = 0.1
     momentum: float = 0.9
     schedule: tuple[tuple[int, float], ...] = ()
+    second_momentum: float = 0.999
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         if self.kind not in DYNAMICS:
@@ -58,9 +69,18 @@ class Dynamics:
             raise UsageError(f"learning rate {self.learning_rate}, expected a positive number")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum {self.momentum}, expected 0 ≤ momentum < 1")
+        if not 0 <= self.second_momentum < 1:
+            raise UsageError(f"second_momentum {self.second_momentum}, expected 0 ≤ second_momentum < 1")
+        if not 0 < self.epsilon < np.inf:
+            raise UsageError(f"epsilon {self.epsilon}, expected a positive number: at 0 the root has no derivative")
         steps = [-1, *(step for step, _ in self.schedule)]
         if any(a >= b for a, b in pairwise(steps)):
             raise UsageError(f"schedule {self.schedule}: steps must rise, from 0 on")
+
+    @property
+    def moments(self) -> int:
+        """How many numbers the velocity of one weight has: Adam's two moments, else one."""
+        return 2 if self.kind == "adam" else 1
 
     def factors(self, steps: int) -> np.ndarray:
         """(T,) float64: what the schedule multiplies the learning rate by at each step."""
@@ -143,6 +163,11 @@ class Problem:
         sigma = values.get("initial_scale", {})
         return {name: sigma[name] * one if name in sigma else one for name, one in drawn.items()}
 
+    def initial_velocity(self) -> dict[str, np.ndarray]:
+        """v_0 = 0, {parameter name: array}: in the shape of the parameter, for Adam (2, *shape), first and second moment."""
+        front = (2,) if self.dynamics.kind == "adam" else ()
+        return {p.name: np.zeros((*front, *p.shape), self.dtype) for p in self.params}
+
     def initial_running(self) -> dict[str, np.ndarray]:
         return initial_running(self.network, self.dtype)
 
@@ -154,8 +179,11 @@ class Problem:
         return next((h for h in self.hyperparameters if h.kind == kind), None)
 
     def needs_velocity(self) -> bool:
-        """Whether the reverse pass needs v_t: only the gradients of learning rate and momentum do."""
-        return any(h.kind in ("learning_rate", "momentum") for h in self.hyperparameters)
+        """Whether the reverse pass needs v_t and g_t: for the gradients of learning rate and momentum, and for Adam always,
+        whose step is not linear in them."""
+        return self.dynamics.kind == "adam" or any(
+            h.kind in ("learning_rate", "momentum") for h in self.hyperparameters
+        )
 
     def values(self, hyper: Mapping[str, Mapping[str, Array]], xp: Any = np) -> Values:
         """All values by kind and parameter name: the declared ones and the constants. Differentiable in `hyper` when xp is."""

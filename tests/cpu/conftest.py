@@ -43,6 +43,10 @@ NETWORKS = {
 DYNAMICS = {
     "damped": Dynamics("damped", 0.3, 0.6, schedule=((3, 0.5),)),
     "heavy-ball": Dynamics("heavy-ball", 0.1, 0.6, schedule=((3, 0.5),)),
+    "nesterov": Dynamics("nesterov", 0.1, 0.6, schedule=((3, 0.5),)),
+    "damped-old": Dynamics("damped-old", 0.3, 0.6, schedule=((3, 0.5),)),
+    # A large ε: with 1e-8 a difference quotient of 1e-6 is no small change where gradients are small.
+    "adam": Dynamics("adam", 0.02, 0.6, schedule=((3, 0.5),), second_momentum=0.9, epsilon=1e-4),
 }
 # Everything at once, in two mixtures of sharing levels; the inits are large enough for each to matter in a few steps.
 DECLARED = {
@@ -134,7 +138,7 @@ def run_from() -> Callable[..., float]:
     def run_from(problem: Problem, hyper: Nested, w: Nested | None = None, v: Nested | None = None) -> float:
         values = problem.values(hyper)
         w = problem.scaled(problem.initial_weights(), values) if w is None else w
-        v = {name: np.zeros_like(one) for name, one in w.items()} if v is None else v
+        v = problem.initial_velocity() if v is None else v
         *_, last = forward(problem, values, w, v)
         return hyper_loss(problem, problem.effective(np, last.w_next, values))
 
@@ -185,24 +189,33 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         if "initial_scale" in values:  # around the scaled w_0 that came in, so that its own gradient is there too
             drawn, now = problem.initial_weights(), problem.values(initial)["initial_scale"]
             w = {name: w[name] + (values["initial_scale"][name] - now[name]) * drawn[name] for name in names}
-        sign = 1.0
+        kind, beta, epsilon = problem.dynamics.kind, problem.dynamics.second_momentum, problem.dynamics.epsilon
         for t in range(problem.steps):
             _, g = value_and_grad(loss)(w, t)
             factor = problem.dynamics.factors(problem.steps)[t]
+            moved = {}
             for name in names:
-                gamma = rate("momentum", name, t)
-                if problem.dynamics.kind == "damped":
-                    v[name] = gamma * v[name] - (1 - gamma) * g[name]
+                gamma, before = rate("momentum", name, t), v[name]
+                if kind == "adam":
+                    m = gamma * before[0] + (1 - gamma) * g[name]
+                    s = beta * before[1] + (1 - beta) * g[name] ** 2
+                    v[name] = anp.stack([m, s])
+                    way = -(m / (1 - gamma ** (t + 1))) * (s / (1 - beta ** (t + 1)) + epsilon) ** -0.5
+                elif kind.startswith("damped"):
+                    v[name] = gamma * before - (1 - gamma) * g[name]
+                    way = before if kind == "damped-old" else v[name]
                 else:
-                    v[name], sign = gamma * v[name] + g[name], -1.0
-            w = {name: w[name] + sign * factor * rate("learning_rate", name, t) * v[name] for name in names}
+                    v[name] = gamma * before + g[name]
+                    way = -(g[name] + gamma * v[name]) if kind == "nesterov" else -v[name]
+                moved[name] = w[name] + factor * rate("learning_rate", name, t) * way
+            w = moved
         weights = problem.effective(anp, w, values)
         batches = list(zip(*problem.valid_batches(), strict=True))
         return sum(problem.valid_loss(OPS, weights, x, y) for x, y in batches) / len(batches)
 
     def unrolled(problem: Problem, hyper: Nested) -> tuple[float, tuple[Nested, Nested, Nested]]:
         w = problem.scaled(problem.initial_weights(), problem.values(hyper))
-        v = {name: np.zeros_like(one) for name, one in w.items()}
+        v = problem.initial_velocity()
         return value_and_grad(lambda s: train(problem, hyper, *s))((hyper, w, v))
 
     return unrolled

@@ -110,6 +110,29 @@ def test_velocity_of_the_line(make, kind, sign):
     assert all(not np.any(one) for one in places[0].v.values())
 
 
+def test_velocity_of_the_line_where_the_old_one_moves_the_weights(make):
+    """v_i = (w_{i+1} − w_i)/α_i: right on true states, and on a line its last point is w_T."""
+    problem = make("tanh", dynamics="damped-old", steps=60, hyperparameters=(LearningRate("network", 0.2),))
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep="memory")
+    kept = [training.trajectory.read(t) for t in range(4)]
+    alpha = cpu.drmad.rate_of(problem, hyper)
+    for t in (0, 1, 2):
+        for name, rate in alpha(t).items():
+            recovered = (kept[t + 1][f"w/{name}"] - kept[t][f"w/{name}"]) / rate
+            np.testing.assert_allclose(recovered, kept[t][f"v/{name}"], rtol=1e-10, atol=1e-14)
+    training = straight(problem)
+    walk = line(problem, hyper, training, DrMAD("C1"))
+    places = {p.i: p for p in walk.backwards()}
+    rho = [*walk.rho, 1.0]
+    for i in (5, 4, 3, 2, 1):
+        rate = 0.2 * (0.5 if i >= 3 else 1.0)
+        for name in training.initial:
+            expected = (rho[i + 1] - rho[i]) * (training.final[name] - training.initial[name]) / rate
+            np.testing.assert_allclose(places[i].v[name], expected, rtol=1e-9, atol=1e-13)
+    assert all(not np.any(one) for one in places[0].v.values())
+
+
 @pytest.mark.parametrize(
     "dynamics", [Dynamics("damped", 0.3, 0.6), Dynamics("heavy-ball", 0.1, 0.6)], ids=lambda d: d.kind
 )
@@ -356,7 +379,7 @@ def test_c5_with_a_line_too_short_for_a_speed_walks_all_its_steps(make):
     assert result.diagnostics["N"] == 10
 
 
-@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball"])
+@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball", "damped-old"])
 def test_c6_with_a_state_at_every_step_is_exact(make, dynamics):
     problem = make("tanh", dynamics=dynamics, hyperparameters=RATES, steps=12)
     hyper = problem.initial_hyper()
