@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import hypertrail_data
 import hypertrail_gpu as gpu
@@ -31,7 +32,7 @@ from hypertrail import (
     UsageError,
 )
 from hypertrail_gpu.ops import OPS
-from hypertrail_nets import get_output, mlp
+from hypertrail_nets import get_output, mlp, softmax_regression
 
 DECLARED = (
     ExampleWeight(init=0.7),
@@ -209,3 +210,35 @@ def test_a_start_beyond_the_fixed_point_is_caught(problem):
     large = problem.with_(hyperparameters=(InitialScale("network", 1e4, bounds=(1e-3, 1e5)),))
     with pytest.raises(NumericalFailure, match="w_0 in fixed point"):
         gpu.train(large, large.initial_hyper(), Reversible())
+
+
+def test_implicit_by_the_formula(problem, relative):
+    """−(∂²L/∂λ∂w)ᵀ (H + damping)⁻¹ ∇f with dense derivatives of L, written out; L has all examples, each with its weight."""
+    softmax = problem.with_(
+        network=softmax_regression((2, 2, 1)), hyperparameters=(ExampleWeight(init=0.7), TrainingInput()), l2=2e-2
+    )
+    hyper = softmax.initial_hyper()
+    training = gpu.train(softmax, hyper)
+    result = gpu.hypergradient(softmax, hyper, training, Implicit(damping=0.1, tolerance=1e-12))
+
+    with jax.enable_x64(True):
+        flat, restore = ravel_pytree(jax.tree.map(jnp.asarray, training.final))
+        xs, ys = softmax.valid_batches()
+
+        def loss(flat: Any, hyper: Any) -> Any:
+            w, (x, a) = restore(flat), (hyper["training_input"]["x"], hyper["example_weight"]["train"])
+            losses = OPS.cross_entropy(get_output(softmax.network, w, x, OPS), softmax.splits.train.y)
+            return jnp.mean(jax.nn.sigmoid(a) * losses) + 2e-2 * jnp.sum(w["logits/W"] ** 2)
+
+        def valid(flat: Any) -> Any:
+            return sum(softmax.valid_loss(OPS, restore(flat), x, y) for x, y in zip(xs, ys, strict=True)) / len(ys)
+
+        @jax.jit
+        def formula(flat: Any, hyper: Any) -> Any:
+            H = jax.hessian(loss)(flat, hyper) + 0.1 * jnp.eye(flat.size)
+            p = jnp.linalg.solve(H, jax.grad(valid)(flat))
+            return jax.grad(lambda hyper: -jnp.vdot(jax.grad(loss)(flat, hyper), p))(hyper)
+
+        expected = formula(flat, hyper)
+    for kind, one in expected.items():
+        assert relative(result.gradient[kind], one) < 1e-10, kind
