@@ -1,4 +1,4 @@
-"""The rules against optax, which is another derivation of two of them, and every way back that Adam has."""
+"""The rules against optax, which is another derivation of two of them, and what Adam keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import hypertrail_gpu as gpu
-from hypertrail import L2, Checkpoints, Dynamics, Exact, Forward, Last, LearningRate, Momentum, Truncated
+from hypertrail import L2, Dynamics, Exact, Last, LearningRate, Momentum, Truncated
 from hypertrail.problem import DYNAMICS as KINDS
 from hypertrail_gpu.dynamics import DYNAMICS, rule
 
@@ -43,42 +43,18 @@ def test_rules_are_those_of_optax(kind):
             np.testing.assert_allclose(w, theirs, rtol=1e-12)
 
 
-@pytest.fixture(scope="module")
-def case(make):
+def test_moments_are_stored_and_read_back(make, relative, tmp_path):
+    """As v/<parameter>, two to a weight; by all that the ladder does not walk: a folder, and the last K states."""
     declared = (L2("layer", 1e-2), LearningRate("layer", 0.02), Momentum("layer", 0.8))
-    problem = make(
-        "mlp", hyperparameters=declared, dynamics=Dynamics("adam", schedule=((4, 0.5),), second_momentum=0.9)
-    )
+    problem = make("mlp", steps=4, hyperparameters=declared, dynamics=Dynamics("adam", second_momentum=0.9))
     hyper = problem.initial_hyper()
-    training = gpu.train(problem, hyper, "memory")
-    return problem, hyper, training, gpu.hypergradient(problem, hyper, training, Exact())
-
-
-@pytest.mark.parametrize("keep", ["host", Checkpoints()], ids=str)
-def test_exact_providers_agree_under_adam(case, relative, keep):
-    problem, hyper, _, exact = case
-    result = gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, keep), Exact())
-    assert relative(result.gradient, exact.gradient) < 1e-12
-    assert relative(result.initial_velocity, exact.initial_velocity) < 1e-12
-    assert all(one.shape == (2, *exact.initial_weights[name].shape) for name, one in result.initial_velocity.items())
-
-
-def test_forward_mode_equals_reverse_mode_under_adam(case, relative):
-    problem, hyper, training, exact = case
-    result = gpu.hypergradient(problem, hyper, training, Forward())
-    for kind in hyper:
-        assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-12, kind
-
-
-def test_truncated_and_disk_under_adam(case, relative, tmp_path):
-    """The moments are stored as v/<parameter>, two to a weight, and read back."""
-    problem, hyper, training, exact = case
-    a = gpu.hypergradient(problem, hyper, training, Truncated(3))
-    b = gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, Last(3)), Truncated(3))
+    memory, last, disk = (gpu.train(problem, hyper, keep) for keep in ("memory", Last(3), tmp_path / "trajectory"))
+    assert memory.cost.trajectory_bytes == 3 * problem.steps * 8 * sum(p.size for p in problem.params)
+    a, b = (gpu.hypergradient(problem, hyper, run, Truncated(3)) for run in (memory, last))
     assert relative(a.gradient, b.gradient) < 1e-12
-    disk = gpu.train(problem, hyper, tmp_path / "trajectory")
     with disk.trajectory as kept:
         w, v = kept.read(2)["w/dense1/W"], kept.read(2)["v/dense1/W"]
-        assert v.shape == (2, *w.shape)
-        assert relative(gpu.hypergradient(problem, hyper, disk, Exact()).gradient, exact.gradient) == 0.0
-    assert training.cost.trajectory_bytes == 3 * problem.steps * 8 * sum(p.size for p in problem.params)
+        assert v.shape == memory.velocity["dense1/W"].shape == (2, *w.shape)
+        a, b = (gpu.hypergradient(problem, hyper, run, Exact()) for run in (memory, disk))
+        assert relative(b.gradient, a.gradient) == relative(b.initial_velocity, a.initial_velocity) == 0.0
+        assert a.initial_velocity["dense1/W"].shape == v.shape

@@ -23,9 +23,9 @@ from hypertrail_gpu.reverse import reverse_line
 CASES = [("mlp", "everything", {}), ("densenet", "penalties", {"steps": 3})]
 HEAVY = {"dynamics": Dynamics("heavy-ball", 0.1, 0.7, schedule=((4, 0.5),))}
 OTHERS = [
-    ("mlp", "everything", {"dynamics": Dynamics("nesterov", 0.1, 0.7, schedule=((4, 0.5),))}),
-    ("mlp", "everything", {"dynamics": Dynamics("damped-old", 0.3, 0.7, schedule=((4, 0.5),))}),
-    ("mlp", "per-step", {"dynamics": Dynamics("adam", 0.02, 0.7, schedule=((4, 0.5),), second_momentum=0.9)}),
+    ("mlp", "everything", {"steps": 4, "dynamics": Dynamics("nesterov", 0.1, 0.7, ((2, 0.5),))}),
+    ("mlp", "everything", {"steps": 4, "dynamics": Dynamics("damped-old", 0.3, 0.7, ((2, 0.5),))}),
+    ("mlp", "per-step", {"steps": 4, "dynamics": Dynamics("adam", 0.02, 0.7, ((2, 0.5),), second_momentum=0.9)}),
 ]
 
 
