@@ -5,8 +5,9 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; splits a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +42,34 @@ TEXT = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.
         "axes.axisbelow": True, "legend.frameon": False, "lines.markersize": 4, "lines.linewidth": 1.6}  # fmt: skip
 
 
-def draw_all(folder: Path) -> dict[str, Path]:
-    """Every figure that the run has data for → {caption: file}, in reading order; written to figures/."""
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """What is drawn inside looks like all our figures. An experiment draws its own so: `with style(): save(folder, …)`."""
     import matplotlib
 
-    lines = read_metrics(folder)
+    with matplotlib.rc_context(TEXT):
+        yield
+
+
+def save(folder: Path, name: str, figure: Figure) -> Path:
+    """Write a figure to figures/NAME.png of a run folder, the same bytes for the same picture; returns the file."""
+    path = folder / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def draw_all(folder: Path, lines: Sequence[dict[str, Any]] | None = None) -> dict[str, Path]:
+    """Every figure that a meta loop has data for → {caption: file}, in reading order; written to figures/."""
+    lines = read_metrics(folder) if lines is None else lines
     out: dict[str, Path] = {}
     if not lines:
         return out
-    (folder / "figures").mkdir(exist_ok=True)
 
     def keep(caption: str, name: str, figure: Figure) -> None:
-        out[caption] = folder / "figures" / f"{name}.png"
-        figure.savefig(out[caption], dpi=DPI, facecolor="white", metadata={"Software": None})
+        out[caption] = save(folder, name, figure)
 
-    with matplotlib.rc_context(TEXT):
+    with style():
         keep("Loss and error of every split after each training run", "metrics", metrics(lines))
         if any("agreement" in line for line in lines):
             caption = "Agreement of the hypergradient with the exact one"

@@ -55,11 +55,11 @@ def test_an_unknown_name_hears_the_known_ones(word, hint):
 def test_every_field_has_a_docstring(module):
     """tyro shows it; an undocumented one would show nothing."""
     tree = ast.parse(inspect.getsource(module))
-    body = next(one.body for one in tree.body if isinstance(one, ast.ClassDef))
-    for field, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), field.target.id
-            assert isinstance(after.value.value, str)
+    for body in (one.body for one in tree.body if isinstance(one, ast.ClassDef)):
+        for field, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(after, ast.Expr), field.target.id
+                assert isinstance(after.value.value, str)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
