@@ -12,11 +12,13 @@ import pytest
 
 import hypertrail_data
 from hypertrail import UsageError, experiments, outer
-from hypertrail.experiments import _common, drmad_densenet, drmad_digits, drmad_mnist
+from hypertrail.experiments import _common, drmad_densenet, drmad_digits, drmad_mnist, rosenbrock
 from hypertrail.hyperparameters import count
 from hypertrail_nets import count_params
 
-MODULES = (drmad_densenet, drmad_digits, drmad_mnist)
+LOOPS = (drmad_densenet, drmad_digits, drmad_mnist)
+STUDIES = (rosenbrock,)
+MODULES = sorted((*LOOPS, *STUDIES), key=lambda module: module.__name__)
 
 
 def blank(name, n, official_test, shape, scale=255):
@@ -40,12 +42,12 @@ def blank_data(monkeypatch):
 
 
 def test_names_are_file_names():
-    assert experiments.names() == ["drmad-densenet", "drmad-digits", "drmad-mnist"]
-    assert [experiments.load(name) for name in experiments.names()] == list(MODULES)
+    assert [experiments.load(name) for name in experiments.names()] == MODULES
+    assert [module for module in MODULES if experiments.is_study(module)] == list(STUDIES)
     assert experiments.headline("drmad-digits") == drmad_digits.__doc__.partition("\n")[0]
 
 
-@pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist$")])
+@pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist")])
 def test_an_unknown_name_hears_the_known_ones(word, hint):
     with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of drmad-densenet, .*{hint}"):
         experiments.load(word)
@@ -69,7 +71,7 @@ def test_docstrings_have_command_and_numbers(module):
         assert word in module.__doc__
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", LOOPS, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_configs_are_frozen_and_crash_on_bad_arguments(module):
     config = module.Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
