@@ -209,27 +209,25 @@ def draw(curve: dict[str, np.ndarray], cut: float | None) -> Figure:
     from matplotlib.figure import Figure
 
     values, losses, slopes = curve["values"], curve["losses"], curve["slopes"]
-    figure = Figure(figsize=(9.5, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(values, losses, color=figures.BLUE, linewidth=1)
-    above.set(title="Loss", yscale="log", ylabel="training loss (nats per example)")
     d = differences(values, losses)
-    below.plot(
-        values[1:-1],
-        d,
-        ".",
-        color=figures.ORANGE,
-        markersize=4,
-        label="slope of the curve above, through two neighbours",
-    )
-    below.plot(values, slopes, color=figures.BLUE, linewidth=1, label="hypergradient, exact")
-    below.set(title="Hypergradient", ylabel="d loss / d ln α", xlabel="ln α")
-    below.set_yscale("symlog", linthresh=0.1)
-    below.legend(loc="upper left")
-    for axes in (above, below) if cut is not None else ():
+    figure = Figure(figsize=(9.5, 7.5), layout="constrained")
+    loss, near, size = figure.subplots(3, 1, sharex=True)
+    loss.plot(values, losses, color=figures.BLUE, linewidth=1)
+    loss.set(title="Loss", yscale="log", ylabel="training loss (nats)")
+    through = {"color": figures.ORANGE, "marker": ".", "markersize": 3, "linestyle": "none"}
+    for axes, change in ((near, lambda one: one), (size, np.abs)):
+        axes.plot(values, change(slopes), color=figures.BLUE, linewidth=1, label="hypergradient, exact")
+        axes.plot(values[1:-1], change(d), label="slope of the curve above, through two neighbours", **through)
+    near.set(title="Hypergradient", ylabel="d loss / d ln α")
+    smooth = d[values[1:-1] < (np.inf if cut is None else cut)]
+    limit = 2 * float(np.abs(smooth if len(smooth) else d).max())
+    near.set_ylim(-limit, limit)
+    near.legend(loc="lower left")
+    size.set(title="Its size", yscale="log", ylabel="|d loss / d ln α|", xlabel="ln α")
+    for axes in (loss, near, size) if cut is not None else ():
         axes.axvline(cut, color=figures.GREY, linestyle="--", linewidth=1)
     if cut is not None:
-        above.annotate("chaotic from here", (cut, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
-                       textcoords="offset points", va="top", fontsize=8, color="#555555")  # fmt: skip
-    above.margins(x=0.01)
+        loss.annotate("chaotic from here", (cut, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
+                      textcoords="offset points", va="top", fontsize=8, color="#555555")  # fmt: skip
+    loss.margins(x=0.01)
     return figure
