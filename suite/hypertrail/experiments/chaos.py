@@ -214,13 +214,20 @@ def draw(curve: dict[str, np.ndarray], cut: float | None) -> Figure:
     loss, near, size = figure.subplots(3, 1, sharex=True)
     loss.plot(values, losses, color=figures.BLUE, linewidth=1)
     loss.set(title="Loss", yscale="log", ylabel="training loss (nats)")
-    through = {"color": figures.ORANGE, "marker": ".", "markersize": 3, "linestyle": "none"}
+    through = {
+        "color": figures.ORANGE,
+        "alpha": 0.45,
+        "marker": "o",
+        "markersize": 4,
+        "linestyle": "none",
+        "markeredgewidth": 0,
+    }
     for axes, change in ((near, lambda one: one), (size, np.abs)):
-        axes.plot(values, change(slopes), color=figures.BLUE, linewidth=1, label="hypergradient, exact")
         axes.plot(values[1:-1], change(d), label="slope of the curve above, through two neighbours", **through)
+        axes.plot(values, change(slopes), color=figures.BLUE, linewidth=0.9, label="hypergradient, exact")
     near.set(title="Hypergradient", ylabel="d loss / d ln α")
     smooth = d[values[1:-1] < (np.inf if cut is None else cut)]
-    limit = 2 * float(np.abs(smooth if len(smooth) else d).max())
+    limit = 4 * float(np.quantile(np.abs(smooth if len(smooth) else d), 0.9))  # the smooth part is what can be read
     near.set_ylim(-limit, limit)
     near.legend(loc="lower left")
     size.set(title="Its size", yscale="log", ylabel="|d loss / d ln α|", xlabel="ln α")
