@@ -118,11 +118,13 @@ def show(folder: Path) -> list[Section]:
     moved = last - first  # decades
     rows = [
         [str(digit), f"{10 ** np.median(one):.3g}", f"{10**one.min():.3g}", f"{10**one.max():.3g}",
-         f"{100 * (np.abs(change) < 0.01).mean():.1f} %"]
+         f"{100 * (np.abs(change) < np.log10(1.02)).mean():.1f} %"]
         for digit, (one, change) in enumerate(zip(last.T, moved.T, strict=True))
     ]  # fmt: skip
     columns = ("digit", "median L2", "smallest", "largest", "moved by less than 2 %")
-    words = "Where a pixel is black in every image, no penalty on its weights changes the hyper loss: there they stay as they were."
+    words = (
+        "Where a pixel is black in every image, no penalty on its weights changes the hyper loss: there they stay put."
+    )
     with figures.style():
         picture = figures.save(folder, "penalties", draw(moved))
     caption = f"The penalties of each digit's weights after {int(paths[-1].stem)} updates"
@@ -137,9 +139,8 @@ def draw(moved: np.ndarray) -> Figure:
     grid = figure.subplots(2, 5)
     limit = max(float(np.quantile(np.abs(moved), 0.995)), 1e-6)
     for digit, axes in enumerate(grid.flat):
-        image = axes.imshow(
-            moved[:, digit].reshape(28, 28), cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest"
-        )
+        square = moved[:, digit].reshape(28, 28)
+        image = axes.imshow(square, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_title(str(digit))
         axes.set_axis_off()
     figure.colorbar(

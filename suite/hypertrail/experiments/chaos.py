@@ -11,8 +11,11 @@ compiled once. Each hypergradient is held against the central difference of the 
 In the chaotic part the adjoint grows by many orders of magnitude; where float32 cannot hold it, the hypergradient is left out,
 and counted. What stands there depends on every rounding: another machine or precision draws another curve.
 
-Hardware: two CPU cores: @@ minutes.
-Measured: seed 0, float32: @@
+Hardware: two CPU cores: 11 minutes, MNIST files at hand (--values 100: one minute).
+Measured: seed 0, float32: smooth up to ln α = 1.65, where the hypergradient is the slope of the curve to .012 % (median of 575
+values) and never above 1.9; from there to 2.5 it has nothing to do with the slope (median difference 100 % of the larger),
+reaches 6.9e17 where the curve has no slope above 2.2e4, and overflows for 55 of 423 values. The lowest loss, .0044, lies
+before the edge, at ln α = 1.49.
 The paper's number: none, a picture of the same shape.
 """
 

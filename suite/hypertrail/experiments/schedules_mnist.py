@@ -8,14 +8,20 @@ and γ = .5 at the start for each of the 8 tensors at each of the 100 steps; 50 
 hypergradient. The meta-loss is the TRAINING loss: the valid split of this problem IS its train split, so the two rows of every
 table agree; the 10,000 images that the paper validates on are `select`, reported only, like `test`.
 
-Not as there: the outer rule is Kingma and Ba's Adam unless --outer says otherwise (theirs forgets faster and begins with larger
-steps); batches go through the images in one fixed order, and every training starts from the same weights (theirs were drawn anew
-in each meta-iteration); initial scales are not learned here.
+Not as there: the outer rule is Kingma and Ba's Adam (theirs has no momentum and begins with larger steps); batches go through the
+images in one fixed order and every training starts from the same weights (theirs were drawn anew in each meta-iteration, which
+smooths their schedules); initial scales are not learned here.
 
-Hardware: two CPU cores: @@ minutes.
-Measured: seed 0, float32: @@
-The paper's number: recorded by their code, train loss .638 → .141 (with γ = .9 at the start); error from a tuned start 7.0 %, then
-up to 8.5 % while the hypergradient grew tenfold.
+Hardware: two CPU cores: 2.5 minutes (half a minute of processor time), MNIST files at hand.
+Measured: seed 0, float32, after 50 updates:
+
+    start             train loss      test error         norm of the hypergradient of ln α: first, smallest, largest
+    γ = .5            .551 → .249     16.71 → 8.49 %     .064, .013, 1.2: ten times its smallest from update 38 on
+    --momentum 0.9    .642 → .212     18.43 → 7.85 %     .035, .008, .10: ten times its smallest from update 48 on
+
+With γ = .5 the loss is at its lowest (.245) after 37 updates; from 38 on the norm grows and the loss jumps about: chaos.
+The paper's number: recorded by their code, with γ = .9 at the start, train loss .638 → .141; from a start tuned by Bayesian
+optimisation error 7.0 %, then up to 8.5 % while the hypergradient grew tenfold.
 """
 
 from __future__ import annotations
@@ -114,29 +120,22 @@ def rule(config: Config) -> Rule:
 
 
 def show(folder: Path) -> list[Section]:
-    lines = [line for line in read_metrics(folder) if "norm" in line]
-    if not lines:
+    lines = read_metrics(folder)
+    moved = [line for line in lines if "norm" in line]  # the closing training moves nothing
+    if not moved:
         return []
-    k = np.array([line["meta_iteration"] for line in lines])
-    norms = {kind: np.array([line["norm"][kind] for line in lines]) for kind in ("learning_rate", "momentum")}
+    k = np.array([line["meta_iteration"] for line in moved])
+    norms = {kind: np.array([line["norm"][kind] for line in moved]) for kind in ("learning_rate", "momentum")}
     rows = []
     for kind, norm in norms.items():
         grown = np.flatnonzero(norm > GROWN * np.minimum.accumulate(norm))
         since = str(k[grown[0]]) if len(grown) else "never"
-        rows.append(
-            [
-                kind.replace("_", " "),
-                f"{norm[0]:.3g}",
-                f"{norm.min():.3g}",
-                f"{norm.max():.3g}",
-                f"{norm[-1]:.3g}",
-                since,
-            ]
-        )
+        numbers = (f"{one:.3g}" for one in (norm[0], norm.min(), norm.max(), norm[-1]))
+        rows.append([kind.replace("_", " "), *numbers, since])
     columns = ("hypergradient of", "norm, first", "smallest", "largest", "last", f"{GROWN:g} times its smallest from")
     words = (
-        "A hypergradient that grows while the loss no longer falls is the sign of chaos: the schedules have reached the edge where"
-        " training stops being predictable, and it is time to stop. Valid is train here: the training loss is what is optimised."
+        "A hypergradient that grows while the loss no longer falls is the sign of chaos: the schedules are at the edge where"
+        " training stops being predictable, and it is time to stop. Valid is train here: the training loss is optimised."
     )
     paths = sorted((folder / "states").glob("[0-9]*.npz"))
     hyper, _ = arrays.load_state(paths[-1])
@@ -186,9 +185,8 @@ def growth(k: np.ndarray, norms: dict[str, np.ndarray], lines: list[dict[str, An
         left.plot(k, norm, color=colour, marker=marker, markersize=3, label=kind.replace("_", " "))
     left.set(title="Norm of the hypergradient", yscale="log", ylabel="norm", xlabel="meta-iteration")
     left.legend()
-    right.plot(k, [line["hyper_loss"] for line in lines], color=figures.BLUE, marker="o", markersize=3)
-    right.set(
-        title="Training loss after the last step", ylabel="cross-entropy (nats per example)", xlabel="meta-iteration"
-    )
+    right.plot([line["meta_iteration"] for line in lines], [line["hyper_loss"] for line in lines], color=figures.BLUE,
+               marker="o", markersize=3)  # fmt: skip
+    right.set(title="Training loss after the last step", ylabel="nats per example", xlabel="meta-iteration")
     right.set_ylim(bottom=0)
     return figure
