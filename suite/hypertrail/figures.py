@@ -93,10 +93,13 @@ def metrics(lines: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     k = [line["meta_iteration"] for line in lines]
+    sparse = {"markevery": max(1, len(k) // 15)}
     for split in (s for s in SPLITS if s in lines[0]["metrics"]):
-        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **STYLE[split])
-        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **STYLE[split])
-    left.plot(k, [line["hyper_loss"] for line in lines], color=PURPLE, linestyle=":", marker="x", label="hyper loss f")
+        look = {**STYLE[split], **sparse}
+        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **look)
+        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **look)
+    f = [line["hyper_loss"] for line in lines]
+    left.plot(k, f, color=PURPLE, linestyle=":", marker="x", label="hyper loss f", **sparse)
     left.set(title="Loss", ylabel="cross-entropy (nats per example)")
     right.set(title="Error", ylabel="error (% of examples)")
     for axes in (left, right):

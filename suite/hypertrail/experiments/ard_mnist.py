@@ -2,9 +2,9 @@
 
     hypertrail run ard-mnist --data-dir FOLDER
 
-Automatic relevance determination as in Maclaurin, Duvenaud, Adams (2015), section 3.2 and figure 7, with the settings of their
-code: 10,000 images of MNIST (pixels in [0, 1]) for training and 10,000 for validation, one pass of 50 steps of 200 in a fixed
-order, α 1, γ .9, initial scale e⁻⁴, ln L2 = ln .01 + 1 everywhere, and 50 updates ln L2 −= 1000 h along the exact hypergradient.
+Automatic relevance determination as in Maclaurin, Duvenaud, Adams (2015), with the settings of their code: 10,000 images of
+MNIST (pixels in [0, 1]) for training and 10,000 for validation, one pass of 50 steps of 200 in a fixed order, α 1, γ .9, initial
+scale e⁻⁴, ln L2 = ln .01 + 1 everywhere, and 50 updates ln L2 −= 1000 h along the exact hypergradient.
 
 Here the penalty is held as u = log10 L2 = ln L2 / ln 10. Then df/du = ln 10 · df/d ln L2, and a step s in ln L2 is
 Δu = −(s / ln 10) · (df/du / ln 10): the same path takes plain gradient descent in u with step s / (ln 10)² = 188.6.

@@ -2,11 +2,11 @@
 
     hypertrail run chaos --data-dir FOLDER
 
-Maclaurin, Duvenaud, Adams (2015), section 3.5 and figure 2, with the settings of their code: a tanh network 784-200-50-10 on
-1,000 images of MNIST (pixels in [0, 1]), batches of 250 in a fixed order, 50 steps, γ = .9, initial scale e⁻², no penalty,
-1,000 values of ln α from .5 to 2.5, and the loss is that of the TRAINING images (the valid split of this problem is its train
-split). Every value is one training and one exact hypergradient; only numbers change from one to the next, so the programs are
-compiled once. Each hypergradient is held against the central difference of the curve through its two neighbours.
+Maclaurin, Duvenaud, Adams (2015), on when gradients are meaningful, with the settings of their code: a tanh network
+784-200-50-10 on 1,000 images of MNIST (pixels in [0, 1]), batches of 250 in a fixed order, 50 steps, γ = .9, initial scale
+e⁻², no penalty, 1,000 values of ln α from .5 to 2.5, and the loss is that of the TRAINING images (the valid split of this
+problem is its train split). Every value is one training and one exact hypergradient; only numbers change from one to the next,
+so the programs are compiled once. Each hypergradient is held against the slope of the curve through its two neighbours.
 
 In the chaotic part the adjoint grows by many orders of magnitude; where float32 cannot hold it, the hypergradient is left out,
 and counted. What stands there depends on every rounding: another machine or precision draws another curve.

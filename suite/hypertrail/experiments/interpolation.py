@@ -3,7 +3,7 @@
     hypertrail run interpolation --data-dir FOLDER
     hypertrail run interpolation --networks softmax mlp lenet densenet          (handwritten digits only: needs no files)
 
-DrMAD replaces the trajectory by w(β) = (1 − β) w_0 + β w_T (Fu et al. 2016, section 3), because the loss is known to fall along
+DrMAD replaces the trajectory by w(β) = (1 − β) w_0 + β w_T (Fu et al. 2016), because the loss is known to fall along
 that line (Goodfellow, Vinyals, Saxe 2015). Here each network is trained as in its experiment and the loss is taken at β from
 −¼ to 1¼: on the whole train split (without penalties) and on the whole valid split, dropout off; where there is batch norm, each
 split is normalised by its own statistics at that β. Three numbers per curve between β = 0 and 1:

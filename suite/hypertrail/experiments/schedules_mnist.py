@@ -2,11 +2,11 @@
 
     hypertrail run schedules-mnist --data-dir FOLDER
 
-Maclaurin, Duvenaud, Adams (2015), section 3.1 and figures 3 to 5, with the settings of their code: a tanh network
-784-50-50-50-10 on 10,000 images of MNIST (pixels in [0, 1]), 100 steps of 200 examples, initial scale e⁻³, no penalty; ln α = −1
-and γ = .5 at the start for each of the 8 tensors at each of the 100 steps; 50 updates with step .04 along the exact
-hypergradient. The meta-loss is the TRAINING loss: the valid split of this problem IS its train split, so the two rows of every
-table agree; the 10,000 images that the paper validates on are `select`, reported only, like `test`.
+Maclaurin, Duvenaud, Adams (2015), with the settings of their code: a tanh network 784-50-50-50-10 on
+10,000 images of MNIST (pixels in [0, 1]), 100 steps of 200 examples, initial scale e⁻³, no penalty; ln α = −1 and γ = .5 at
+the start for each of the 8 tensors at each of the 100 steps; 50 updates with step .04 along the exact hypergradient. The
+meta-loss is the TRAINING loss: the valid split of this problem IS its train split, so the two rows of every table agree; the
+10,000 images that the paper validates on are `select`, reported only, like `test`.
 
 Not as there: the outer rule is Kingma and Ba's Adam (theirs has no momentum and begins with larger steps); batches go through the
 images in one fixed order and every training starts from the same weights (theirs were drawn anew in each meta-iteration, which
