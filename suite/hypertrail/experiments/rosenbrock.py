@@ -95,10 +95,8 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 def compiled(config: Config) -> Callable[[dict[str, np.ndarray]], Training]:
     """By hypertrail_gpu.functional: the loss and the update in plain JAX, everything else is there already."""
-    import jax
-    import jax.numpy as jnp
-
-    functional = importlib.import_module("hypertrail_gpu.functional")
+    functional = importlib.import_module("hypertrail_gpu.functional")  # engines are found by name
+    jax, jnp = functional.jax, functional.jnp
 
     def loss(w: Any, hyper: Any, batch: Any, t: Any) -> Any:
         y, x = w
