@@ -5,8 +5,9 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; splits a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,21 +46,34 @@ TEXT = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.
         "axes.axisbelow": True, "legend.frameon": False, "lines.markersize": 4, "lines.linewidth": 1.6}  # fmt: skip
 
 
-def draw_all(folder: Path) -> dict[str, Path]:
-    """Every figure that the run has data for → {caption: file}, in reading order; written to figures/."""
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """What is drawn inside looks like all our figures. An experiment draws its own so: `with style(): save(folder, …)`."""
     import matplotlib
 
-    lines = read_metrics(folder)
+    with matplotlib.rc_context(TEXT):
+        yield
+
+
+def save(folder: Path, name: str, figure: Figure) -> Path:
+    """Write a figure to figures/NAME.png of a run folder, the same bytes for the same picture; returns the file."""
+    path = folder / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def draw_all(folder: Path, lines: Sequence[dict[str, Any]] | None = None) -> dict[str, Path]:
+    """Every figure that a meta loop has data for → {caption: file}, in reading order; written to figures/."""
+    lines = read_metrics(folder) if lines is None else lines
     out: dict[str, Path] = {}
     if not lines:
         return out
-    (folder / "figures").mkdir(exist_ok=True)
 
     def keep(caption: str, name: str, figure: Figure) -> None:
-        out[caption] = folder / "figures" / f"{name}.png"
-        figure.savefig(out[caption], dpi=DPI, facecolor="white", metadata={"Software": None})
+        out[caption] = save(folder, name, figure)
 
-    with matplotlib.rc_context(TEXT):
+    with style():
         keep("Loss and error of every split after each training run", "metrics", metrics(lines))
         if any("agreement" in line for line in lines):
             caption = "Agreement of the hypergradient with the exact one"
@@ -87,10 +101,13 @@ def metrics(lines: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     k = [line["meta_iteration"] for line in lines]
+    sparse = {"markevery": max(1, len(k) // 15)}
     for split in (s for s in SPLITS if s in lines[0]["metrics"]):
-        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **STYLE[split])
-        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **STYLE[split])
-    left.plot(k, [line["hyper_loss"] for line in lines], color=PURPLE, linestyle=":", marker="x", label="hyper loss f")
+        look = {**STYLE[split], **sparse}
+        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **look)
+        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **look)
+    f = [line["hyper_loss"] for line in lines]
+    left.plot(k, f, color=PURPLE, linestyle=":", marker="x", label="hyper loss f", **sparse)
     left.set(title="Loss", ylabel="cross-entropy (nats per example)")
     right.set(title="Error", ylabel="error (% of examples)")
     for axes in (left, right):

@@ -130,7 +130,8 @@ def options(module: ModuleType) -> tuple[Any, Any]:
     alone = tyro.conf.arg(help="Check this engine alone, without the other one.")
     extra = [("directions", Annotated[int, said], 3), ("alone", Annotated[bool, alone], False)]
     config = make_dataclass("Verify", extra, bases=(module.Config,), frozen=True)
-    return config, config(precision="float64", steps=STEPS)
+    short = {"steps": STEPS} if "steps" in config.__dataclass_fields__ else {}
+    return config, config(precision="float64", **short)
 
 
 def main(module: ModuleType, config: Any, name: str) -> int:
@@ -140,7 +141,7 @@ def main(module: ModuleType, config: Any, name: str) -> int:
     if config.directions < 0:
         raise UsageError(f"directions {config.directions}, expected 0 or more")
     problem = build(module, config)
-    method = parse_method(config.method)
+    method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
     other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
     print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)
