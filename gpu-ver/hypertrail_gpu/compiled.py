@@ -30,7 +30,7 @@ Array = Any
 Tree = Any
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 24 << 20  # as much as a segment of the store; two of them are in memory at a time
 
 
 @contextmanager
