@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ..display import Voice
 
+COMPLETIONS = ("drmad-C0", "drmad-C1", "drmad-C1-first", *(f"drmad-C{n}" for n in range(2, 7)))
 FEW = 10  # states of the thriftier C6
 THESIS = {(200, "drmad-C4"): ".98", (200, "drmad-C5"): ".99", (20_000, "drmad-C4"): ".09"}  # penalties, at the start
 WORDS = {"l2": "L2 penalties", "learning_rate": "learning rates"}
@@ -53,7 +54,7 @@ class Config(Study):
     """T of the trainings that are looked at, one after the other."""
     meta_iterations: int = 20
     """How many times the exact hypergradient moves the hyperparameters; the methods are compared at each."""
-    methods: tuple[str, ...] = (*(f"drmad-C{n}" for n in range(7)), "truncated-20", "truncated-200")
+    methods: tuple[str, ...] = (*COMPLETIONS, "truncated-20", "truncated-200")
     """What is compared with the exact hypergradient."""
     l2: float = 1e-4
     """Every penalty at the start."""
@@ -226,8 +227,8 @@ def at_length(lines: list[dict[str, Any]], T: int) -> Section:
     stopped = [line["stopped"] for line in lines if "stopped" in line]
     text = (
         f"At the first of {updates} meta-iterations: cosine, equal signs and ratio of norms to the exact hypergradient, for the "
-        "penalties (λ) and the learning rates (α); mean: the cosine, averaged over all meta-iterations. s: seconds of the reverse "
-        "pass alone (median without the first, which compiles); MB: states that it reads; thesis: its cosine for the penalties."
+        "penalties (λ) and the learning rates (α); mean: the cosine, averaged over all meta-iterations. s: seconds of the "
+        "reverse pass alone (median without the first, which compiles); MB: states that it reads; thesis: its cosine for the penalties."
         + (f" Stopped: {stopped[0]}." if stopped else "")
     )
     return Section(f"T = {T:,}", text, columns, rows)

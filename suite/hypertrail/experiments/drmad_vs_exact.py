@@ -1,7 +1,7 @@
 """DrMAD's headline, "at least 45 times faster and consumes 100 times less memory", measured against every exact way back.
 
     hypertrail run drmad-vs-exact --data-dir FOLDER
-    hypertrail run drmad-vs-exact --data-dir FOLDER --reference-steps 0        (without the reference engine: two minutes)
+    hypertrail run drmad-vs-exact --data-dir FOLDER --reference-steps 0        (the compiled engine alone)
 
 The problem of DrMAD's experiment 1 (drmad_mnist.py: 784-50-50-50-10, T = 2000, one weight transform per input unit). The paper
 compared N = T/10 steps in floating point with T steps whose integers are Python's (hypergrad's reversal). Here DrMAD (C1 as
@@ -167,8 +167,8 @@ def of_engine(engine: str, mine: dict[str, dict[str, Any]]) -> Section:
         rows.append([*row, *PAPER.get(name, ("", ""))])
     columns = ["", "train s", "back s", "× time", "× back", "MB", "× memory", "cosine", "paper ×", "paper × mem"]
     text = (
-        f"T = {mine['plain']['steps']:,}. × time: training and reverse pass, over those of DrMAD as its authors' code; × back: the "
-        "reverse pass alone; MB: what is kept of the trajectory; cosine: with the exact hypergradient."
+        f"T = {mine['plain']['steps']:,}. × time: training and reverse pass, over those of DrMAD as its authors' code; × back: "
+        "the reverse pass alone; MB: what is kept of the trajectory; cosine: with the exact hypergradient."
     )
     words = {"cpu": "The reference engine (NumPy, float64)", "gpu": "The compiled engine"}
     return Section(words[engine], text, columns, rows)
