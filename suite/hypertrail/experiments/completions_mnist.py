@@ -228,7 +228,7 @@ def at_length(lines: list[dict[str, Any]], T: int) -> Section:
     text = (
         f"At the first of {updates} meta-iterations: cosine, equal signs and ratio of norms to the exact hypergradient, for the "
         "penalties (λ) and the learning rates (α); mean: the cosine, averaged over all meta-iterations. s: seconds of the "
-        "reverse pass alone (median without the first, which compiles); MB: states that it reads; thesis: its cosine for the penalties."
+        "reverse pass alone (median without the first, which compiles); MB: states that it reads; thesis: its cosine."
         + (f" Stopped: {stopped[0]}." if stopped else "")
     )
     return Section(f"T = {T:,}", text, columns, rows)

@@ -9,8 +9,8 @@ its authors' code, and C4) stands beside the exact hypergradient from states in 
 undone in int64, in the compiled engine; and, in the reference engine on fewer steps, beside the reversal whose buffer is
 a Python integer of any length for each number, which is what the paper timed.
 
-Each way is timed twice and the second time counts: the first one compiles. A way's time is that of its training run (which differs:
-the reversible one works in integers) and of its reverse pass.
+Each way is timed twice and the second time counts: the first one compiles. A way's time is that of its training run (the
+reversible one works in integers) and of its reverse pass.
 
 Hardware: two CPU cores: @@ minutes.
 Measured: @@
