@@ -1,4 +1,8 @@
-"""The two losses of a problem and what is differentiated of them. JAX does the differentiating."""
+"""The two losses of a problem and what is differentiated of them. JAX does the differentiating.
+
+`values` of an elementary loss are as the batch sees them (`Problem.seen`): of what lives on the examples, the rows of the batch.
+So are its derivatives: nothing here has the size of the whole train split.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def elementary_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """L(w, λ, batch) with penalties and that step's dropout masks, and the batch statistics. Scalar, {name: (C,)}."""
     collect: dict[str, Array] = {}
-    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect)
+    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect, values)
     return loss + problem.penalty(jnp, w, values), collect
 
 

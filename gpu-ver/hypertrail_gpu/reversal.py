@@ -31,7 +31,7 @@ from hypertrail.records import Cost, Training, Undoable
 from hypertrail.refusals import refuse_reversible
 
 from .compiled import Compiled, compiled, moved, norm
-from .functional import add, linearise, pull, zeros
+from .functional import linearise, pull, zeros
 
 Array = Any
 Tree = Any
@@ -57,7 +57,9 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         values = programs.values(hyper)
         fractions = momentum_fractions(programs, values)
         values = effective(problem, values, fractions)
-        w0 = jax.tree.map(jnp.asarray, problem.initial_weights())
+        initial = programs.initial_weights(values)
+        refuse_start(initial)
+        w0 = jax.tree.map(jnp.asarray, initial)
         running = jax.tree.map(jnp.asarray, problem.initial_running())
         W = to_fixed(w0)
         state = (W, zeros(W), running)
@@ -87,7 +89,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
             nbytes=8 * sum(p.size for p in problem.params) * (2 + len(lost)),
         )
     return Training(
-        initial=problem.initial_weights(),
+        initial=initial,
         final=final,
         weights=weights,
         velocity=velocity,
@@ -97,6 +99,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         steps=problem.steps,
         trajectory=trajectory,
         cost=Cost(problem.steps, 0, time.perf_counter() - started, trajectory.nbytes),
+        inputs=programs.inputs(values),
     )
 
 
@@ -163,7 +166,7 @@ def chunk_forward(programs: Compiled) -> Any:
             (W, V, running), B = carry
             indices, t = x
             w = to_float(W, programs.problem.dtype)
-            (loss, statistics), g = isolated_gradient(programs, w, values, (data[0][indices], data[1][indices]), t)
+            (loss, statistics), g = isolated_gradient(programs, w, *programs.batch(values, data, indices), t)
             alpha, gamma = programs.rates(values, t)
             V, B = scale_all(V, B, fractions, DENOMINATOR)
             V = {k: V[k] - fixed((1 - gamma[k]) * g[k]) for k in V}
@@ -196,15 +199,15 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
             v = to_float(V, programs.problem.dtype)
             W = {k: W[k] - fixed(alpha[k] * v[k]) for k in W}
             w = to_float(W, programs.problem.dtype)
-            batch = data[0][indices], data[1][indices]
-            g, tangent = linearise(programs.inner, w, values, batch, t)
-            undoing = isolated_gradient(programs, w, values, batch, t)[1] if apart else g
+            seen, batch = programs.batch(values, data, indices)
+            g, tangent = linearise(programs.inner, w, seen, batch, t)
+            undoing = isolated_gradient(programs, w, seen, batch, t)[1] if apart else g
             V = {k: V[k] + fixed((1 - gamma[k]) * undoing[k]) for k in V}
             V, B = unscale_all(V, B, fractions, DENOMINATOR)
             v = to_float(V, programs.problem.dtype)
             before = norm(dw)
-            dw, dv, more = pull(programs.inner, w, v, g, tangent, values, t, dw, dv)
-            return ((W, V, dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})), B), before
+            dw, dv, more = pull(programs.inner, w, v, g, tangent, seen, t, dw, dv)
+            return ((W, V, dw, dv, programs.collect(dvalues, more, indices)), B), before
 
         (state, B), norms = lax.scan(one, (state, B), xs, reverse=True)
         return state, B, norms
@@ -214,7 +217,7 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
 
 def isolated_gradient(programs: Compiled, w: Tree, values: Tree, batch: Tree, t: Tree) -> tuple[tuple, Tree]:
     """((loss, batch statistics), g), walled off so that the compiler rounds it alike wherever it stands."""
-    w, batch = lax.optimization_barrier((w, batch))
+    w, values, batch = lax.optimization_barrier((w, values, batch))
     return lax.optimization_barrier(jax.value_and_grad(programs.loss, has_aux=True)(w, values, batch, t))
 
 
@@ -273,9 +276,13 @@ def unscale_all(V: Tree, B: Tree, fractions: Tree, d: int) -> tuple[Tree, Tree]:
 
 
 def momentum_fractions(programs: Compiled, values: Tree) -> dict[str, Array]:
-    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars."""
+    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars.
+
+    Four roundings of the problem's precision are taken off before: logit γ and back must not make a .75 the next fraction.
+    """
     momentum = programs.complete(values)["momentum"]
-    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR), jnp.int64) for name, one in momentum.items()}
+    hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
+    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR * hair), jnp.int64) for name, one in momentum.items()}
 
 
 def buffer_steps(gamma: float) -> int:
@@ -331,12 +338,21 @@ def probe(programs: Compiled, w0: Tree, values: Tree) -> None:
     """The gradient of one batch, taken twice, must be equal to the bit, or nothing can be undone."""
     gradient = programs.program("probe", lambda: jax.jit(jax.grad(programs.loss, has_aux=True)))
     indices, t = jax.tree.map(lambda one: one[0], programs.steps(0, 1))
-    batch = programs.train_data[0][indices], programs.train_data[1][indices]
-    first, second = (gradient(w0, values, batch, t)[0] for _ in range(2))
+    seen, batch = programs.batch(values, programs.train_data, indices)
+    first, second = (gradient(w0, seen, batch, t)[0] for _ in range(2))
     if any(np.any(np.asarray(first[k]) != np.asarray(second[k])) for k in first):
         raise UsageError(
             f"exact reversal needs gradients that repeat to the bit, this device's do not; set {DETERMINISTIC}, "
             "or keep the states"
+        )
+
+
+def refuse_start(w0: Tree) -> None:
+    if not all(np.all(np.abs(one) < LARGEST) for one in w0.values()):
+        raise NumericalFailure(
+            f"w_0 in fixed point (|x| < {LARGEST:g}): one of the weights",
+            0,
+            "lower the initial scale, or keep the states",
         )
 
 

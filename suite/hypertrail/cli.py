@@ -36,6 +36,7 @@ commands:
   list                   the declared experiments
   run EXPERIMENT         run one; writes a folder under runs/ with numbers, figures and report.html
   verify EXPERIMENT      check its hypergradient: finite differences, and the other engine
+  verify everything      every method, hyperparameter and dynamics against each other on a tiny network
   compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
   report RUN             write report.html and the figures of a run folder anew
 
@@ -130,9 +131,11 @@ def run_command(words: list[str], name: str) -> int:
     if config.run_dir is not None and runs.is_done(config.run_dir, record):
         print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
         return 0
-    from . import display, engines
+    from . import display, engines, memory
     from .report import write_report
     from .sections import own_sections
+
+    memory.one_arena()  # before the engine starts its threads
 
     study = experiments.is_study(module)
     problem = None if study else build(module, config)
@@ -176,6 +179,10 @@ def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, v
 
 
 def verify_command(words: list[str], name: str) -> int:
+    if name == "everything":
+        from . import everything
+
+        return everything.main(parse(everything.Options, words[2:], "hypertrail verify everything", everything.__doc__))
     from . import verify
 
     module = experiments.load(name)
@@ -207,7 +214,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
     "verify": (
         verify_command,
         "EXPERIMENT ...",
-        "Check an experiment's hypergradient against finite differences and the other engine.",
+        "Check an experiment's hypergradient against finite differences and the other engine; `everything`: all methods, "
+        "hyperparameters and dynamics on a tiny network.",
     ),
     "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
     "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),

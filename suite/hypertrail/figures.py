@@ -34,8 +34,12 @@ REPRESENTATION = {
     "learning_rate": "ln α (learning rate)",
     "momentum": "logit γ (momentum)",
     "transform": "t (weight = z · eᵗ)",
+    "initial_scale": "ln σ (scale of w₀)",
+    "example_weight": "logit of the example's weight",
+    "training_input": "pixel, as the network sees it",
 }
-MEANING = {"W": "weights", "b": "biases", "scale": "scales", "bias": "biases", "network": "the whole network"}
+MEANING = {"W": "weights", "b": "biases", "scale": "scales", "bias": "biases", "network": "the whole network",
+           "train": "training examples", "x": "training images"}  # fmt: skip
 DPI = 150
 TEXT = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
@@ -258,7 +262,7 @@ def hyperparameters(kind: str, tensors: dict[str, Spread]) -> Figure:
         axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="5–95 %")
         axes.fill_between(k, first, third, color=BLUE, alpha=0.38, linewidth=0, label="25–75 %")
         axes.plot(k, middle, color=BLACK, linewidth=1.2, label="median")
-        title = name.rpartition("/")[0] or "network"
+        title = name.rpartition("/")[0] or MEANING.get(name, name)
         axes.set_title(f"{title}\n{spread[0].size:,}", fontsize=6.5, fontweight="normal", linespacing=1.1, pad=2)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))

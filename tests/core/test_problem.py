@@ -14,10 +14,15 @@ from hypertrail import (
     DrMAD,
     Dynamics,
     Exact,
+    ExampleWeight,
+    Implicit,
+    InitialScale,
     LearningRate,
     Momentum,
     Problem,
     Training,
+    TrainingInput,
+    Truncated,
     UsageError,
     WeightTransform,
     load,
@@ -186,6 +191,40 @@ def test_a_fixed_penalty_on_z_is_a_tunable_one_on_w(make):
     np.testing.assert_array_equal(w["logits/b"], z["logits/b"])
 
 
+def test_scaled_weights_in_closed_form(make):
+    problem = make(InitialScale("unit"))
+    hyper = {
+        "initial_scale": {
+            n: np.log(1.0 + np.arange(len(u))) for n, u in problem.initial_hyper()["initial_scale"].items()
+        }
+    }
+    drawn, scaled = problem.initial_weights(), problem.scaled(problem.initial_weights(), problem.values(hyper))
+    assert set(scaled) == set(drawn)
+    for name, one in drawn.items():
+        np.testing.assert_allclose(scaled[name], (1.0 + np.arange(one.shape[-1])) * one, rtol=1e-14)
+    assert make(L2()).scaled(drawn, {}) == drawn
+
+
+def test_a_batch_sees_its_rows_and_the_loss_weighs_them(make, ops):
+    problem = make(L2(), ExampleWeight(), TrainingInput(), network=mlp((8, 8, 1), (6,), dropout=0.5))
+    rng = np.random.default_rng(0)
+    hyper = problem.initial_hyper()
+    hyper["example_weight"]["train"] = rng.normal(size=200)
+    hyper["training_input"]["x"] = rng.normal(size=(200, 8, 8, 1))
+    values, rows = problem.values(hyper), np.array([3, 199, 3])
+    seen = problem.seen(values, rows)
+    assert seen["l2"] is values["l2"]
+    np.testing.assert_array_equal(seen["training_input"]["x"], hyper["training_input"]["x"][rows])
+    w, y = problem.initial_weights(), problem.splits.train.y[rows]
+    logits = get_output(problem.network, w, hyper["training_input"]["x"][rows], ops, key=problem.noise_key, step=4)
+    a = 1 / (1 + np.exp(-hyper["example_weight"]["train"][rows]))
+    expected = np.mean(a * (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(3), y]))
+    x = problem.splits.train.x[rows]  # not looked at
+    np.testing.assert_allclose(problem.data_loss(ops, w, x, y, 4, values=seen), expected, rtol=1e-12)
+    plain = problem.data_loss(ops, w, x, y, None)
+    np.testing.assert_allclose(plain, problem.valid_loss(ops, w, x, y), rtol=1e-15)
+
+
 def test_the_three_passes(make, ops):
     """Training: the step's dropout mask. Hyper loss: dropout off, batch statistics. Metrics: running averages."""
     problem = make(network=densenet((8, 8, 1), depth=7, growth=2, first_output=3, dropout=0.5), valid_batch=10)
@@ -245,6 +284,9 @@ def trained(steps: int, trajectory: Any) -> Training:
         ((L2(), Momentum(), LearningRate()), {}, DrMAD("C0"), None, "momentum and learning_rate"),
         ((L2(),), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C0"), None, "damped"),
         ((LearningRate(per_step=True),), {}, DrMAD("C4"), None, "per-step"),
+        ((InitialScale(),), {}, Implicit(), None, "no gradient for initial_scale; use exact"),
+        ((Momentum(), InitialScale()), {}, Implicit(), None, "momentum and initial_scale"),
+        ((InitialScale(),), {}, Truncated(6), range(7), "truncated to 6 of 7 steps never reaches w_0"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(make, declared, changes, method, trajectory, message):
@@ -260,6 +302,10 @@ def test_combinations_that_cannot_work_are_refused(make, declared, changes, meth
         ((L2(),), {}, DrMAD("C0"), None),
         ((LearningRate(per_step=True),), {}, DrMAD("C1"), None),
         ((LearningRate(), Momentum()), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C4"), None),
+        ((InitialScale(),), {}, Truncated(7), range(7)),
+        ((InitialScale(), ExampleWeight()), {}, DrMAD("C0"), None),
+        ((ExampleWeight(), TrainingInput()), {}, Implicit(), None),
+        ((ExampleWeight(),), {}, Truncated(2), range(7)),
     ],
 )
 def test_combinations_that_work_are_not(make, declared, changes, method, trajectory):

@@ -15,6 +15,7 @@ MethodName = Literal[
     "exact",
     "drmad-C0",
     "drmad-C1",
+    "drmad-C1-first",
     "drmad-C2",
     "drmad-C3",
     "drmad-C4",
@@ -61,8 +62,9 @@ class Common(Study):
 
     method: MethodName = "drmad-C4"
     """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
-    printed algorithm filled as in the paper (C0), its authors' code (C1), the thesis (C2 to C5) or piecewise (C6); truncated:
-    the last 20 steps; forward: for few hyperparameters; implicit-*: at a minimum; float-reversed: a negative control."""
+    printed algorithm filled as in the paper (C0), its authors' code (C1; C1-first sees only the first tenth of the batches, as
+    theirs did), the thesis (C2 to C5) or piecewise (C6); truncated: the last 20 steps; forward: for few hyperparameters;
+    implicit-*: at a minimum; float-reversed: a negative control."""
     compare_exact: bool = False
     """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
     per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
