@@ -23,8 +23,8 @@ Measured: seed 0, float32, after 50 updates; the norm is that of the hypergradie
 
 Without the initial scales to learn, γ = .5 drives the learning rates up until training is chaotic: the norm is ten times its
 smallest after 26 updates (38 with Adam), and from then on the loss jumps about.
-The paper's number: recorded by their code, train loss .638 → .141; from a start tuned by Bayesian optimisation error 7.0 %, then up
-to 8.5 % while the hypergradient grew tenfold.
+The paper's number: recorded by their code, train loss .638 → .141; from a start tuned by Bayesian optimisation error 7.0 %, then
+up to 8.5 % while the hypergradient grew tenfold.
 """
 
 from __future__ import annotations
