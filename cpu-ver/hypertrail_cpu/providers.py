@@ -103,7 +103,7 @@ class Recomputed:
             w, v = split(state)
             stretch = list(forward(self.problem, self.values, w, v, start, stop))
             self.gradients += len(stretch)
-            precision = np.result_type(*state.values()).name
+            precision = np.result_type(*(one.dtype for one in state.values())).name
             self.check(stretch[-1].w_next, w_stop, stop, precision)
             while stretch:
                 one = stretch.pop()

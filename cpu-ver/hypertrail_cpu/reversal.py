@@ -243,7 +243,10 @@ class Integers:
         return {p: to_float(one) for p, one in self.v.items()}
 
     def momentum(self, p: str, t: int) -> tuple[int, int]:
-        return int(self.n[p][t] if self.n[p].ndim else self.n[p]), 2**DENOMINATOR
+        """(n, d) of γ in lowest terms: `exchange` is exact to n units in the last place, so ¾ must not be 49152/65536."""
+        n, d = int(self.n[p][t] if self.n[p].ndim else self.n[p]), 2**DENOMINATOR
+        common = math.gcd(n, d)
+        return n // common, d // common
 
     def forward(self, t: int, g: Params, alpha: Params) -> None:
         """Step t. Raises NumericalFailure (w or v of which tensor, t) on overflow."""

@@ -136,7 +136,6 @@ def run_command(words: list[str], name: str) -> int:
     from .sections import own_sections
 
     memory.one_arena()  # before the engine starts its threads
-
     study = experiments.is_study(module)
     problem = None if study else build(module, config)
     engine = engines.load(config.engine)

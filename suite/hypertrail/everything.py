@@ -18,7 +18,18 @@ from typing import Any, Literal
 from . import diagnostics
 from .engines import Engine, load
 from .errors import UsageError, VerificationFailure
-from .hyperparameters import L1, L2, Hyper, Hyperparameter, LearningRate, Momentum, WeightTransform
+from .hyperparameters import (
+    L1,
+    L2,
+    ExampleWeight,
+    Hyper,
+    Hyperparameter,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    TrainingInput,
+    WeightTransform,
+)
 from .keeping import Checkpoints, Keep, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from .problem import DYNAMICS, Dynamics, Problem
@@ -34,6 +45,9 @@ MOMENTUM = 0.625  # a fraction that fixed point holds: exact reversal rounds not
 FAMILIES: dict[str, tuple[Hyperparameter, ...]] = {
     "penalties": (L2("layer", 1e-2), L1("network", 1e-3), WeightTransform("layer", 0.1)),
     "penalties of each parameter": (L2("parameter", 1e-2), L1("unit", 1e-3), WeightTransform("input", 0.1)),
+    "the beginning": (InitialScale("layer", 1.2), L2("network", 1e-2)),
+    "data": (ExampleWeight(init=0.4), L2("network", 1e-2)),
+    "images": (TrainingInput(),),
     "rates": (LearningRate("layer", 0.2), Momentum("network", MOMENTUM)),
     "rates of each step": (LearningRate("network", 0.2, per_step=True), Momentum("layer", MOMENTUM, per_step=True)),
     "rates of each parameter": (LearningRate("parameter", 0.2), L2("unit", 1e-2)),
@@ -73,6 +87,7 @@ def ways(folder: Path) -> list[Way]:
         Way(Truncated(TAIL), Checkpoints()),
         Way(FloatReversed(), exact=True),  # so few steps lose only a few digits
         *(Way(DrMAD(f"C{n}")) for n in range(5)),
+        Way(DrMAD("C1", first_batches=True)),
         Way(DrMAD("C5", tail=TAIL)),
         Way(DrMAD("C5", tail=STEPS), exact=True),
         Way(DrMAD("C6"), Checkpoints(3)),

@@ -84,6 +84,10 @@ def draw_all(folder: Path, lines: Sequence[dict[str, Any]] | None = None) -> dic
             for role, tensors in groups.items():
                 caption = f"Hyperparameters of kind {kind}, {MEANING.get(role, role)}: how they spread"
                 keep(caption, f"hyper-{kind}-{role}", hyperparameters(kind, tensors))
+        images = learned_images(folder)
+        if images is not None:
+            caption = "Learned training images (the first of them), at the start above and at the end below"
+            keep(caption, "learned-images", images)
     return out
 
 
@@ -274,4 +278,27 @@ def hyperparameters(kind: str, tensors: dict[str, Spread]) -> Figure:
     words = "meta-iteration; above each panel the tensor and how many hyperparameters it has"
     figure.supxlabel(words if n > 1 else "meta-iteration", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def learned_images(folder: Path, most: int = 10) -> Figure | None:
+    """The first images at the first and at the last state, all on one scale of grey (or colour); None where none are learned."""
+    from matplotlib.figure import Figure
+
+    states = sorted((folder / "states").glob("[0-9]*.npz"))
+    pairs = [arrays.load_state(path)[0].get("training_input") for path in (states[0], states[-1])] if states else [None]
+    if pairs[0] is None:
+        return None
+    rows = [one["x"][:most] for one in pairs if one is not None]
+    low, high = min(one.min() for one in rows), max(one.max() for one in rows)
+    n, _, _, channels = rows[0].shape
+    figure = Figure(figsize=(9.5, 19.0 / most + 0.2), layout="constrained")
+    grid = figure.subplots(2, n, squeeze=False)
+    for line, images in zip(grid, rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            grey = (image - low) / ((high - low) or 1.0)
+            axes.imshow(
+                grey if channels == 3 else grey[..., 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest"
+            )
+            axes.set_axis_off()
     return figure

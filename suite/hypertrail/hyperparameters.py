@@ -200,7 +200,7 @@ class InitialScale(Hyperparameter):
 
     Its hypergradient is what is left of the adjoint at the end of the reverse pass: df/d ln σ = ⟨dw_0, w_0⟩, summed over what
     shares a σ; so it is for methods that arrive at w_0. A tensor that is drawn as zeros (biases, mostly) has none: 0.
-    Source: Maclaurin et al. 2015, section 3.1 (their "initialization scale per weight type" is level layer).
+    Source: Maclaurin et al. 2015 (theirs is one for each weight type: level layer); reference offline.md, section 2.
     """
 
     level: str = "layer"

@@ -16,7 +16,7 @@ from hypertrail.problem import DYNAMICS
 def test_every_kind_and_every_method_is_walked_through(tmp_path):
     assert {one.kind for family in everything.FAMILIES.values() for one in family} == set(KINDS)
     names = {way.method.name for way in everything.ways(tmp_path)}
-    assert names == {*methods.SIMPLE, *(f"drmad-{c}" for c in methods.COMPLETIONS)}
+    assert names == {*methods.SIMPLE, *(f"drmad-{c}" for c in methods.COMPLETIONS), "drmad-C1-first"}
 
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)
