@@ -30,7 +30,8 @@ Array = Any
 Tree = Any
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
-CHUNK_BYTES = 24 << 20  # as much as a segment of the store; two of them are in memory at a time
+CHUNK_BYTES = 24 << 20  # of states, as much as a segment of the store; two chunks are in memory at a time
+FEW_STEPS, FEW_BYTES = 16, 256 << 20  # but of a large network so many steps, or bytes, before the host is asked again
 
 
 @contextmanager
@@ -289,7 +290,8 @@ def state_bytes(problem: Problem) -> int:
 
 def chunk_length(problem: Problem) -> int:
     """Steps per compiled chunk: a divisor of T (else of an epoch) near the target, so that no odd rest compiles again."""
-    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // state_bytes(problem)))
+    size = state_bytes(problem)
+    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // size, min(FEW_STEPS, FEW_BYTES // size)))
     for whole in (problem.steps, problem.schedule.steps_per_epoch):
         divisors = [k for k in range(1, target + 1) if whole % k == 0]
         if divisors[-1] * 2 > target:

@@ -74,7 +74,7 @@ def problem(config: Config) -> Problem:
     c = config
     return drmad_mnist.problem(
         drmad_mnist.Config(
-            steps=c.steps, train=c.train, valid=c.valid, seed=c.seed, precision=c.precision, data_dir=c.data_dir
+            steps=c.steps, train=c.train, valid=c.valid, test=0, seed=c.seed, precision=c.precision, data_dir=c.data_dir
         )
     )
 
