@@ -141,20 +141,23 @@ def hyper_loss(problem: Problem, weights: Params) -> float:
     )
 
 
-def hyper_gradient(problem: Problem, w: Params, values: Values) -> tuple[float, Params, dict[str, Params]]:
+def hyper_gradient(
+    problem: Problem, w: Params, values: Values, batches: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[float, Params, dict[str, Params]]:
     """(f, df/dw, direct) at w: direct = {"transform": ∂f/∂t} is what λ does to f at fixed w (empty without a transform).
 
         df/dw = eᵗ ∇f(w_eff)        ∂f/∂t = w_eff ∇f(w_eff)   (full shape, to be summed over what shares a t)
 
+    batches: x (n, B, …), y (n, B) in place of the problem's own validation batches.
     Cost: one gradient per validation batch. Raises nothing: the caller looks at f.
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
-    batches = list(zip(*problem.valid_batches(), strict=True))
+    pairs = list(zip(*(problem.valid_batches() if batches is None else batches), strict=True))
     f, df = 0.0, {name: np.zeros_like(one) for name, one in weights.items()}
-    for x, y in batches:
+    for x, y in pairs:
         loss, g = value_and_grad(lambda p, x=x, y=y: problem.valid_loss(OPS, p, x, y))(weights)
-        f += float(loss) / len(batches)
-        df = {name: df[name] + g[name] / len(batches) for name in df}
+        f += float(loss) / len(pairs)
+        df = {name: df[name] + g[name] / len(pairs) for name in df}
     dw = {name: s[name] * df[name] for name in df}
     if not problem.declared("transform"):
         return f, dw, {}
