@@ -5,6 +5,7 @@ from .errors import NumericalFailure, UsageError, VerificationFailure
 from .hyperparameters import L1, L2, LearningRate, Momentum, WeightTransform
 from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
+from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent
 from .problem import Dynamics, Problem
 from .records import Cost, Hypergradient, Metrics, Training
 
@@ -13,7 +14,14 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "MARTHE",
+    "OSGM",
+    "RTHO",
+    "T1T2",
+    "Adaptive",
+    "Almeida",
     "Checkpoints",
+    "Clarke",
     "Cost",
     "DrMAD",
     "Dynamics",
@@ -21,6 +29,7 @@ __all__ = [
     "FloatReversed",
     "Forward",
     "Hypergradient",
+    "HypergradientDescent",
     "Implicit",
     "Last",
     "LearningRate",

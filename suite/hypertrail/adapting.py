@@ -84,9 +84,7 @@ def gather(problem: Problem, blocks: Iterable[Block]) -> Adapted:
         losses.append(last.losses)
         hyper_losses.append(last.hyper_losses)
         spans.append((last.start, last.stop))
-        cost = Cost(
-            cost.gradients + last.cost.gradients, cost.hvps + last.cost.hvps, cost.seconds + last.cost.seconds
-        )
+        cost = Cost(cost.gradients + last.cost.gradients, cost.hvps + last.cost.hvps, cost.seconds + last.cost.seconds)
     if last is None:
         raise UsageError("the run is over: no block is left to be done")
     state = numpy_state(last.state)
@@ -201,7 +199,9 @@ def refuse(problem: Problem, method: Online) -> None:
     kinds = moved_kinds(problem, method)
     if not kinds:
         declared = ", ".join(h.kind for h in problem.hyperparameters)
-        raise UsageError(f"{method.name} moves {' or '.join(method.movable)}, declared is {declared}; declare one of them")
+        raise UsageError(
+            f"{method.name} moves {' or '.join(method.movable)}, declared is {declared}; declare one of them"
+        )
     if blocks_left(problem, method, 0) < 1:
         raise UsageError(
             f"a block of {method.name} takes {method.block_steps} steps, the problem has {problem.steps}; "
@@ -220,7 +220,9 @@ def refuse(problem: Problem, method: Online) -> None:
     if isinstance(method, MARTHE):
         m = count(problem.initial_hyper())
         if m > method.most:
-            raise UsageError(f"{method.name} carries one state per hyperparameter, {m} are too many; share them or use Adaptive")
+            raise UsageError(
+                f"{method.name} carries one state per hyperparameter, {m} are too many; share them or use Adaptive"
+            )
     if isinstance(method, Adaptive | Periodic) and len(problem.splits.valid) == 0:
         raise UsageError(f"{method.name} looks at the valid split, which is empty")
 
@@ -247,4 +249,6 @@ def refuse_momentum(problem: Problem, method: Online) -> None:
         raise UsageError(f"{method.name} is gradient descent, not {problem.dynamics.kind}; use damped with momentum 0")
     level = problem.declared("learning_rate").level  # type: ignore[union-attr]  # moved_kinds found it
     if isinstance(method, Almeida) and level != "parameter":
-        raise UsageError(f"almeida has one learning rate for each parameter, declared is level {level!r}; use 'parameter'")
+        raise UsageError(
+            f"almeida has one learning rate for each parameter, declared is level {level!r}; use 'parameter'"
+        )

@@ -92,7 +92,9 @@ class Adaptive(Online):
         if not 1 <= self.last <= self.steps:
             raise UsageError(f"adaptive last {self.last}, expected 1 … {self.steps} (the steps of a block)")
         if self.mode != "restore" and self.last == self.steps:
-            raise UsageError(f"adaptive mode {self.mode!r} with last = steps = {self.steps} stays where it is; lower last")
+            raise UsageError(
+                f"adaptive mode {self.mode!r} with last = steps = {self.steps} stays where it is; lower last"
+            )
         for kind, size in self.moves:
             positive(f"adaptive move of {kind}", size)
 

@@ -58,7 +58,9 @@ def adapt(
     here = first if state is None else taken_up(first, numpy_state(state))
     left = blocks_left(problem, method, int(here["step"]))
     if blocks is not None and blocks > left:
-        raise UsageError(f"{blocks} blocks of {method.name}, room for {left} in the {problem.steps} steps of the problem")
+        raise UsageError(
+            f"{blocks} blocks of {method.name}, room for {left} in the {problem.steps} steps of the problem"
+        )
     return walk(rule, here, left if blocks is None else blocks, progress)
 
 
@@ -83,7 +85,9 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is caught by name
             moved, report = rule.block(state)
         if not np.isfinite(norm(moved["w"])):
-            raise NumericalFailure("elementary weights", start + rule.method.block_steps, "lower the learning rate's bounds")
+            raise NumericalFailure(
+                "elementary weights", start + rule.method.block_steps, "lower the learning rate's bounds"
+            )
         state = moved | {"step": np.array(start + rule.method.advance), "block": np.array(index + 1)}
         report.cost.seconds = time.perf_counter() - clock
         yield Block(

@@ -43,8 +43,9 @@ class Watched:
         return self.provider.gradients
 
     def backwards(self) -> Iterator[Place]:
-        for self.last in self.provider.backwards():
-            yield self.last
+        for place in self.provider.backwards():
+            self.last = place
+            yield place
 
 
 class AdaptiveRule(Rule):

@@ -44,7 +44,7 @@ class DescentRule(Rule):
             alphas = self.move(alphas, g, D)
             values = values | {"learning_rate": by_name(one, alphas, w)}
             alpha, gamma = rates(problem, values, t)
-            alpha_dot = {p: factors[t] for p in w}  # α in force is factor times the value that moves
+            alpha_dot = dict.fromkeys(w, factors[t])  # α in force is factor times the value that moves
             D, _ = TANGENTS[problem.dynamics.kind](v, g, alpha, gamma, (zero, zero, zero, alpha_dot, zero))
             moved = {p: advance(w[p], v[p], g[p], alpha[p], gamma[p]) for p in w}
             w, v = {p: x for p, (x, _) in moved.items()}, {p: x for p, (_, x) in moved.items()}

@@ -40,7 +40,7 @@ class TangentRule(Rule):
         start = int(state["step"])
         for begin in range(start, start + method.block, method.every):
             values = problem.values(hyper)
-            columns = list(directions(problem, hyper, values))
+            columns = sorted(directions(problem, hyper, values), key=lambda one: one[:2])  # as JAX orders them
             for one in forward(problem, values, w, v, begin, begin + method.every):
                 report.losses.append(one.loss)
                 running = problem.update_running(running, one.statistics)
@@ -79,5 +79,7 @@ class TangentRule(Rule):
             dots = rates(problem, values_dot, t)
             after.append(TANGENTS[problem.dynamics.kind](one.v, g, alpha, gamma, (w_dot, v_dot, g_dot, *dots)))
         if not all(np.isfinite(norm(w_dot)) for w_dot, _ in after):
-            raise NumericalFailure("tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate")
+            raise NumericalFailure(
+                "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"
+            )
         return after
