@@ -128,8 +128,8 @@ def shared(one: Hyperparameter, terms: dict[str, Array]) -> dict[str, Array]:
     """Σ over what shares a value: {parameter name: its full shape} → {key: shape of the held array}."""
     if one.level == NETWORK:
         return {NETWORK: sum(jnp.sum(d) for d in terms.values())}
-    axes = {"layer": lambda d: None, "unit": lambda d: tuple(range(d.ndim - 1)), "parameter": lambda d: ()}[one.level]
-    return {name: d.sum(axis=axes(d)) for name, d in terms.items()}
+    sums = {"layer": jnp.sum, "unit": lambda d: d.sum(axis=tuple(range(d.ndim - 1))), "parameter": lambda d: d}
+    return {name: sums[one.level](d) for name, d in terms.items()}
 
 
 def by_name(one: Hyperparameter, arrays: dict[str, Array], names: Any) -> dict[str, Array]:
