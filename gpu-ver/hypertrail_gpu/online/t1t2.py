@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hypertrail.adapting import State, unconstrained
-from hypertrail.hyperparameters import Hyper
+from hypertrail.adapting import State, moved_kinds, unconstrained
+from hypertrail.hyperparameters import NETWORK, Hyper
 from hypertrail.problem import Values
 
 from ..compiled import norm
@@ -48,7 +48,7 @@ class T1T2Rule(PeriodicRule):
             f, dw, _ = self.hyper_gradient(w_next, values, valid, rows)
             h = self.product(w, jax.tree.map(jnp.negative, dw), values, hyper, batch, t)
             size = norm(h)
-            hyper, memory = self.move(hyper, h, size, memory)
+            hyper, memory = self.move(hyper, values, h, size, memory)
             losses = jnp.concatenate([losses, loss[None]])
             return (w_next, v_next, running, hyper, memory, h), (losses, f, size)
 
@@ -67,27 +67,31 @@ class T1T2Rule(PeriodicRule):
         def slope(w: Tree) -> Values:
             return jax.grad(self.programs.inner.loss, argnums=1, has_aux=True)(w, values, batch, t)[0]
 
-        h = self.programs._pull_back(hyper, jax.jvp(slope, (w,), (u,))[1])
-        if self.method.representation == "free":
-            return self.moved(h)
-        declared = self.problem.declared
-        return {
-            kind: {
-                key: d / declared(kind).slope(declared(kind).value(hyper[kind][key], jnp)) for key, d in arrays.items()
-            }
-            for kind, arrays in self.moved(h).items()
-        }
+        dvalues = jax.jvp(slope, (w,), (u,))[1]
+        h: Hyper = {}
+        for kind, arrays in self.held(values).items():
+            one = self.problem.declared(kind)
+            d = {NETWORK: sum(dvalues[kind].values())} if one.level == NETWORK else dvalues[kind]
+            free = self.method.representation == "free"
+            h[kind] = {key: d[key] * one.slope(x) if free else d[key] for key, x in arrays.items()}
+        return h
 
-    def move(self, hyper: Hyper, h: Hyper, size: Array, memory: State) -> tuple[Hyper, State]:
+    def held(self, values: Values) -> Hyper:
+        """The values of what moves, in the structure of the hyperparameters."""
+        held: Hyper = {}
+        for kind in moved_kinds(self.problem, self.method):
+            network = self.problem.declared(kind).level == NETWORK
+            held[kind] = {NETWORK: next(iter(values[kind].values()))} if network else dict(values[kind])
+        return held
+
+    def move(self, hyper: Hyper, values: Values, h: Hyper, size: Array, memory: State) -> tuple[Hyper, State]:
         """The outer step on λ or on its logarithm, then the bounds, which keep λ positive; nothing where ‖h‖ is not finite."""
         declared, limit = self.problem.declared, self.method.clip_norm
-        values = self.method.representation == "value"
+        by_value = self.method.representation == "value"
         factor = jnp.where(size > limit, limit / size, 1.0)
-        here = self.moved(hyper)
-        if values:
-            here = {kind: {key: declared(kind).value(u, jnp) for key, u in a.items()} for kind, a in here.items()}
+        here = self.held(values) if by_value else self.moved(hyper)
         moved, after = move_outer(self.method.outer, here, jax.tree.map(lambda d: factor * d, h), memory)
-        if values:
+        if by_value:
             moved = {
                 kind: {key: unconstrained(kind, jnp.clip(x, *declared(kind).bounds), jnp) for key, x in arrays.items()}
                 for kind, arrays in moved.items()
