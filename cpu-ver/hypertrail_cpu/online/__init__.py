@@ -54,7 +54,7 @@ def adapt(
         raise UsageError(f"the reference engine has no {method.name}; use the compiled engine (gpu)")
     problem = in_float64(problem)
     rule = RULES[type(method)](problem, method)
-    first = first_state(problem, hyper, rule)
+    first = first_state(problem, hyper if state is None else problem.initial_hyper(), rule)
     here = first if state is None else taken_up(first, numpy_state(state))
     left = blocks_left(problem, method, int(here["step"]))
     if blocks is not None and blocks > left:
@@ -84,7 +84,8 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
         start, index = int(state["step"]), int(state["block"])
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what overflows is caught by name
             moved, report = rule.block(state)
-        if not np.isfinite(norm(moved["w"])):
+            size = norm(moved["w"])
+        if not np.isfinite(size):
             raise NumericalFailure(
                 "elementary weights", start + rule.method.block_steps, "lower the learning rate's bounds"
             )

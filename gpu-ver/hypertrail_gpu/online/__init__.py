@@ -61,7 +61,7 @@ def adapt(
     with precision(problem):
         programs = compiled(problem)
         rule = programs.program(f"online {method}", lambda: RULES[type(method)](programs, method))
-        first = first_state(programs, hyper, rule)
+        first = first_state(programs, hyper if state is None else problem.initial_hyper(), rule)
         here = first if state is None else taken_up(first, state)
     left = blocks_left(problem, method, int(here["step"]))
     if blocks is not None and blocks > left:
