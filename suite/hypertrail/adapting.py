@@ -36,8 +36,8 @@ class Block:
     index: 0 for the first block of a run; start, stop: the elementary steps whose batches it saw, stop not included.
     losses: (stop − start,) elementary loss of each step before it was taken. hyper_losses: the validation losses that its
     moves looked at, one for each move (empty where the method looks at none). gradient: the last hypergradient, shapes as
-    in hyper ({} where the method has none to show). hyper: in force at the end. skipped: moves left out (T1T2).
-    state: all that the next block starts from. cost: of this block.
+    in hyper, NumPy ({} where the method has none to show). hyper: in force at the end. skipped: moves left out (T1T2).
+    state: all that the next block starts from, in the arrays of the engine. cost: of this block.
     """
 
     index: int
@@ -52,7 +52,8 @@ class Block:
 
     @property
     def hyper(self) -> Hyper:
-        return self.state["hyper"]
+        """In force at the end, as NumPy arrays."""
+        return numpy_state(self.state["hyper"])
 
 
 @dataclass

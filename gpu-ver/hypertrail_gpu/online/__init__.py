@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.adapting import Block, State, blocks_left, first_velocity, refuse, taken_up
+from hypertrail.adapting import Block, State, blocks_left, first_velocity, numpy_state, refuse, taken_up
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
@@ -106,7 +106,7 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             stop=start + method.block_steps,
             losses=report["losses"].astype(np.float64),
             hyper_losses=report["hyper_losses"].astype(np.float64),
-            gradient=gradient,
+            gradient=numpy_state(gradient),
             state=state,
             cost=cost,
             skipped=int(report["skipped"]),
