@@ -28,10 +28,10 @@ def environment(threads: int) -> dict[str, str]:
     return env | {"JAX_PLATFORMS": "cpu"}
 
 
-def serve(prepare: Callable[[], Run], threads: int) -> None:
-    """The worker's side: pin to `threads` cores, prepare (imports and data), then run what is asked for until the end."""
+def serve(prepare: Callable[[], Run], threads: int, cores: int | None = None) -> None:
+    """The worker's side: pin to `cores` (as many as threads), prepare (imports, data), then run what is asked until the end."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-(cores or threads) :])
     run = prepare()
     baseline = peak_bytes()
     say({"ready": True})

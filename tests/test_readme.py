@@ -16,7 +16,14 @@ SHORT = {
     "drmad-mnist": "--engine cpu --hidden 5 --steps 10 --meta-iterations 1 --train 200 --valid 60 --test 60",
     "drmad-densenet": "--engine cpu --depth 4 --growth 2 --blocks 1 --first-output 2 --steps 6 --meta-iterations 1 "
     "--train 128 --valid 32 --valid-batch 16 --test 40",
+    "rosenbrock": "--steps 5 --updates 1",
+    "chaos": "--engine cpu --values 3 --hidden 5 --steps 3 --train 60 --batch 20",
+    "interpolation": "--engine cpu --networks softmax mnist-mlp --steps 3 --points 4",
+    "schedules-mnist": "--engine cpu --hidden 5 --steps 5 --meta-iterations 1 --train 60 --batch 20 --select 60 --test 60",
+    "ard-mnist": "--engine cpu --steps 5 --meta-iterations 1 --train 60 --batch 20 --valid 60 --select 60 --test 60",
 }
+
+ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedules-mnist", "ard-mnist")
 
 
 def commands(root: Path) -> list[str]:
@@ -44,8 +51,8 @@ def test_all_of_them_are_known_here(root):
     """A command that is added to the README without being run anywhere fails here."""
     known = {"make demo", "make test", "hypertrail list", "hypertrail compare RUN_A RUN_B", "hypertrail report RUN",
              "hypertrail run drmad-digits", "hypertrail verify drmad-digits",
-             "hypertrail run drmad-mnist --data-dir FOLDER", "hypertrail run drmad-densenet --data-dir FOLDER"}  # fmt: skip
-    assert set(commands(root)) == known
+             "hypertrail run rosenbrock"}  # fmt: skip
+    assert set(commands(root)) == known | {f"hypertrail run {name} --data-dir FOLDER" for name in ON_FILES}
 
 
 def test_list_run_compare_and_report(tmp_path):
@@ -58,6 +65,11 @@ def test_list_run_compare_and_report(tmp_path):
     assert (tmp_path / "a" / "report.html").is_file()
 
 
+def test_a_study(tmp_path):
+    assert "after 1 update: loss" in hypertrail(f"run rosenbrock {SHORT['rosenbrock']} --run-dir run", tmp_path)
+    hypertrail("report run", tmp_path)
+
+
 def test_verify(tmp_path):
     said = hypertrail(f"verify drmad-digits {SHORT['drmad-digits']} --directions 1 --alone", tmp_path)
     assert "finite differences" in said
@@ -65,7 +77,7 @@ def test_verify(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["drmad-mnist", "drmad-densenet"])
+@pytest.mark.parametrize("name", ON_FILES)
 def test_experiments_on_real_data(root, tmp_path, name):
     hypertrail(f"run {name} --data-dir {shlex.quote(str(datasets(root)))} {SHORT[name]} --run-dir run", tmp_path)
     assert (tmp_path / "run" / "DONE").is_file()

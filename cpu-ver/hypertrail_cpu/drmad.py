@@ -26,14 +26,15 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
 
             N                    ρ_i                       batch of step     rates of step
         C0  T                    i / T                     i                 i               (paper: β falls from 1−1/T by 1/T)
-        C1  max(1, ⌊T/10⌋)       linspace(.001, .999, N)   i                 i               (authors' code)
+        C1  max(1, ⌊T/10⌋)       linspace(.001, .999, N)   ⌊i T / N⌋, or i   i               (authors' code)
         C2  T                    i / T                     i                 i               (thesis; full recursion)
         C3  min(T, 200)          linspace(0, 1, N+1)[:N]   ⌊i T / N⌋         T − 1           (thesis)
         C4  by the first speed   linspace(0, 1, N+1)[:N]   ⌊i T / N⌋         T − 1           (thesis)
 
-    C1 sees only the first tenth of the batches and does not rescale α, as the authors' code. C2 walks as long as the run did
-    with the whole curvature of the line, and EXPLODES on long runs. Which batch a step of C3 and C4 sees is NOT in the source:
-    here the N batches are spread evenly over the run, so that N = T gives each step its own.
+    C1 does not rescale α and, with first_batches, sees batch i, so only the first tenth of them: both as the authors' code.
+    C2 walks as long as the run did with the whole curvature of the line, and EXPLODES on long runs. Which batch a step of C3 and
+    C4 sees is NOT in the source: here, and in C1 without first_batches, the N batches are spread evenly over the run, so that
+    N = T gives each step its own.
     Float64 arrays in training order. Cost: none in gradients. Raises UsageError where C4 cannot measure a speed
     (`speed_matched_steps`).
     """
@@ -50,7 +51,8 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
     else:
         N = T
         rho = np.arange(T) / T
-    return Line(w0, wT, rho, np.arange(N), np.arange(N), rate_of(problem, hyper))
+    batch_steps = np.arange(N) if method.first_batches else np.arange(N) * T // N
+    return Line(w0, wT, rho, batch_steps, np.arange(N), rate_of(problem, hyper), ahead=old(problem))
 
 
 def tail_of(problem: Problem, hyper: Hyper, method: DrMAD) -> int:
@@ -103,7 +105,8 @@ def stretch(
 ) -> Line:
     """N steps along the line from w = w_a to w_end = w_b: ρ = linspace(0, 1, N+1)[:N], batches spread evenly, rates of b − 1."""
     rho = np.linspace(0.0, 1.0, N + 1)[:N]
-    return Line(w, w_end, rho, a + np.arange(N) * (b - a) // N, np.full(N, b - 1), rate_of(problem, hyper), v)
+    batch_steps = a + np.arange(N) * (b - a) // N
+    return Line(w, w_end, rho, batch_steps, np.full(N, b - 1), rate_of(problem, hyper), v, old(problem))
 
 
 def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:
@@ -111,8 +114,13 @@ def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:
     if not problem.needs_velocity():
         return None
     values = problem.values(hyper)
-    sign = 1.0 if problem.dynamics.kind == "damped" else -1.0
+    sign = -1.0 if problem.dynamics.kind == "heavy-ball" else 1.0
     return lambda step: {name: sign * alpha for name, alpha in rates(problem, values, step)[0].items()}
+
+
+def old(problem: Problem) -> bool:
+    """Whether the old velocity moves the weights, so that v_i is the way from w_i to w_{i+1} and not the one to w_i."""
+    return problem.dynamics.kind == "damped-old"
 
 
 def float64(params: Params) -> Params:

@@ -7,14 +7,27 @@ A step sees w twice: as itself and inside g = ∇L(w, λ). An adjoint here does 
     dw += (∂²L/∂w²) u        dλ += (∂²L/∂λ∂w)ᵀ u
 
 α and γ broadcast against the tensor (shape (), or one value per unit, or one per parameter). Each function costs a few
-operations per scalar and raises nothing.
+operations per scalar and raises nothing. Adam is in adam.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from hypertrail.problem import Dynamics
+
+from .adam import adam, adam_adjoint
 
 Array = Any
+
+
+class Rule(NamedTuple):
+    """advance(w, v, g, α, γ) → (w, v);  adjoint(v, g, α, γ, dw, dv) → (dw, dv, u, dα, dγ)."""
+
+    advance: Callable[..., tuple[Array, Array]]
+    adjoint: Callable[..., tuple[Array, Array, Array, Array, Array]]
 
 
 def damped(w: Array, v: Array, g: Array, alpha: Array, gamma: Array) -> tuple[Array, Array]:
@@ -91,4 +104,87 @@ def heavy_ball_adjoint(
     return dw, dv, u, deta, dmu
 
 
-DYNAMICS = {"damped": (damped, damped_adjoint), "heavy-ball": (heavy_ball, heavy_ball_adjoint)}
+def nesterov(w: Array, v: Array, g: Array, eta: Array, mu: Array) -> tuple[Array, Array]:
+    """Nesterov's momentum, the look-ahead written as a second use of g: today's SGD with nesterov=True.
+
+        v ← μ v + g
+        w ← w − η (g + μ v)
+
+    All arrays of the shape of w → (w, v). Source: Nesterov 1983; Sutskever, Martens, Dahl, Hinton 2013, equations 3 and 4, with
+    w the point they look ahead to and v divided by −η.
+    """
+    v = mu * v + g
+    w = w - eta * (g + mu * v)
+    return w, v
+
+
+def nesterov_adjoint(
+    v: Array, g: Array, eta: Array, mu: Array, dw: Array, dv: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Adjoint of `nesterov`: cotangents (dw, dv) of its results → (dw, dv, u, dη, dμ).
+
+        v' = μ v + g
+        dη = −dw (g + μ v')
+        dv ← dv − η μ dw
+        dμ = dv v − η dw v'
+        u  = dv − η dw
+        dv ← μ dv
+
+    Shapes and use as in `damped_adjoint`.
+    """
+    v_new = mu * v + g
+    deta = -dw * (g + mu * v_new)
+    dv = dv - eta * mu * dw
+    dmu = dv * v - eta * dw * v_new
+    u = dv - eta * dw
+    dv = mu * dv
+    return dw, dv, u, deta, dmu
+
+
+def damped_old(w: Array, v: Array, g: Array, alpha: Array, gamma: Array) -> tuple[Array, Array]:
+    """Damped momentum as printed; the OLD velocity moves the weights.
+
+        w ← w + α v
+        v ← γ v − (1−γ) g
+
+    All arrays of the shape of w → (w, v). From v_0 = 0 the first step moves nothing, and the last gradient never arrives.
+    Source: Maclaurin, Duvenaud, Adams 2015, algorithm 1 to the letter; their code is `damped`.
+    """
+    w = w + alpha * v
+    v = gamma * v - (1 - gamma) * g
+    return w, v
+
+
+def damped_old_adjoint(
+    v: Array, g: Array, alpha: Array, gamma: Array, dw: Array, dv: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Adjoint of `damped_old`: cotangents (dw, dv) of its results → (dw, dv, u, dα, dγ).
+
+        dα = dw v
+        dγ = dv (v + g)
+        u  = −(1−γ) dv
+        dv ← γ dv + α dw
+
+    Shapes and use as in `damped_adjoint`. The printed algorithm 2 is the adjoint of `damped`, not of this.
+    """
+    dalpha = dw * v
+    dgamma = dv * (v + g)
+    u = -(1 - gamma) * dv
+    dv = gamma * dv + alpha * dw
+    return dw, dv, u, dalpha, dgamma
+
+
+DYNAMICS = {
+    "damped": Rule(damped, damped_adjoint),
+    "heavy-ball": Rule(heavy_ball, heavy_ball_adjoint),
+    "nesterov": Rule(nesterov, nesterov_adjoint),
+    "damped-old": Rule(damped_old, damped_old_adjoint),
+}
+
+
+def rule(dynamics: Dynamics, t: int) -> Rule:
+    """The rule of step t. Adam's alone knows the step, for its bias correction, and has constants of its own."""
+    if dynamics.kind != "adam":
+        return DYNAMICS[dynamics.kind]
+    constants = {"t": t, "beta2": dynamics.second_momentum, "epsilon": dynamics.epsilon}
+    return Rule(partial(adam, **constants), partial(adam_adjoint, **constants))

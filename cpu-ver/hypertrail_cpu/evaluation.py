@@ -24,6 +24,7 @@ def hyper_loss(problem: Problem, training: Training) -> float:
 def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
     """Mean loss (nats) and error rate (0 … 1) on a whole split: dropout off, batch norm with the running averages.
 
+    Where training images are learned, 'train' has these, with the split's labels.
     split: 'train', 'valid', 'select' or 'test'. Cost: one forward pass. Raises UsageError for another or an empty split.
     """
     if split not in SPLITS:
@@ -32,10 +33,11 @@ def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
     examples = getattr(problem.splits, split)
     if len(examples) == 0:
         raise UsageError(f"the {split} split is empty; give it examples in make_splits or evaluate another")
+    images = training.inputs if split == "train" and training.inputs is not None else examples.x
     weights, running = float64(training.weights), float64(training.running)
     total = np.zeros(2)
     for begin in range(0, len(examples), BATCH):
-        x, y = examples.x[begin : begin + BATCH].astype(np.float64), examples.y[begin : begin + BATCH]
+        x, y = images[begin : begin + BATCH].astype(np.float64), examples.y[begin : begin + BATCH]
         total += problem.metrics(OPS, weights, running, x, y).sum(axis=1)
     loss, error = total / len(examples)
     return Metrics(float(loss), float(error), len(examples))

@@ -1,57 +1,102 @@
 """Forward mode: the tangents of all hyperparameters, carried along with the training. The tangents of the dynamics by hand.
 
-    Z_{t+1} = A_t Z_t + B_t,   Z_0 = 0,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
+    Z_{t+1} = A_t Z_t + B_t,   Z_0 = ∂(w_0, v_0)/∂λ,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
 
-A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ. One column of Z per scalar hyperparameter: a dot marks
-what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and algorithm 2. float64.
+A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ; Z_0 is 0 but for an initial scale. One column of Z
+per scalar hyperparameter: a dot marks what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and
+algorithm 2. float64.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter
-from hypertrail.problem import Problem, Values
+from hypertrail.problem import Dynamics, Problem, Values
 from hypertrail.records import Cost, Hypergradient, Params, Training
 
+from .adam import adam_tangent
 from .losses import gradient_tangents, hyper_gradient
-from .training import BLOCK, batch, forward, norm, rates
+from .training import BLOCK, batch, forward, norm, rates, seen
+
+Array = Any
 
 
 def damped_tangent(
-    v: Params, g: Params, alpha: Params, gamma: Params, dot: tuple[Params, Params, Params, Params, Params]
-) -> tuple[Params, Params]:
-    """Tangent of `dynamics.damped`, dot = (ẇ, v̇, ġ, α̇, γ̇) → (ẇ, v̇) after the step.
+    v: Array, g: Array, alpha: Array, gamma: Array, dot: tuple[Array, Array, Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Tangent of `dynamics.damped`, dot = (ẇ, v̇, ġ, α̇, γ̇) → (ẇ, v̇) after the step. One tensor, as there.
 
     v̇' = γ v̇ + γ̇ (v + g) − (1−γ) ġ
     ẇ' = ẇ + α v̇' + α̇ v'
     """
     w_dot, v_dot, g_dot, alpha_dot, gamma_dot = dot
-    v_new = {p: gamma[p] * v[p] - (1 - gamma[p]) * g[p] for p in v}
-    v_dot = {p: gamma[p] * v_dot[p] + gamma_dot[p] * (v[p] + g[p]) - (1 - gamma[p]) * g_dot[p] for p in v}
-    return {p: w_dot[p] + alpha[p] * v_dot[p] + alpha_dot[p] * v_new[p] for p in v}, v_dot
+    v_new = gamma * v - (1 - gamma) * g
+    v_dot = gamma * v_dot + gamma_dot * (v + g) - (1 - gamma) * g_dot
+    return w_dot + alpha * v_dot + alpha_dot * v_new, v_dot
 
 
 def heavy_ball_tangent(
-    v: Params, g: Params, eta: Params, mu: Params, dot: tuple[Params, Params, Params, Params, Params]
-) -> tuple[Params, Params]:
+    v: Array, g: Array, eta: Array, mu: Array, dot: tuple[Array, Array, Array, Array, Array]
+) -> tuple[Array, Array]:
     """Tangent of `dynamics.heavy_ball`, dot = (ẇ, v̇, ġ, η̇, μ̇) → (ẇ, v̇) after the step.
 
     v̇' = μ v̇ + μ̇ v + ġ
     ẇ' = ẇ − η v̇' − η̇ v'
     """
     w_dot, v_dot, g_dot, eta_dot, mu_dot = dot
-    v_new = {p: mu[p] * v[p] + g[p] for p in v}
-    v_dot = {p: mu[p] * v_dot[p] + mu_dot[p] * v[p] + g_dot[p] for p in v}
-    return {p: w_dot[p] - eta[p] * v_dot[p] - eta_dot[p] * v_new[p] for p in v}, v_dot
+    v_new = mu * v + g
+    v_dot = mu * v_dot + mu_dot * v + g_dot
+    return w_dot - eta * v_dot - eta_dot * v_new, v_dot
 
 
-TANGENTS = {"damped": damped_tangent, "heavy-ball": heavy_ball_tangent}
+def nesterov_tangent(
+    v: Array, g: Array, eta: Array, mu: Array, dot: tuple[Array, Array, Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Tangent of `dynamics.nesterov`, dot = (ẇ, v̇, ġ, η̇, μ̇) → (ẇ, v̇) after the step.
+
+    v̇' = μ v̇ + μ̇ v + ġ
+    ẇ' = ẇ − η (ġ + μ v̇' + μ̇ v') − η̇ (g + μ v')
+    """
+    w_dot, v_dot, g_dot, eta_dot, mu_dot = dot
+    v_new = mu * v + g
+    v_dot = mu * v_dot + mu_dot * v + g_dot
+    return w_dot - eta * (g_dot + mu * v_dot + mu_dot * v_new) - eta_dot * (g + mu * v_new), v_dot
+
+
+def damped_old_tangent(
+    v: Array, g: Array, alpha: Array, gamma: Array, dot: tuple[Array, Array, Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Tangent of `dynamics.damped_old`, dot = (ẇ, v̇, ġ, α̇, γ̇) → (ẇ, v̇) after the step.
+
+    ẇ' = ẇ + α v̇ + α̇ v
+    v̇' = γ v̇ + γ̇ (v + g) − (1−γ) ġ
+    """
+    w_dot, v_dot, g_dot, alpha_dot, gamma_dot = dot
+    w_dot = w_dot + alpha * v_dot + alpha_dot * v
+    return w_dot, gamma * v_dot + gamma_dot * (v + g) - (1 - gamma) * g_dot
+
+
+TANGENTS = {
+    "damped": damped_tangent,
+    "heavy-ball": heavy_ball_tangent,
+    "nesterov": nesterov_tangent,
+    "damped-old": damped_old_tangent,
+}
+
+
+def tangent_rule(dynamics: Dynamics, t: int) -> Callable[..., tuple[Array, Array]]:
+    """The tangent of the rule of step t (`dynamics.rule`): (v, g, α, γ, dot) → (ẇ, v̇)."""
+    if dynamics.kind != "adam":
+        return TANGENTS[dynamics.kind]
+    return partial(adam_tangent, t=t, beta2=dynamics.second_momentum, epsilon=dynamics.epsilon)
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
@@ -60,6 +105,7 @@ def forward_mode(
 ) -> Hypergradient:
     """Exact hypergradient by Z ← A Z + B beside a training that is done again from the w_0 of `training` (and v_0 = 0).
 
+        ẇ_0 = σ̇ · (drawn w_0), v̇_0 = 0
         for t = 0 … T−1, for each column:    ġ = H ẇ + (∂²L/∂λ∂w) λ̇;   (ẇ, v̇) = tangent of the step
         df/dλ_j = ⟨∇f(w_T), ẇ⟩ + ⟨∂f/∂λ, λ̇⟩
 
@@ -70,21 +116,25 @@ def forward_mode(
     """
     clock = time.perf_counter()
     values = problem.values(hyper)
-    step_tangent = TANGENTS[problem.dynamics.kind]
     w0 = {p: np.asarray(one, dtype=np.float64) for p, one in training.initial.items()}
     zero = {p: np.zeros_like(one) for p, one in w0.items()}
     columns = list(directions(problem, hyper, values))
-    Z = [(zero, zero) for _ in columns]
+    drawn = problem.initial_weights()
+    v0 = problem.initial_velocity()
+    Z = [(problem.scaled(drawn, {"initial_scale": dot.get("initial_scale", zero)}), v0) for _, _, dot in columns]
     final, T = w0, problem.steps
-    for one in forward(problem, values, w0, zero):
+    for one in forward(problem, values, w0, v0):
         t = one.t
-        g, tangent = gradient_tangents(problem, one.w, values, *batch(problem, t), t)
+        advance = tangent_rule(problem.dynamics, t)
+        g, tangent = gradient_tangents(problem, one.w, seen(problem, values, t), *batch(problem, t), t)
         alpha, gamma = rates(problem, values, t)
         for j, (w_dot, v_dot) in enumerate(Z):
             values_dot = columns[j][2]
-            g_dot = tangent(w_dot, values_dot)
+            g_dot = tangent(w_dot, seen(problem, values_dot, t))
             alpha_dot, gamma_dot = rates(problem, values_dot, t)
-            Z[j] = step_tangent(one.v, g, alpha, gamma, (w_dot, v_dot, g_dot, alpha_dot, gamma_dot))
+            dot = {p: (w_dot[p], v_dot[p], g_dot[p], alpha_dot[p], gamma_dot[p]) for p in g}
+            moved = {p: advance(one.v[p], g[p], alpha[p], gamma[p], dot[p]) for p in g}
+            Z[j] = {p: w for p, (w, _) in moved.items()}, {p: v for p, (_, v) in moved.items()}
         final = one.w_next
         if not all(np.isfinite(norm(w_dot)) for w_dot, _ in Z):
             raise NumericalFailure(

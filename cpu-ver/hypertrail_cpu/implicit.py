@@ -67,7 +67,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     add(begun.dvalues, mixed)
     cost = Cost(begun.cost.gradients + 1, products + 1, time.perf_counter() - clock)
     zero = {p: np.zeros_like(one) for p, one in w.items()}
-    result = Adjoint(zero, dict(zero), begun.dvalues, begun.hyper_loss, np.empty(0), w, cost)
+    result = Adjoint(zero, problem.initial_velocity(), begun.dvalues, begun.hyper_loss, np.empty(0), w, cost)
     return result, {"iterations": iterations, "residual": residual, "gradient_norm": norm(g)}
 
 

@@ -2,9 +2,10 @@
 
     L(w) = D(w_eff) + Σ λ₂ w² + Σ λ₁ |w|,   w_eff = w eᵗ where a weight transform is declared, else w
 
-D is the cross-entropy of one batch: its gradient and its Hessian-vector product come from autograd. All around it is written
+D = mean_i a_i cross-entropy_i is the data loss of one batch, a function of w_eff and, where they are declared, of the example
+weights a and the images x: its gradient and its Hessian-vector product come from autograd. All around it is written
 by hand: the penalties, the mixed derivatives, and the chain through the transform.
-Parameters, gradients and u are {parameter name: array}; `values` is what `Problem.values` gives.
+Parameters, gradients and u are {parameter name: array}; `values` is what `Problem.values` gives, as `Problem.seen` by the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from autograd import grad, make_vjp, value_and_grad
 from autograd.tracer import getval
 
+from hypertrail.hyperparameters import OF_EXAMPLES
 from hypertrail.problem import Problem, Values
 
 from .ops import OPS
@@ -37,14 +39,18 @@ def scales(params: Mapping[str, np.ndarray], values: Values) -> Params:
 
 def data_loss(
     problem: Problem, x: np.ndarray, y: np.ndarray, step: int | None, collect: dict | None = None
-) -> Callable[[Params], Any]:
-    """D as a function of the effective weights: with the dropout masks of a step, or (None) with dropout off.
+) -> Callable[[Params, Values], Any]:
+    """D as a function of (w_eff, {kind of examples: {key: rows of this batch}}): with the dropout masks of a step, or (None)
+    with dropout off.
 
     Batch norm takes the statistics of x either way; `collect` receives them where there is a step.
     """
-    if step is None:
-        return lambda p: problem.valid_loss(OPS, p, x, y)
-    return lambda p: problem.data_loss(OPS, p, x, y, step, collect)
+    return lambda weights, examples: problem.data_loss(OPS, weights, x, y, step, collect, examples)
+
+
+def of_examples(values: Values) -> Values:
+    """The kinds among the values that D takes beside the weights."""
+    return {kind: arrays for kind, arrays in values.items() if kind in OF_EXAMPLES}
 
 
 def elementary_gradient(
@@ -58,7 +64,7 @@ def elementary_gradient(
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
     statistics: dict[str, np.ndarray] = {}
-    loss, g_eff = value_and_grad(data_loss(problem, x, y, step, statistics))(weights)
+    loss, g_eff = value_and_grad(data_loss(problem, x, y, step, statistics))(weights, of_examples(values))
     g = {name: s[name] * g_eff[name] for name in w}
     for name, l2 in values.get("l2", {}).items():
         g[name] = g[name] + 2 * l2 * w[name]
@@ -77,15 +83,17 @@ def second_order(
         l2         = 2 w u
         l1         = sign(w) u
         transform  = [H_D (eᵗ u)] w_eff + ∇D eᵗ u    (∂/∂t of ⟨eᵗ ∇D(w eᵗ), u⟩, with ∂w_eff/∂t = w_eff)
+        example_weight, training_input:  ∂/∂a, ∂/∂x of ⟨∇D, eᵗ u⟩, the other rows of the same pull that gives H_D (eᵗ u)
 
-    mixed[kind][name] has the full shape of the parameter; the caller sums over what shares a value.
+    mixed[kind][name] has the full shape of the parameter, or one row for each example of the batch; the caller sums over what
+    shares a value.
     Never the Hessian of one layer alone: the block diagonal is another matrix. |w| has no curvature here (its kink is ignored).
     Cost: one gradient and one Hessian-vector product (reverse over reverse, about 3 gradients in all). Raises nothing.
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
-    pull, g_eff = make_vjp(grad(data_loss(problem, x, y, step)))(weights)
+    pull, g_eff = make_vjp(grad(data_loss(problem, x, y, step)), (0, 1))(weights, of_examples(values))
     su = {name: s[name] * u[name] for name in w}
-    H_su = pull(su)  # uᵀH = H u: the Hessian is symmetric
+    H_su, examples = pull(su)  # uᵀH = H u: the Hessian is symmetric
     Hu = {name: s[name] * H_su[name] for name in w}
     for name, l2 in values.get("l2", {}).items():
         Hu[name] = Hu[name] + 2 * l2 * u[name]
@@ -95,7 +103,7 @@ def second_order(
         "transform": lambda name: H_su[name] * weights[name] + g_eff[name] * su[name],
     }
     mixed = {kind: {name: rules[kind](name) for name in values[kind]} for kind in MIXED if problem.declared(kind)}
-    return Hu, mixed
+    return Hu, mixed | examples
 
 
 def gradient_tangents(
@@ -104,13 +112,14 @@ def gradient_tangents(
     """(g, (ẇ, λ̇) → ġ): the gradient at w and how it changes with the weights and the values; λ̇ has all kinds of `values`.
 
         ẇ_eff = eᵗ ẇ + w_eff ṫ
-        ġ     = eᵗ H_D ẇ_eff + eᵗ ṫ ∇D + 2 λ₂ ẇ + 2 λ̇₂ w + λ̇₁ sign(w)
+        ġ     = eᵗ Ḋ' + eᵗ ṫ ∇D + 2 λ₂ ẇ + 2 λ̇₂ w + λ̇₁ sign(w)
+        Ḋ'    = H_D ẇ_eff + (∂²D/∂w∂a) ȧ + (∂²D/∂w∂x) ẋ = ∂/∂w_eff of ⟨(∂D/∂w_eff, ∂D/∂a, ∂D/∂x), (ẇ_eff, ȧ, ẋ)⟩
 
     The mirror of `second_order`, for forward mode: one linearisation serves all directions. Cost: one gradient, and one
     Hessian-vector product (about 2 gradients) per direction. Raises nothing.
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
-    pull, g_eff = make_vjp(grad(data_loss(problem, x, y, step)))(weights)
+    pull, (g_eff, _) = make_vjp(grad(data_loss(problem, x, y, step), (0, 1)))(weights, of_examples(values))
     g = {name: s[name] * g_eff[name] for name in w}
     for name, l2 in values.get("l2", {}).items():
         g[name] = g[name] + 2 * l2 * w[name]
@@ -120,7 +129,7 @@ def gradient_tangents(
     def tangent(w_dot: Params, values_dot: Values) -> Params:
         t_dot = values_dot.get("transform", {})
         w_eff_dot = {name: s[name] * w_dot[name] + weights[name] * t_dot.get(name, 0.0) for name in w}
-        H_dot = pull(w_eff_dot)  # the Hessian is symmetric
+        H_dot = pull((w_eff_dot, of_examples(values_dot)))  # second derivatives are symmetric
         g_dot = {name: s[name] * (H_dot[name] + t_dot.get(name, 0.0) * g_eff[name]) for name in w}
         for name, l2 in values.get("l2", {}).items():
             g_dot[name] = g_dot[name] + 2 * l2 * w_dot[name] + 2 * values_dot["l2"][name] * w[name]

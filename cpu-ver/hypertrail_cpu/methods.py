@@ -21,7 +21,7 @@ from .implicit import implicit
 from .losses import in_float64
 from .providers import ExactlyReversed, Provider, Recomputed, Stored, Undone
 from .reversal import rounded
-from .reverse import Adjoint, reverse
+from .reverse import Adjoint, add, reverse
 from .training import norm
 
 
@@ -50,6 +50,7 @@ def hypergradient(
         result, more = implicit(problem, hyper, training, method)
     else:
         result, more = walk(problem, hyper, training, method, progress)
+        at_start(problem, result)
     gradient = collapsed(problem, hyper, result.dvalues)
     return Hypergradient(
         gradient=gradient,
@@ -107,6 +108,13 @@ def walk(
         return go(several, len(several)), {"pieces": [len(one) for one in several.lines]}
     one = line(problem, hyper, training, method)
     return go(one, len(one), literal=method.completion == "C0"), {}
+
+
+def at_start(problem: Problem, result: Adjoint) -> None:
+    """What w_0 = σ · (drawn w_0) says of an initial scale, once the walk is at w_0: dσ += dw_0 · (drawn w_0)."""
+    if problem.declared("initial_scale"):
+        drawn = problem.initial_weights()
+        add(result.dvalues, {"initial_scale": {p: result.dw[p] * one for p, one in drawn.items()}})
 
 
 def true_states(problem: Problem, hyper: Hyper, training: Training) -> Provider:

@@ -65,15 +65,16 @@ OUT_OF_RANGE = "int64 fixed point holds |x| < 2048 only; a smaller learning rate
 
 
 def fraction(gamma: float) -> tuple[int, int]:
-    """(n, d) with n/d > γ by at most 1/d ≤ 1.53e-5: d = 2^16 // fix(γ + 1), n = fix(γ d + 1), the formula of the authors' code.
+    """(n, d) = (⌈γ 2^16⌉, 2^16): n/d ≥ γ by at most 1/d ≤ 1.53e-5, and γ itself where it is such a fraction (.5, .75).
 
-    For 0 < γ < 1 it is d = 2^16, and n ≥ 1 even for the smallest γ. A γ that is a fraction already (.5) is rounded up too.
+    The authors' code has d = 2^16 // fix(γ + 1), n = fix(γ d + 1), which rounds those up too. Four roundings are taken off
+    before: logit γ and back must not make a .75 the next fraction. n ≥ 1 even for the smallest γ.
     Raises UsageError for a γ that is not in (0, 1), or so close to 1 that n/d would be 1.
     """
     if not 0.0 < gamma < 1.0:
         raise UsageError(f"exact reversal divides by the momentum: it is {gamma:g}, expected a number between 0 and 1")
-    d = 2**DENOMINATOR // int(gamma + 1)
-    n = int(gamma * d + 1)
+    d = 2**DENOMINATOR
+    n = math.ceil(gamma * d * (1 - 4 * np.finfo(float).eps))
     if n >= d:
         raise UsageError(f"momentum {gamma} is 1 when rounded up to a fraction of 2^{DENOMINATOR}; make it smaller")
     return n, d
@@ -242,7 +243,10 @@ class Integers:
         return {p: to_float(one) for p, one in self.v.items()}
 
     def momentum(self, p: str, t: int) -> tuple[int, int]:
-        return int(self.n[p][t] if self.n[p].ndim else self.n[p]), 2**DENOMINATOR
+        """(n, d) of γ in lowest terms: `exchange` is exact to n units in the last place, so ¾ must not be 49152/65536."""
+        n, d = int(self.n[p][t] if self.n[p].ndim else self.n[p]), 2**DENOMINATOR
+        common = math.gcd(n, d)
+        return n // common, d // common
 
     def forward(self, t: int, g: Params, alpha: Params) -> None:
         """Step t. Raises NumericalFailure (w or v of which tensor, t) on overflow."""

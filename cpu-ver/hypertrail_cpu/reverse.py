@@ -15,14 +15,14 @@ import numpy as np
 
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
-from hypertrail.hyperparameters import Hyper, unbroadcast
+from hypertrail.hyperparameters import OF_EXAMPLES, Hyper, unbroadcast
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params
 
-from .dynamics import DYNAMICS
+from .dynamics import rule
 from .losses import elementary_gradient, hyper_gradient, second_order
 from .providers import Provider
-from .training import BLOCK, batch, norm, rates
+from .training import BLOCK, batch, norm, rates, seen
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,20 @@ def reverse(
 
         dw = ∇f(w_T), dv = 0, dλ = ∂f/∂λ
         for N steps i = … to, with (w, v), batch and rates from the provider:
-            dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; g, dα, dγ only where they are declared
+            dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; v, g, dα, dγ only where they are needed
             dλ += (∂²L/∂λ∂w)ᵀ u,  dw += H u
 
     begun: go on from where another pass stopped, in place of the first line; norms and cost then count both.
     literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
     dλ as for dw. dv stays 0.
     Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; reference section 2).
-    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared or the provider
-    computes g; one gradient per validation batch; what the provider says of its own (not counted here).
+    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared, for Adam, or
+    where the provider computes g; one gradient per validation batch; what the provider says of its own (not counted here).
     Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite, VerificationFailure where the provider hands over
     more or fewer than N places or does not arrive at `to`.
     """
     clock = time.perf_counter()
     values = problem.values(hyper)
-    _, adjoint = DYNAMICS[problem.dynamics.kind]
     factors = problem.dynamics.factors(problem.steps)
     adj = start(problem, values, final) if begun is None else begun
     dw, dv = dict(adj.dw), dict(adj.dv)
@@ -82,13 +81,15 @@ def reverse(
     for i, batch_step, rate_step, w, v, g in provider.backwards():
         norms.append(check(dw, i))
         x, y = batch(problem, batch_step)
+        of_batch = seen(problem, values, batch_step)
         alpha, gamma = rates(problem, values, rate_step)
+        adjoint = rule(problem.dynamics, rate_step).adjoint
         u: Params = {}
         if literal:
             u = {p: -(1 - gamma[p]) * dw[p] for p in dw}
         elif velocity:
             if g is None:
-                _, g, _ = elementary_gradient(problem, w, values, x, y, batch_step)
+                _, g, _ = elementary_gradient(problem, w, of_batch, x, y, batch_step)
             dalpha, dgamma = {}, {}
             for p in dw:
                 dw[p], dv[p], u[p], dalpha[p], dgamma[p] = adjoint(v[p], g[p], alpha[p], gamma[p], dw[p], dv[p])
@@ -98,11 +99,11 @@ def reverse(
             )
             add_rate(problem, dvalues, "momentum", rate_step, dgamma)
         else:
-            for p in dw:  # v and g enter dα and dγ alone, which nobody asks for
+            for p in dw:  # but for Adam, v and g enter dα and dγ alone, which nobody asks for
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
         gradients += g is not None
-        Hu, mixed = second_order(problem, w, values, x, y, batch_step, u)
-        add(dvalues, mixed)
+        Hu, mixed = second_order(problem, w, of_batch, x, y, batch_step, u)
+        add(dvalues, mixed, problem.schedule.indices(batch_step, batch_step + 1)[0])
         dw = {p: dw[p] + Hu[p] for p in dw}
         if progress and (len(norms) % BLOCK == 0 or len(norms) == total):
             progress(len(norms), total)
@@ -132,7 +133,7 @@ def start(problem: Problem, values: Values, final: Params) -> Adjoint:
     dvalues = zeros(problem, values)
     add(dvalues, direct)
     cost = Cost(len(problem.valid_batches()[0]), 0, time.perf_counter() - clock)
-    return Adjoint(dw, {p: np.zeros_like(one) for p, one in dw.items()}, dvalues, f, np.empty(0), final, cost)
+    return Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), final, cost)
 
 
 def zeros(problem: Problem, values: Values) -> dict[str, Params]:
@@ -143,11 +144,17 @@ def zeros(problem: Problem, values: Values) -> dict[str, Params]:
     }
 
 
-def add(dvalues: dict[str, Params], terms: dict[str, Params]) -> None:
-    """dvalues += terms, the terms summed over what shares a value."""
+def add(dvalues: dict[str, Params], terms: dict[str, Params], rows: np.ndarray | None = None) -> None:
+    """dvalues += terms, the terms summed over what shares a value.
+
+    rows: which examples the terms of kinds that live on examples belong to (one may be there twice); None: all, in order.
+    """
     for kind, arrays in terms.items():
         for name, d in arrays.items():
-            dvalues[kind][name] += unbroadcast(d, dvalues[kind][name].shape)
+            if kind in OF_EXAMPLES and rows is not None:
+                np.add.at(dvalues[kind][name], rows, d)
+            else:
+                dvalues[kind][name] += unbroadcast(d, dvalues[kind][name].shape)
 
 
 def add_rate(problem: Problem, dvalues: dict[str, Params], kind: str, step: int, terms: Params) -> None:

@@ -17,7 +17,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
 
-from .dynamics import DYNAMICS
+from .dynamics import rule
 from .keeping import keeper
 from .losses import elementary_gradient, in_float64
 from .reversal import Integers, fractions, rounded
@@ -43,6 +43,11 @@ def batch(problem: Problem, step: int) -> tuple[np.ndarray, np.ndarray]:
     """The training batch of a step: x float64 (B, …), y int (B,). A pure function of the problem and the step."""
     rows = problem.schedule.indices(step, step + 1)[0]
     return problem.splits.train.x[rows].astype(np.float64), problem.splits.train.y[rows]
+
+
+def seen(problem: Problem, values: Values, step: int) -> Values:
+    """The values as the batch of a step sees them: of what lives on the examples, its rows."""
+    return problem.seen(values, problem.schedule.indices(step, step + 1)[0])
 
 
 def rates(problem: Problem, values: Values, step: int) -> tuple[Params, Params]:
@@ -72,13 +77,12 @@ def forward(
 
     Cost: one gradient a step. Raises NumericalFailure("elementary loss", t) before a step whose loss is not finite.
     """
-    advance, _ = DYNAMICS[problem.dynamics.kind]
     for t in range(start, problem.steps if stop is None else stop):
         alpha, gamma = rates(problem, values, t)
         loss, g, statistics = gradient_at(problem, values, w, t)
         w_next, v_next = {}, {}
         for p in w:
-            w_next[p], v_next[p] = advance(w[p], v[p], g[p], alpha[p], gamma[p])
+            w_next[p], v_next[p] = rule(problem.dynamics, t).advance(w[p], v[p], g[p], alpha[p], gamma[p])
         yield Step(t, loss, w, v, statistics, w_next, v_next)
         w, v = w_next, v_next
 
@@ -102,7 +106,7 @@ def forward_in_integers(problem: Problem, values: Values, state: Integers) -> It
 
 def gradient_at(problem: Problem, values: Values, w: Params, t: int) -> tuple[float, Params, Params]:
     """(loss, g, batch statistics) of step t at w. Cost: one gradient. NumericalFailure("elementary loss", t) where not finite."""
-    loss, g, statistics = elementary_gradient(problem, w, values, *batch(problem, t), t)
+    loss, g, statistics = elementary_gradient(problem, w, seen(problem, values, t), *batch(problem, t), t)
     if not np.isfinite(loss):
         raise NumericalFailure("elementary loss", t, "a smaller learning rate or initial scale may help")
     return loss, g, statistics
@@ -125,8 +129,9 @@ def probe(problem: Problem, values: Values, w: Params) -> None:
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
     """One training run of T steps in float64 (also where the problem says float32).
 
-    keep: what is kept of w_0 … w_{T−1} (`hypertrail.keeping`); v_t with it where learning rate or momentum is declared, at
-    checkpoints always. 'memory' and 'host' are the same here; for 'auto' see `keeping.keeper`.
+    It starts from the scaled w_0 (`Problem.scaled`).
+    keep: what is kept of w_0 … w_{T−1} (`hypertrail.keeping`); v_t with it where learning rate or momentum is declared or the
+    dynamics are Adam's, at checkpoints always. 'memory' and 'host' are the same here; for 'auto' see `keeping.keeper`.
     Reversible trains in int64 fixed point with the momentum rounded up to a fraction (reversal.py): w_0 and w_T of the record
     are what the integers say. progress(steps done, T) at least every 50 steps.
     v_0 = 0. Cost: T gradients (Reversible: two more, a probe); the memory or disk that `hypertrail.keeping` lists.
@@ -138,14 +143,15 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     names.check(keep)
     problem = in_float64(problem)
     integers: Integers | None = None
-    initial = problem.initial_weights()
     if isinstance(keep, Reversible):
         numerators = fractions(problem, hyper)
         problem, hyper = rounded(problem, hyper)
+    values = problem.values(hyper)
+    initial = problem.scaled(problem.initial_weights(), values)
+    if isinstance(keep, Reversible):
         integers = Integers.start(initial, numerators, keep.unbounded)
         initial = integers.weights()
-    values = problem.values(hyper)
-    velocity = {name: np.zeros_like(one) for name, one in initial.items()}
+    velocity = problem.initial_velocity()
     if integers is None:
         steps = forward(problem, values, initial, velocity)
     else:
@@ -155,7 +161,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     losses, distances = np.empty(problem.steps), np.empty(min(problem.steps, MEASURED_STEPS))
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
-    kept = keeper(keep, problem, size * (2 if problem.needs_velocity() else 1))
+    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()))
     final = initial
     try:
         for one in steps:
@@ -190,4 +196,5 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             seconds=time.perf_counter() - clock,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
+        inputs=values["training_input"]["x"] if "training_input" in values else None,
     )

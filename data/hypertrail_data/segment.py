@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +17,7 @@ from .trajectory import Layout, Segment
 
 LIBVER = ("v110", "v110")  # readable by every HDF5 since 1.10
 CHUNK_LIMIT = 2**32 - 1  # bytes; HDF5 has no larger chunks
+CHECK_SUM = 4  # bytes that fletcher32 puts behind each chunk
 
 
 def file_name(start: int, stop: int) -> str:
@@ -58,20 +61,24 @@ def chunk_shape(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     return (1, *chunk)
 
 
-def load(folder: Path, entry: Entry) -> Segment:
-    """Read one segment; arrays are read-only. Memory: three times the segment while loading, once afterwards.
+def load(folder: Path, entry: Entry, thorough: bool = False, room: bytearray | None = None) -> Segment:
+    """Read one segment; arrays are read-only. Memory: twice the segment while loading, once afterwards.
 
+    thorough: let HDF5 read it, and compute every chunk's own check sum as well (three times the time).
+    room: where the file is read to, grown if need be; who loads many segments keeps it, so that memory does not fragment.
     Raises TrajectoryError if the file cannot be read, or one bit of it is not as it was written.
     """
+    path = folder / entry.name
+    room = bytearray() if room is None else room
     try:
-        image = (folder / entry.name).read_bytes()
+        image = read_into(room, path)
     except OSError as error:
         raise _damaged(folder, entry, f"cannot be read ({error.strerror})") from error
     found = hashlib.sha256(image).hexdigest()
     if found != entry.sha256:
         raise _damaged(folder, entry, f"has sha256 {found[:12]}.., expected {entry.sha256[:12]}..")
     try:
-        start, stop, states = unpack(image)
+        start, stop, states = unpack(path, None if thorough else np.frombuffer(image, np.uint8))
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise _damaged(folder, entry, f"is not readable HDF5 ({error})") from error
     if (start, stop) != (entry.start, entry.stop):
@@ -81,18 +88,53 @@ def load(folder: Path, entry: Entry) -> Segment:
     return Segment(start, stop, states)
 
 
-def unpack(image: bytes) -> tuple[int, int, dict[str, np.ndarray]]:
-    """start, stop and the arrays of a file image made by ``pack``."""
+def read_into(room: bytearray, path: Path) -> memoryview:
+    """The whole file, in `room`. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if len(room) < size:
+            room.extend(bytes(size - len(room)))
+        view, done = memoryview(room)[:size], 0
+        while done < size and (count := file.readinto(view[done:])):
+            done += count
+    return view[:done]
+
+
+def unpack(path: Path, image: np.ndarray | None) -> tuple[int, int, dict[str, np.ndarray]]:
+    """start, stop and the arrays of a file made by ``pack``; image: its bytes, already vouched for."""
     states: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
-            states[name] = item[...]
+            states[name] = item[...] if image is None else read(item, image)
             states[name].flags.writeable = False
 
-    with h5py.File.in_memory(image) as file:
+    with h5py.File(path, "r", locking=False) as file:  # nobody changes a segment
         file.visititems(visit)
         return int(file.attrs["start"]), int(file.attrs["stop"]), {name: states[name] for name in sorted(states)}
+
+
+def read(dataset: h5py.Dataset, image: np.ndarray) -> np.ndarray:
+    """All of a data set. One chunk per step, as ``create_dataset`` makes them, is copied out of the image directly.
+
+    sha256 has just vouched for every bit, so HDF5 need not compute the chunks' check sums once more.
+    """
+    row = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
+    if dataset.chunks != (1, *dataset.shape[1:]):
+        return dataset[...]
+    array = np.empty(dataset.shape, dataset.dtype)
+    rows = array.reshape(len(array), -1).view(np.uint8)
+    seen = 0
+
+    def copy(chunk: Any) -> None:
+        nonlocal seen
+        seen += chunk.filter_mask == 0 and chunk.size == row + CHECK_SUM
+        rows[chunk.chunk_offset[0]] = image[chunk.byte_offset : chunk.byte_offset + row]
+
+    dataset.id.chunk_iter(copy)
+    if seen != len(array):
+        raise ValueError(f"{dataset.name} has {seen} of {len(array)} chunks as they were written")
+    return array
 
 
 def _damaged(folder: Path, entry: Entry, found: str) -> TrajectoryError:

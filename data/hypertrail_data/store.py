@@ -46,8 +46,8 @@ class StoredTrajectory:
     A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
     array, is kept without a copy until it is written.
 
-    Reading verifies the sha256 of every segment file it loads, and HDF5 the check sum of every chunk. What is read back
-    is read-only. Reading what is not yet acknowledged flushes first. Only one process may write; any number may read.
+    Reading verifies the sha256 of every segment file it loads (`verify` the check sum of every chunk as well). What is read
+    back is read-only. Reading what is not yet acknowledged flushes first. Only one process may write; any number may read.
 
     Raises DiskFull when there is no room (what was acknowledged stays readable; run again to go on), else
     TrajectoryError; where one segment is to blame, the error names it and the step to resume from.
@@ -262,19 +262,20 @@ class StoredTrajectory:
         return self._walk(list(self._entries))
 
     def backwards(self) -> Iterator[Segment]:
-        """All segments, last to first. While one is in use the next is loaded: two segments in memory, and for the
-        moment of loading two more of the next one's size."""
+        """All segments, last to first. While one is in use the next is loaded: two segments in memory, and
+        the file of one."""
         self._settle()
         return self._walk(self._entries[::-1])
 
-    def _walk(self, entries: list[Entry]) -> Iterator[Segment]:
+    def _walk(self, entries: list[Entry], thorough: bool = False) -> Iterator[Segment]:
         if not entries:
             return
+        room = bytearray()
         with ThreadPoolExecutor(1, thread_name_prefix="trajectory reader") as reader:
-            ahead = reader.submit(segment.load, self.folder, entries[0])
+            ahead = reader.submit(segment.load, self.folder, entries[0], thorough, room)
             for entry in entries[1:]:
                 current = ahead.result()
-                ahead = reader.submit(segment.load, self.folder, entry)
+                ahead = reader.submit(segment.load, self.folder, entry, thorough, room)
                 yield current
                 del current
             current = ahead.result()
@@ -282,10 +283,11 @@ class StoredTrajectory:
             yield current
 
     def verify(self) -> Report:
-        """Load every segment. Raises TrajectoryError at the first damage."""
+        """Load every segment, and check every chunk inside. Raises TrajectoryError at the first damage."""
         expected = None
         steps = 0
-        for part in self.forwards():
+        self._settle()
+        for part in self._walk(list(self._entries), thorough=True):
             k, layout = describe(part.states)
             expected = expected or layout
             check_layout(layout, expected)

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hypertrail.hyperparameters import Hyper
+from hypertrail.hyperparameters import OF_EXAMPLES, Hyper
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 
 from . import losses
-from .dynamics import DYNAMICS
+from .dynamics import rule
 from .functional import Inner, add, linearise, pull, reverse_step, step, zeros
 from .ops import OPS
 
@@ -30,7 +30,7 @@ Array = Any
 Tree = Any
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 24 << 20  # as much as a segment of the store; two of them are in memory at a time
 
 
 @contextmanager
@@ -64,6 +64,7 @@ class Compiled:
         self.others: dict[str, Any] = {}
         self.values = jax.jit(self._values)
         self.pull_back = jax.jit(self._pull_back)
+        self.pull_start = jax.jit(self._pull_start)
         self.weights = jax.jit(self._weights)
         self.train_chunk = jax.jit(self._train_chunk, static_argnums=0)
         self.reverse_chunk = jax.jit(self._reverse_chunk)
@@ -73,16 +74,16 @@ class Compiled:
         self.hyper_loss = jax.jit(self._hyper_loss)
         self.metrics = jax.jit(self._metrics)
 
-    # -- the elementary problem, in the form functional.py takes: hyper = the values of the declared kinds, and
-    #    t = (step, row of per-step values, learning rate factor)
+    # -- the elementary problem, in the form functional.py takes: hyper = the values of the declared kinds as the batch
+    #    sees them, and t = (step, row of per-step values, learning rate factor)
 
     def loss(self, w: Tree, values: Values, batch: tuple[Array, Array], t: tuple) -> tuple[Array, Tree]:
         return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0])
 
     def update(self, w: Tree, v: Tree, g: Tree, values: Values, t: tuple) -> tuple[Tree, Tree]:
-        rule = DYNAMICS[self.problem.dynamics.kind]
+        advance = rule(self.problem.dynamics, t[0])
         alpha, gamma = self.rates(values, t)
-        moved = {name: rule(w[name], v[name], g[name], alpha[name], gamma[name]) for name in w}
+        moved = {name: advance(w[name], v[name], g[name], alpha[name], gamma[name]) for name in w}
         return {name: one[0] for name, one in moved.items()}, {name: one[1] for name, one in moved.items()}
 
     def rates(self, values: Values, t: tuple) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -98,6 +99,34 @@ class Compiled:
     def complete(self, values: Values) -> Values:
         """The declared values and the constants of the kinds that are not declared."""
         return {**self.problem.constants(jnp), **values}
+
+    def batch(self, values: Values, data: Tree, indices: Array) -> tuple[Values, tuple[Array, Array]]:
+        """(values as these rows of the train split see them, (x, y)).
+
+        What is differentiated is the batch's own rows of an example weight or learned image, never the whole array.
+        """
+        return self.problem.seen(values, indices), (data[0][indices], data[1][indices])
+
+    def collect(self, dvalues: Values, more: Values, indices: Array) -> Values:
+        """dvalues += more, the derivatives of a batch's rows into these rows (repeated ones add up).
+
+        XLA does the scatter in place in the carry of a loop: a step costs the rows of its batch.
+        """
+        return {
+            kind: {key: one.at[indices].add(more[kind][key]) for key, one in arrays.items()}
+            if kind in OF_EXAMPLES
+            else add(arrays, more[kind])
+            for kind, arrays in dvalues.items()
+        }
+
+    def initial_weights(self, values: Values) -> dict[str, np.ndarray]:
+        """The scaled w_0 of these values, on the host: one product per scalar, rounded alike wherever it is asked for."""
+        sigma = {kind: jax.tree.map(np.asarray, one) for kind, one in values.items() if kind == "initial_scale"}
+        return self.problem.scaled(self.problem.initial_weights(), sigma)
+
+    def inputs(self, values: Values) -> np.ndarray | None:
+        """The learned images of these values, on the host; None where none are learned."""
+        return np.asarray(values["training_input"]["x"]) if "training_input" in values else None
 
     def program(self, key: str, build: Callable[[], Any]) -> Any:
         """A compiled program of another module, built once for this problem."""
@@ -115,6 +144,12 @@ class Compiled:
         """Adjoint of `values`: d/d value → d/d unconstrained array."""
         return jax.vjp(lambda h: self.problem.declared_values(h, jnp), hyper)[1](dvalues)[0]
 
+    def _pull_start(self, dvalues: Values, values: Values, drawn: Tree, dw: Tree) -> Values:
+        """Adjoint of w_0 = σ · (drawn w_0), for the end of the reverse pass: dvalues with dσ += dw_0 · (drawn w_0)."""
+        scales = {"initial_scale": values["initial_scale"]}
+        more = jax.vjp(lambda scales: self.problem.scaled(drawn, scales), scales)[1](dw)[0]
+        return {**dvalues, "initial_scale": add(dvalues["initial_scale"], more["initial_scale"])}
+
     def _weights(self, w: Tree, values: Values) -> Tree:
         return self.problem.effective(jnp, w, self.complete(values))
 
@@ -129,8 +164,7 @@ class Compiled:
         def forward(state: tuple, x: tuple) -> tuple:
             w, v, running = state
             indices, t = x
-            batch = data[0][indices], data[1][indices]
-            w_next, v_next, loss, statistics = step(self.inner, w, v, values, batch, t)
+            w_next, v_next, loss, statistics = step(self.inner, w, v, *self.batch(values, data, indices), t)
             kept = {"w/" + name: one for name, one in w.items()} if keep else {}
             if keep and self.keeps_velocity:
                 kept |= {"v/" + name: one for name, one in v.items()}
@@ -175,9 +209,8 @@ class Compiled:
     def backward(self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple) -> Tree:
         """One exact reverse step at (w, v)."""
         dw, dv, dvalues = adjoint
-        batch = data[0][indices], data[1][indices]
-        dw, dv, more = reverse_step(self.inner, w, v, values, batch, t, dw, dv)
-        return dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})
+        dw, dv, more = reverse_step(self.inner, w, v, *self.batch(values, data, indices), t, dw, dv)
+        return dw, dv, self.collect(dvalues, more, indices)
 
     def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
         """Steps undone in floating point, and taken backward at the states this leads to. state = (w, v, dw, dv, dvalues).
@@ -191,12 +224,12 @@ class Compiled:
             (w, v, dw, dv, dvalues), (indices, t) = state, x
             alpha, gamma = self.rates(values, t)
             w = {name: one - alpha[name] * v[name] for name, one in w.items()}
-            batch = data[0][indices], data[1][indices]
-            g, tangent = linearise(self.inner, w, values, batch, t)
+            seen, batch = self.batch(values, data, indices)
+            g, tangent = linearise(self.inner, w, seen, batch, t)
             v = {name: (one + (1 - gamma[name]) * g[name]) / gamma[name] for name, one in v.items()}
             before = norm(dw)
-            dw, dv, more = pull(self.inner, w, v, g, tangent, values, t, dw, dv)
-            return (w, v, dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})), before
+            dw, dv, more = pull(self.inner, w, v, g, tangent, seen, t, dw, dv)
+            return (w, v, dw, dv, self.collect(dvalues, more, indices)), before
 
         return lax.scan(backward, state, xs, reverse=True)
 
@@ -210,9 +243,9 @@ class Compiled:
         dw, dv, dvalues = adjoint
         _, gamma = self.rates(values, t)
         u = {name: -(1 - gamma[name]) * one for name, one in dw.items()}
-        batch = data[0][indices], data[1][indices]
-        hvp, mixed = losses.second_order(self.problem, w, self.complete(values), *batch, t[0], u)
-        return add(dw, hvp), dv, add(dvalues, {kind: mixed[kind] for kind in dvalues})
+        seen, batch = self.batch(values, data, indices)
+        hvp, mixed = losses.second_order(self.problem, w, self.complete(seen), *batch, t[0], u)
+        return add(dw, hvp), dv, self.collect(dvalues, mixed, indices)
 
     def _hyper_gradient(self, w: Tree, values: Values, batches: Tree) -> tuple:
         f, dw, dvalues = losses.hyper_gradient(self.problem, w, self.complete(values), *batches)
@@ -250,7 +283,8 @@ def moved(t: Array, w_next: Tree, a: Array, w_a: Tree) -> Array:
 
 def state_bytes(problem: Problem) -> int:
     """Bytes of one kept state: the weights, and the velocities where the hypergradient needs them."""
-    return sum(p.size for p in problem.params) * problem.dtype.itemsize * (2 if problem.needs_velocity() else 1)
+    numbers = 1 + problem.dynamics.moments * problem.needs_velocity()
+    return sum(p.size for p in problem.params) * problem.dtype.itemsize * numbers
 
 
 def chunk_length(problem: Problem) -> int:

@@ -24,7 +24,7 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
 
     | id | N | ρ_i | minibatch of step i | learning rate |
     | C0 | T | i/T (β falls from 1 − 1/T by 1/T) | i | none |
-    | C1 | T/10 | linspace(.001, .999, N) | i: the first tenth of the run | of step i, not rescaled |
+    | C1 | T/10 | linspace(.001, .999, N) | floor(i T / N); first_batches: i, the first tenth | of step i, not rescaled |
     | C2 | T | i/T | i | of step i |
     | C3 | min(T, 200) | linspace(0, 1, N + 1)[:N] | floor(i T / N) (*) | of the last step |
     | C4 | methods.speed_matched_steps | linspace(0, 1, N + 1)[:N] | floor(i T / N) (*) | of the last step |
@@ -37,9 +37,9 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
         return table(problem, training.initial, training.final, steps / T, steps, steps, T), T
     if method.completion == "C1":
         N = max(1, T // 10)
-        return table(
-            problem, training.initial, training.final, np.linspace(0.001, 0.999, N), steps[:N], steps[:N], N
-        ), N
+        batch_step = steps[:N] if method.first_batches else steps[:N] * T // N
+        rho = np.linspace(0.001, 0.999, N)
+        return table(problem, training.initial, training.final, rho, batch_step, steps[:N], N), N
     if method.completion == "C3":
         N = capacity = min(T, CONSTANT_STEPS)
         return stretch(problem, training.initial, training.final, 0, T, N, capacity), N
@@ -94,6 +94,8 @@ def table(
 ) -> Line:
     """The line as arrays, filled up to `capacity` rows: N changes between meta-iterations, the shapes must not."""
     N = len(rho)
+    ahead = problem.dynamics.kind == "damped-old"  # v_i is the way from w_i to w_{i+1}, the last one to w_T
+    rho_step = np.diff(rho, append=1.0) if ahead else np.diff(rho, prepend=rho[:1])
     factors = problem.dynamics.factors(problem.steps)[rate_step]
     indices = np.concatenate([problem.schedule.indices(int(t), int(t) + 1) for t in batch_step])
 
@@ -103,9 +105,9 @@ def table(
     return Line(
         w0=jax.tree.map(jnp.asarray, a),
         wT=jax.tree.map(jnp.asarray, b),
-        v0=jax.tree.map(jnp.zeros_like, a),
+        v0=jax.tree.map(jnp.asarray, problem.initial_velocity()),
         rho=padded(rho, problem.dtype),
-        rho_step=padded(np.diff(rho, prepend=rho[:1]), problem.dtype),
+        rho_step=padded(rho_step, problem.dtype),
         indices=padded(indices, np.int32),
         t=(padded(batch_step, np.int32), padded(rate_step, np.int32), padded(factors, problem.dtype)),
     )

@@ -25,6 +25,7 @@ def hyper_loss(problem: Problem, training: Training) -> float:
 def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
     """Mean loss (nats) and error rate on a whole split with the deterministic forward and running averages.
 
+    Where training images are learned, 'train' has these, with the split's labels.
     split: 'train', 'valid', 'select' or 'test'; an empty or unknown one raises UsageError. Cost: one forward pass.
     """
     data = getattr(problem.splits, split, None) if split in ("train", "valid", "select", "test") else None
@@ -32,11 +33,12 @@ def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
         raise UsageError(
             f"split {split!r} is unknown or empty; expected one with examples of train, valid, select, test"
         )
+    images = training.inputs if split == "train" and training.inputs is not None else data.x
     size = min(EVALUATION_BATCH, len(data))
     n = -(-len(data) // size)
     rows = np.minimum(np.arange(n * size), len(data) - 1).reshape(n, size)  # the last batch is filled up, then cut
     with precision(problem):
-        batches = jnp.asarray(data.x[rows], problem.dtype), jnp.asarray(data.y[rows])
+        batches = jnp.asarray(images[rows], problem.dtype), jnp.asarray(data.y[rows])
         out = np.asarray(compiled(problem).metrics(training.weights, training.running, batches), np.float64)
     loss, error = jax.tree.map(lambda a: float(a.reshape(-1)[: len(data)].mean()), (out[:, 0], out[:, 1]))
     return Metrics(loss=loss, error=error, examples=len(data))

@@ -1,6 +1,6 @@
 """Forward mode: the derivative of the state with respect to every hyperparameter, carried along with the training.
 
-    Z_0 = 0 (w_0 does not depend on λ),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
+    Z_0 = ∂(w_0, v_0)/∂λ (0 but for an initial scale),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
 
 with A_t = ∂(step)/∂(w, v) and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse
 gradient-based hyperparameter optimization", ICML 2017, equation 8 and algorithm 2.
@@ -24,7 +24,7 @@ from hypertrail.problem import Problem
 from hypertrail.records import Cost, Hypergradient, Training
 
 from .compiled import Compiled, compiled, precision
-from .functional import step, zeros
+from .functional import step
 
 Tree = Any
 
@@ -45,9 +45,15 @@ def forward_mode(
         values = programs.values(hyper)
         directions = one_hot(hyper, m, problem.dtype)
         columns = jax.vmap(lambda d: jax.jvp(programs.values, (hyper,), (d,))[1])(directions)
-        w = jax.tree.map(jnp.asarray, problem.initial_weights())
-        v = zeros(w)
+        w, v = jax.tree.map(jnp.asarray, (programs.initial_weights(values), problem.initial_velocity()))
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
+        if problem.declared("initial_scale"):
+            Z = (
+                programs.program("forward mode at w_0", lambda: jax.jit(jax.vmap(problem.scaled, (None, 0))))(
+                    problem.initial_weights(), columns
+                ),
+                Z[1],
+            )
         advance = programs.program("forward mode", lambda: jax.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
@@ -85,8 +91,11 @@ def chunk(programs: Compiled) -> Any:
     def advance(state: tuple, values: Tree, columns: Tree, data: Tree, xs: Tree) -> tuple:
         def one(state: tuple, x: tuple) -> tuple:
             (w, v, (Zw, Zv)), (indices, t) = state, x
-            batch = data[0][indices], data[1][indices]
-            (w, v), tangent = jax.linearize(lambda *s: step(programs.inner, *s, batch, t)[:2], w, v, values)
+
+            def whole(w: Tree, v: Tree, values: Tree) -> tuple[Tree, Tree]:
+                return step(programs.inner, w, v, *programs.batch(values, data, indices), t)[:2]
+
+            (w, v), tangent = jax.linearize(whole, w, v, values)
             Z = jax.vmap(tangent)(Zw, Zv, columns)
             return (w, v, Z), jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(Z)))
 

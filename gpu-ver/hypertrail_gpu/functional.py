@@ -29,7 +29,9 @@ class Inner:
     """An elementary problem. Both functions must be pure and traceable by JAX.
 
     loss(w, hyper, batch, t) → scalar, or (scalar, aux) with has_aux. Twice differentiable in w.
-    update(w, v, g, hyper, t) → (w, v): what one gradient g does; w, v, g, hyper are pytrees of floating point arrays.
+    update(w, v, g, hyper, t) → (w, v): what one gradient g does; w, v, g, hyper are pytrees of floating point arrays. v may
+    also hold other leaves (counters, keys): they are carried along and nothing is differentiated with respect to them.
+    For an optax transformation: `transformation.from_optax`.
     """
 
     loss: Callable[..., Any]
@@ -84,7 +86,12 @@ def pull(
     inner: Inner, w: Tree, v: Tree, g: Tree, tangent: Callable[..., Any], hyper: Tree, t: Any, dw: Tree, dv: Tree
 ) -> tuple[Tree, Tree, Tree]:
     """The rest of `reverse_step`, once g is there: for providers that need g to find v_t."""
-    _, update_pull = jax.vjp(lambda w, v, g, hyper: inner.update(w, v, g, hyper, t), w, v, g, hyper)
+
+    def update(w: Tree, moving: Tree, g: Tree, hyper: Tree) -> tuple[Tree, Tree]:
+        w, v_next = inner.update(w, filled(v, moving), g, hyper, t)
+        return w, floats(v_next)
+
+    _, update_pull = jax.vjp(update, w, floats(v), g, hyper)
     dw, dv, u, dhyper = update_pull((dw, dv))
     hvp, mixed = tangent(u)
     return add(dw, hvp), dv, add(dhyper, mixed)
@@ -98,6 +105,16 @@ def zeros(tree: Tree) -> Tree:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
+def floats(tree: Tree) -> Tree:
+    """The same tree with None in place of every leaf that is not floating point: what can be differentiated."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else None, tree)
+
+
+def filled(tree: Tree, moving: Tree) -> Tree:
+    """`tree` with the leaves of `moving`, and its own where that has None: undoes `floats`."""
+    return jax.tree.map(lambda a, b: a if b is None else b, tree, moving)
+
+
 class Run(NamedTuple):
     """w, v: the state after T steps; losses: (T,); w_path, v_path: the states w_0 … w_{T−1}, v_0 … v_{T−1}, stacked."""
 
@@ -109,7 +126,8 @@ class Run(NamedTuple):
 
 
 class Result(NamedTuple):
-    """value: the hyper loss; hyper, w0, v0: its gradient with respect to λ, w_0 and v_0, same structure as those."""
+    """value: the hyper loss; hyper, w0, v0: its gradient with respect to λ, w_0 and v_0, same structure as those (None in v0
+    for what is not floating point)."""
 
     value: Any
     hyper: Tree
@@ -148,7 +166,7 @@ def hypergradient(inner: Inner, hyper_loss: Callable[..., Any], run: Run, hyper:
         dw, dv, more = reverse_step(inner, w, v, hyper, batch, t, dw, dv)
         return (dw, dv, add(dhyper, more)), None
 
-    start = (dw, zeros(run.v), dhyper)
+    start = (dw, zeros(floats(run.v)), dhyper)
     path = (batches, jnp.arange(steps), run.w_path, run.v_path)
     (dw, dv, dhyper), _ = lax.scan(backward, start, path, reverse=True)
     return Result(value, dhyper, dw, dv)

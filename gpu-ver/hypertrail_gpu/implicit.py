@@ -59,7 +59,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     return Hypergradient(
         gradient=gradient,
         initial_weights=nothing,
-        initial_velocity=nothing,
+        initial_velocity=problem.initial_velocity(),
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,
@@ -77,7 +77,8 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
 def full_loss(programs: Compiled, w: Tree, values: Tree, data: Tree) -> Any:
     """L over the whole training split: dropout off, penalties included."""
     problem, values = programs.problem, programs.complete(values)
-    return problem.valid_loss(OPS, problem.effective(jnp, w, values), *data) + problem.penalty(jnp, w, values)
+    weights = problem.effective(jnp, w, values)
+    return problem.data_loss(OPS, weights, *data, step=None, values=values) + problem.penalty(jnp, w, values)
 
 
 def products(programs: Compiled) -> Any:

@@ -1,4 +1,8 @@
-"""The two losses of a problem and what is differentiated of them. JAX does the differentiating."""
+"""The two losses of a problem and what is differentiated of them. JAX does the differentiating.
+
+`values` of an elementary loss are as the batch sees them (`Problem.seen`): of what lives on the examples, the rows of the batch.
+So are its derivatives: nothing here has the size of the whole train split.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def elementary_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """L(w, λ, batch) with penalties and that step's dropout masks, and the batch statistics. Scalar, {name: (C,)}."""
     collect: dict[str, Array] = {}
-    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect)
+    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect, values)
     return loss + problem.penalty(jnp, w, values), collect
 
 
@@ -56,14 +60,20 @@ def hyper_loss(problem: Problem, w: Mapping[str, Array], values: Values, xs: Arr
 def hyper_gradient(
     problem: Problem, w: Mapping[str, Array], values: Values, xs: Array, ys: Array
 ) -> tuple[Array, dict[str, Array], Values]:
-    """(f, ∂f/∂w, ∂f/∂value): the start of every reverse pass, direct term included. Cost: n gradients, memory of one."""
+    """(f, ∂f/∂w, ∂f/∂value): the start of every reverse pass, direct term included. Cost: n gradients, memory of one.
+
+    f sees the values through the weight transform alone; the others' zeros, which can be as large as the data, are not carried
+    along.
+    """
+    direct = {kind: one for kind, one in values.items() if kind == "transform"}
 
     def accumulate(total: Any, batch: tuple[Array, Array]) -> tuple[Any, None]:
-        def one(w: Any, values: Values) -> Array:
-            return problem.valid_loss(OPS, problem.effective(jnp, w, values), *batch) / xs.shape[0]
+        def one(w: Any, direct: Values) -> Array:
+            return problem.valid_loss(OPS, problem.effective(jnp, w, direct), *batch) / xs.shape[0]
 
-        f, d = jax.value_and_grad(one, (0, 1))(w, values)
+        f, d = jax.value_and_grad(one, (0, 1))(w, direct)
         return jax.tree.map(jnp.add, total, (f, *d)), None
 
-    start = jax.tree.map(jnp.zeros_like, (jnp.zeros((), xs.dtype), w, values))
-    return lax.scan(accumulate, start, (xs, ys))[0]
+    start = jax.tree.map(jnp.zeros_like, (jnp.zeros((), xs.dtype), w, direct))
+    f, dw, ddirect = lax.scan(accumulate, start, (xs, ys))[0]
+    return f, dw, {**jax.tree.map(jnp.zeros_like, values), **ddirect}

@@ -88,8 +88,9 @@ class Recomputed:
 class Line(NamedTuple):
     """w_i = (1 − ρ_i) w_0 + ρ_i w_T: two states in place of the trajectory. NOT exact; a NamedTuple, so a JAX pytree.
 
-    v0: the velocity at w_0. rho, rho_step (ρ_i − ρ_{i−1}, 0 for i = 0), t = (batch step, row of per-step rates, learning rate
-    factor) and indices are tables with a leading axis of at least N steps: longer ones let one program serve every N.
+    v0: the velocity at w_0. rho, rho_step (ρ_i − ρ_{i−1}; damped-old: ρ_{i+1} − ρ_i), t = (batch step, row of per-step rates,
+    learning rate factor) and indices are tables with a leading axis of at least N steps: longer ones let one program serve
+    every N.
     """
 
     w0: Tree
@@ -101,7 +102,8 @@ class Line(NamedTuple):
     t: tuple[Array, Array, Array]
 
     def point(self, i: Array, programs: Compiled, values: Tree) -> tuple[Tree, Tree, Array, tuple]:
-        """(w_i, v_i, batch indices, t) of line step i. The velocity is the one that carries w_{i−1} to w_i:
+        """(w_i, v_i, batch indices, t) of line step i. The velocity is the one that carries w_{i−1} to w_i; where the old one
+        moves the weights (damped-old), it carries w_i to w_{i+1}, and w_N = w_T:
 
         v_i = (w_i − w_{i−1}) / α_i   (heavy ball: −(w_i − w_{i−1}) / η_i),   v_0 the true one at w_0
         """
@@ -111,6 +113,6 @@ class Line(NamedTuple):
         if not programs.keeps_velocity:
             return w, jax.tree.map(jnp.zeros_like, w), self.indices[i], t
         alpha, _ = programs.rates(values, t)
-        sign = {"damped": 1.0, "heavy-ball": -1.0}[programs.problem.dynamics.kind]
+        sign = -1.0 if programs.problem.dynamics.kind == "heavy-ball" else 1.0
         v = {name: sign * rho_step * (self.wT[name] - self.w0[name]) / alpha[name] for name in w}
         return w, {name: jnp.where(i == 0, self.v0[name], one) for name, one in v.items()}, self.indices[i], t

@@ -31,15 +31,15 @@ from hypertrail.records import Cost, Training, Undoable
 from hypertrail.refusals import refuse_reversible
 
 from .compiled import Compiled, compiled, moved, norm
-from .functional import add, linearise, pull, zeros
+from .functional import linearise, pull, zeros
 
 Array = Any
 Tree = Any
 
 FRACTION_BITS = 52  # value = i / 2^52: all of float64's mantissa for values near 1
 LARGEST = 2.0 ** (62 - FRACTION_BITS)  # a value past it could not be doubled in int64
-DENOMINATOR = 2**16  # of γ = n/d; the paper's d = 2^16 // fix(γ + 1) is this for every γ < 1
-SMALLEST_MOMENTUM = 1 / 32  # below it n < 2^11, and `divide` could be off by more than one; nobody loses by it
+EXPONENT = 16
+DENOMINATOR = 2**EXPONENT  # of γ = n/d; the paper's d = 2^16 // fix(γ + 1) is this for every γ < 1
 DETERMINISTIC = "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
 
 
@@ -57,7 +57,9 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         values = programs.values(hyper)
         fractions = momentum_fractions(programs, values)
         values = effective(problem, values, fractions)
-        w0 = jax.tree.map(jnp.asarray, problem.initial_weights())
+        initial = programs.initial_weights(values)
+        refuse_start(initial)
+        w0 = jax.tree.map(jnp.asarray, initial)
         running = jax.tree.map(jnp.asarray, problem.initial_running())
         W = to_fixed(w0)
         state = (W, zeros(W), running)
@@ -87,7 +89,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
             nbytes=8 * sum(p.size for p in problem.params) * (2 + len(lost)),
         )
     return Training(
-        initial=problem.initial_weights(),
+        initial=initial,
         final=final,
         weights=weights,
         velocity=velocity,
@@ -97,6 +99,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         steps=problem.steps,
         trajectory=trajectory,
         cost=Cost(problem.steps, 0, time.perf_counter() - started, trajectory.nbytes),
+        inputs=programs.inputs(values),
     )
 
 
@@ -163,9 +166,9 @@ def chunk_forward(programs: Compiled) -> Any:
             (W, V, running), B = carry
             indices, t = x
             w = to_float(W, programs.problem.dtype)
-            (loss, statistics), g = isolated_gradient(programs, w, values, (data[0][indices], data[1][indices]), t)
+            (loss, statistics), g = isolated_gradient(programs, w, *programs.batch(values, data, indices), t)
             alpha, gamma = programs.rates(values, t)
-            V, B = scale_all(V, B, fractions, DENOMINATOR)
+            V, B = scale_all(V, B, fractions)
             V = {k: V[k] - fixed((1 - gamma[k]) * g[k]) for k in V}
             v = to_float(V, programs.problem.dtype)
             W = {k: W[k] + fixed(alpha[k] * v[k]) for k in W}
@@ -196,15 +199,15 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
             v = to_float(V, programs.problem.dtype)
             W = {k: W[k] - fixed(alpha[k] * v[k]) for k in W}
             w = to_float(W, programs.problem.dtype)
-            batch = data[0][indices], data[1][indices]
-            g, tangent = linearise(programs.inner, w, values, batch, t)
-            undoing = isolated_gradient(programs, w, values, batch, t)[1] if apart else g
+            seen, batch = programs.batch(values, data, indices)
+            g, tangent = linearise(programs.inner, w, seen, batch, t)
+            undoing = isolated_gradient(programs, w, seen, batch, t)[1] if apart else g
             V = {k: V[k] + fixed((1 - gamma[k]) * undoing[k]) for k in V}
-            V, B = unscale_all(V, B, fractions, DENOMINATOR)
+            V, B = unscale_all(V, B, fractions)
             v = to_float(V, programs.problem.dtype)
             before = norm(dw)
-            dw, dv, more = pull(programs.inner, w, v, g, tangent, values, t, dw, dv)
-            return ((W, V, dw, dv, add(dvalues, {kind: more[kind] for kind in dvalues})), B), before
+            dw, dv, more = pull(programs.inner, w, v, g, tangent, seen, t, dw, dv)
+            return ((W, V, dw, dv, programs.collect(dvalues, more, indices)), B), before
 
         (state, B), norms = lax.scan(one, (state, B), xs, reverse=True)
         return state, B, norms
@@ -214,7 +217,7 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
 
 def isolated_gradient(programs: Compiled, w: Tree, values: Tree, batch: Tree, t: Tree) -> tuple[tuple, Tree]:
     """((loss, batch statistics), g), walled off so that the compiler rounds it alike wherever it stands."""
-    w, batch = lax.optimization_barrier((w, batch))
+    w, values, batch = lax.optimization_barrier((w, values, batch))
     return lax.optimization_barrier(jax.value_and_grad(programs.loss, has_aux=True)(w, values, batch, t))
 
 
@@ -235,47 +238,58 @@ def to_float(tree: Tree, dtype: np.dtype) -> Tree:
 
 
 def divide(a: Array, n: Array) -> tuple[Array, Array]:
-    """⌊a/n⌋ and a mod n for int64 |a| < 2^62 and n ≥ 2^11, by way of float64.
+    """⌊a/n⌋ and a mod n for int64 |a| < 2^62 and 0 < n < 2^17, by way of float64.
 
-    Processors divide int64 one at a time, float64 eight at a time. The floating quotient is off by less than one (its
-    relative error is 3 · 2^−53, of at most 2^62/n), which the remainder shows and the correction removes: exact.
+    Processors divide int64 one at a time, float64 eight at a time. The relative error of a floating quotient is 3 · 2^−53: of
+    2^62 at most 1536, which leaves a remainder below 2^28, whose quotient is off by less than one; the correction removes that.
     """
-    q = jnp.floor(a.astype(jnp.float64) * (1.0 / n.astype(jnp.float64))).astype(jnp.int64)
+    reciprocal = 1.0 / n.astype(jnp.float64)
+    q = jnp.floor(a.astype(jnp.float64) * reciprocal).astype(jnp.int64)
     r = a - q * n
+    more = jnp.floor(r.astype(jnp.float64) * reciprocal).astype(jnp.int64)
+    r = r - more * n
     off = (r >= n).astype(jnp.int64) - (r < 0).astype(jnp.int64)
-    return q + off, r - off * n
+    return q + more + off, r - off * n
 
 
-def scale(V: Array, B: Array, n: Array, d: int) -> tuple[Array, Array]:
-    """V ← V·n/d without losing bits: what the division takes away goes into B. int64; d a power of 2, B ≥ 0."""
-    shift = d.bit_length() - 1
-    B = (B << shift) + (V & (d - 1))  # V mod d; the shift of a negative number rounds down, as it must
+def lowest(n: Array) -> tuple[Array, Array]:
+    """n/2^16 in lowest terms → (n, log2 d). `scale` is exact to n units in the last place: ¾ must not be 49152/65536."""
+    common = lax.population_count((n & -n) - 1)  # how often 2 divides n
+    return n >> common, EXPONENT - common
+
+
+def scale(V: Array, B: Array, n: Array, shift: Array) -> tuple[Array, Array]:
+    """V ← V·n/d without losing bits: what the division takes away goes into B. int64; d = 2^shift, B ≥ 0."""
+    B = (B << shift) + (V & ((1 << shift) - 1))  # V mod d; the shift of a negative number rounds down, as it must
     B, rest = divide(B, n)
     return (V >> shift) * n + rest, B
 
 
-def unscale(V: Array, B: Array, n: Array, d: int) -> tuple[Array, Array]:
+def unscale(V: Array, B: Array, n: Array, shift: Array) -> tuple[Array, Array]:
     """Undoes `scale`: V ← V·d/n, with n and d exchanged."""
     quotient, rest = divide(V, n)
     B = B * n + rest
-    shift = d.bit_length() - 1
-    return (quotient << shift) + (B & (d - 1)), B >> shift
+    return (quotient << shift) + (B & ((1 << shift) - 1)), B >> shift
 
 
-def scale_all(V: Tree, B: Tree, fractions: Tree, d: int) -> tuple[Tree, Tree]:
-    done = {k: scale(V[k], B[k], fractions[k], d) for k in V}
+def scale_all(V: Tree, B: Tree, fractions: Tree) -> tuple[Tree, Tree]:
+    done = {k: scale(V[k], B[k], *lowest(fractions[k])) for k in V}
     return {k: one[0] for k, one in done.items()}, {k: one[1] for k, one in done.items()}
 
 
-def unscale_all(V: Tree, B: Tree, fractions: Tree, d: int) -> tuple[Tree, Tree]:
-    done = {k: unscale(V[k], B[k], fractions[k], d) for k in V}
+def unscale_all(V: Tree, B: Tree, fractions: Tree) -> tuple[Tree, Tree]:
+    done = {k: unscale(V[k], B[k], *lowest(fractions[k])) for k in V}
     return {k: one[0] for k, one in done.items()}, {k: one[1] for k, one in done.items()}
 
 
 def momentum_fractions(programs: Compiled, values: Tree) -> dict[str, Array]:
-    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars."""
+    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars.
+
+    Four roundings of the problem's precision are taken off before: logit γ and back must not make a .75 the next fraction.
+    """
     momentum = programs.complete(values)["momentum"]
-    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR), jnp.int64) for name, one in momentum.items()}
+    hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
+    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR * hair), jnp.int64) for name, one in momentum.items()}
 
 
 def buffer_steps(gamma: float) -> int:
@@ -331,12 +345,21 @@ def probe(programs: Compiled, w0: Tree, values: Tree) -> None:
     """The gradient of one batch, taken twice, must be equal to the bit, or nothing can be undone."""
     gradient = programs.program("probe", lambda: jax.jit(jax.grad(programs.loss, has_aux=True)))
     indices, t = jax.tree.map(lambda one: one[0], programs.steps(0, 1))
-    batch = programs.train_data[0][indices], programs.train_data[1][indices]
-    first, second = (gradient(w0, values, batch, t)[0] for _ in range(2))
+    seen, batch = programs.batch(values, programs.train_data, indices)
+    first, second = (gradient(w0, seen, batch, t)[0] for _ in range(2))
     if any(np.any(np.asarray(first[k]) != np.asarray(second[k])) for k in first):
         raise UsageError(
             f"exact reversal needs gradients that repeat to the bit, this device's do not; set {DETERMINISTIC}, "
             "or keep the states"
+        )
+
+
+def refuse_start(w0: Tree) -> None:
+    if not all(np.all(np.abs(one) < LARGEST) for one in w0.values()):
+        raise NumericalFailure(
+            f"w_0 in fixed point (|x| < {LARGEST:g}): one of the weights",
+            0,
+            "lower the initial scale, or keep the states",
         )
 
 

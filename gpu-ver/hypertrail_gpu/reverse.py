@@ -20,7 +20,6 @@ from hypertrail.refusals import refuse
 from .compiled import Compiled, compiled
 from .drmad import before_tail, line, pieces
 from .forward import forward_mode
-from .functional import zeros
 from .implicit import implicit
 from .providers import Line, Recomputed, Stored
 from .reversal import reverse_undone, with_effective_momentum
@@ -56,9 +55,11 @@ def hypergradient(
         f, dw, dvalues = programs.hyper_gradient(wT, values, programs.valid_data)
         if not np.isfinite(f):
             raise NumericalFailure("hyper loss", problem.steps)
-        adjoint = (dw, zeros(dw), dvalues)
+        adjoint = (dw, jax.tree.map(jnp.asarray, problem.initial_velocity()), dvalues)
         adjoint, norms = walk(programs, adjoint, training, method, values, progress)
         dw, dv, dvalues = adjoint
+        if problem.declared("initial_scale"):
+            dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
     check(gradient)

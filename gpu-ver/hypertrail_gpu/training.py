@@ -19,13 +19,12 @@ from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 
 from .compiled import compiled, precision
-from .functional import zeros
 from .keepers import Keeper, keeper_for
 from .reversal import train_reversibly
 
 
 def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
-    """T elementary steps from w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
+    """T elementary steps from the (scaled) w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
 
     keep: what is kept of the trajectory, see hypertrail.keeping. Velocities are kept only where the hypergradient needs them.
     Raises NumericalFailure naming the step of the first loss that is not finite; states before it stay in the store.
@@ -37,9 +36,11 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     with precision(problem):
         programs = compiled(problem)
         keeper = keeper_for(keep, programs)
-        w0 = jax.tree.map(jnp.asarray, problem.initial_weights())
-        state = (w0, zeros(w0), jax.tree.map(jnp.asarray, problem.initial_running()))
         values = programs.values(hyper)
+        initial = programs.initial_weights(values)
+        w0 = jax.tree.map(jnp.asarray, initial)
+        v0, running = jax.tree.map(jnp.asarray, (problem.initial_velocity(), problem.initial_running()))
+        state = (w0, v0, running)
         history: list[tuple[np.ndarray, np.ndarray]] = []
         try:
             waiting: Any = None
@@ -65,7 +66,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     losses, distances = (np.concatenate(one).astype(np.float64) for one in zip(*history, strict=True))
     distances = distances[:MEASURED_STEPS]
     return Training(
-        initial=problem.initial_weights(),
+        initial=initial,
         final=final,
         weights=weights,
         velocity=velocity,
@@ -79,6 +80,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             seconds=time.perf_counter() - started,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
+        inputs=programs.inputs(values),
     )
 
 

@@ -2,7 +2,16 @@
 
 from .engines import load
 from .errors import NumericalFailure, UsageError, VerificationFailure
-from .hyperparameters import L1, L2, LearningRate, Momentum, WeightTransform
+from .hyperparameters import (
+    L1,
+    L2,
+    ExampleWeight,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    TrainingInput,
+    WeightTransform,
+)
 from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
 from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent
@@ -26,11 +35,13 @@ __all__ = [
     "DrMAD",
     "Dynamics",
     "Exact",
+    "ExampleWeight",
     "FloatReversed",
     "Forward",
     "Hypergradient",
     "HypergradientDescent",
     "Implicit",
+    "InitialScale",
     "Last",
     "LearningRate",
     "Metrics",
@@ -39,6 +50,7 @@ __all__ = [
     "Problem",
     "Reversible",
     "Training",
+    "TrainingInput",
     "Truncated",
     "UsageError",
     "VerificationFailure",

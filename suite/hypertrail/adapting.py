@@ -62,7 +62,8 @@ class Adapted:
 
     final, velocity: the weights as training moved them, and v; weights: what the network computes with; running: batch norm's
     averages; hyper: in force at the end. losses: of every step taken, those done again included; hyper_losses: of every
-    move; blocks: (start, stop) of each block. steps: where in the schedule the state stands.
+    move; blocks: (start, stop) of each block. steps: where in the schedule the state stands. inputs: the learned images, where
+    there are some.
     """
 
     final: Params
@@ -75,6 +76,7 @@ class Adapted:
     blocks: list[tuple[int, int]]
     steps: int
     cost: Cost = field(default_factory=Cost)
+    inputs: np.ndarray | None = None
 
 
 def gather(problem: Problem, blocks: Iterable[Block]) -> Adapted:
@@ -89,9 +91,10 @@ def gather(problem: Problem, blocks: Iterable[Block]) -> Adapted:
     if last is None:
         raise UsageError("the run is over: no block is left to be done")
     state = numpy_state(last.state)
+    values = problem.values(state["hyper"])
     return Adapted(
         final=state["w"],
-        weights=problem.effective(np, state["w"], problem.values(state["hyper"])),
+        weights=problem.effective(np, state["w"], values),
         velocity=state["v"],
         running=state["running"],
         hyper=state["hyper"],
@@ -100,6 +103,7 @@ def gather(problem: Problem, blocks: Iterable[Block]) -> Adapted:
         blocks=spans,
         steps=int(state["step"]),
         cost=cost,
+        inputs=values["training_input"]["x"] if "training_input" in values else None,
     )
 
 
@@ -136,11 +140,6 @@ def empty(template: Any) -> bool:
 
 
 # -- what both engines agree on ------------------------------------------------------------------------------------------
-
-
-def first_velocity(problem: Problem) -> Params:
-    """v_0 = 0, in the shape that the dynamics give it."""
-    return {name: np.zeros_like(one) for name, one in problem.initial_weights().items()}
 
 
 def moved_kinds(problem: Problem, method: Online) -> tuple[str, ...]:
@@ -198,6 +197,10 @@ def refuse(problem: Problem, method: Online) -> None:
         if one.per_step:
             raise UsageError(f"{method.name} moves {one.kind} while the network trains; declare it without per_step")
     kinds = moved_kinds(problem, method)
+    if "initial_scale" in kinds:
+        raise UsageError(
+            f"{method.name} moves what is in force while the network trains, w_0 is past: no initial_scale"
+        )
     if not kinds:
         declared = ", ".join(h.kind for h in problem.hyperparameters)
         raise UsageError(

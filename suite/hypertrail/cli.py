@@ -36,6 +36,7 @@ commands:
   list                   the declared experiments
   run EXPERIMENT         run one; writes a folder under runs/ with numbers, figures and report.html
   verify EXPERIMENT      check its hypergradient: finite differences, and the other engine
+  verify everything      every method, hyperparameter and dynamics against each other on a tiny network
   compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
   report RUN             write report.html and the figures of a run folder anew
 
@@ -130,40 +131,64 @@ def run_command(words: list[str], name: str) -> int:
     if config.run_dir is not None and runs.is_done(config.run_dir, record):
         print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
         return 0
-    from . import display, engines, methods, tuning
+    from . import display, engines, memory
     from .report import write_report
+    from .sections import own_sections
 
-    problem = build(module, config)
+    memory.one_arena()  # before the engine starts its threads
+    study = experiments.is_study(module)
+    problem = None if study else build(module, config)
     engine = engines.load(config.engine)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
     with runs.Run(path, record) as run:
-        run.describe(words, engine.describe())
+        run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
         voice = display.Voice(run.log)
         with recorded(run):
             voice.say(f"run folder: {path}")
             with voice:
-                lines = tuning.into_run(
-                    run,
-                    problem,
-                    engine,
-                    methods.parse_method(config.method),
-                    module.rule(config),
-                    config.meta_iterations,
-                    config.compare_exact,
-                    steps_of(module, config, problem),
-                    config.trajectory,
-                    voice.report,
-                    voice.finished,
-                )
-            display.show_end(voice, lines, write_report(path, "done"))
-            run.done({"meta_iterations": config.meta_iterations, "time": runs.now()})
+                if study:
+                    module.study(config, run, voice)
+                    lines: list[dict[str, Any]] = []
+                else:
+                    lines = tune(module, config, problem, engine, run, voice)
+            own = own_sections(path)
+            display.show_end(voice, lines, own, write_report(path, "done", own))
+            summary = {} if study else {"meta_iterations": config.meta_iterations}
+            run.done({**summary, "time": runs.now()})
     return 0
 
 
+def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, voice: Any) -> list[dict[str, Any]]:
+    """The meta loop of an experiment, into its folder; the lines of metrics.jsonl."""
+    from . import methods, tuning
+
+    return tuning.into_run(
+        run,
+        problem,
+        engine,
+        methods.parse_method(config.method),
+        module.rule(config),
+        config.meta_iterations,
+        config.compare_exact,
+        steps_of(module, config, problem),
+        config.trajectory,
+        voice.report,
+        voice.finished,
+    )
+
+
 def verify_command(words: list[str], name: str) -> int:
+    if name == "everything":
+        from . import everything
+
+        return everything.main(parse(everything.Options, words[2:], "hypertrail verify everything", everything.__doc__))
     from . import verify
 
     module = experiments.load(name)
+    if not hasattr(module, "problem"):
+        raise UsageError(
+            f"{name} is a study without a problem of its own; hypertrail verify has nothing to check in it"
+        )
     options, default = verify.options(module)
     config = parse(options, words[2:], f"hypertrail verify {name}", verify.__doc__, default)
     return verify.main(module, config, name)
@@ -188,7 +213,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
     "verify": (
         verify_command,
         "EXPERIMENT ...",
-        "Check an experiment's hypergradient against finite differences and the other engine.",
+        "Check an experiment's hypergradient against finite differences and the other engine; `everything`: all methods, "
+        "hyperparameters and dynamics on a tiny network.",
     ),
     "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
     "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),
@@ -200,12 +226,9 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
 
 def build(module: ModuleType, config: Any) -> Any:
     """The experiment's problem; what network, splits or schedule refuse is a usage error."""
-    try:
-        return module.problem(config)
-    except ValueError as problem:
-        if hasattr(problem, "exit_code"):
-            raise
-        raise UsageError(str(problem)) from problem
+    from .experiments._common import built
+
+    return built(module.problem, config)
 
 
 def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], int] | None:

@@ -33,7 +33,7 @@ class Pair:
 def pairs(a: Path, b: Path) -> list[Pair]:
     """The meta-iterations that both runs have. UsageError where a folder is no run."""
     out = []
-    for one, two in zip(read_metrics(a), read_metrics(b), strict=False):
+    for one, two in zip(meta_iterations(a), meta_iterations(b), strict=False):
         metrics = {"hyper loss": (one["hyper_loss"], two["hyper_loss"])}
         for split in (s for s in SPLITS if s in one["metrics"] and s in two["metrics"]):
             for what in ("loss", "error"):
@@ -41,6 +41,11 @@ def pairs(a: Path, b: Path) -> list[Pair]:
         index = one["meta_iteration"]
         out.append(Pair(index, {k: (*v, relative(*v)) for k, v in metrics.items()}, gradients(a, b, index)))
     return out
+
+
+def meta_iterations(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a meta loop; a study has none."""
+    return [line for line in read_metrics(folder) if "meta_iteration" in line]
 
 
 def relative(a: float, b: float) -> float:
@@ -74,7 +79,7 @@ def main(a: Path, b: Path) -> int:
     found = pairs(a, b)
     if not found:
         raise UsageError(
-            f"{a} and {b} have no meta-iteration in common yet; compare them when each has a line of metrics"
+            f"{a} and {b} have no meta-iteration in common; compare meta loops, when each has a line of metrics"
         )
     from .display import console, table
 

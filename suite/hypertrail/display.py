@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .engines import SPLITS
+from .sections import Section
 from .tuning import MetaIteration
 
 
@@ -29,7 +30,7 @@ class Voice:
         self.console = console()
         self.log = log
         self.bar = Progress(
-            TextColumn("meta-iteration {task.fields[k]}  {task.description}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -51,15 +52,19 @@ class Voice:
         self.log(line)
         self.console.print(line, markup=False)
 
-    def report(self, k: int, stage: str, done: int, total: int) -> None:
-        """Steps of one stage, for the bar."""
+    def progress(self, what: str, done: int, total: int) -> None:
+        """How far one stage is, for the bar."""
         if self.bar.disable:
             return
-        if self.task is None or self.bar.tasks[-1].description != stage or self.bar.tasks[-1].fields["k"] != k:
+        if self.task is None or self.bar.tasks[-1].description != what:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(stage, total=total, k=k)
+            self.task = self.bar.add_task(what, total=total)
         self.bar.update(self.task, completed=done, total=total)
+
+    def report(self, k: int, stage: str, done: int, total: int) -> None:
+        """Steps of one stage of a meta-iteration."""
+        self.progress(f"meta-iteration {k}  {stage}", done, total)
 
     def finished(self, record: MetaIteration) -> None:
         self.say(line_of(record))
@@ -130,18 +135,31 @@ def seconds_line(lines: Sequence[dict[str, Any]]) -> str:
     return f"seconds: {sum(stages.values()):.1f} ({parts})"
 
 
-def show_end(voice: Voice, lines: Sequence[dict[str, Any]], report: Path) -> None:
-    """The last words of a run: tables, seconds, the path of the report; the same into the log."""
-    import io
+def show_end(voice: Voice, lines: Sequence[dict[str, Any]], sections: Sequence[Section], report: Path) -> None:
+    """The last words of a run: tables, seconds, the path of the report; the same into the log.
 
-    for one in (end_table(lines), agreement_table(lines)):
-        if one is None:
-            continue
-        voice.console.print(one)
-        plain = Console(file=io.StringIO(), width=120, color_system=None)
-        plain.print(one)
-        for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
-            voice.log(line.rstrip())
-    voice.say(seconds_line(lines))
+    lines: of a meta loop; none for a study. sections: what the experiment itself shows.
+    """
+    for one in (end_table(lines), agreement_table(lines)) if lines else ():
+        if one is not None:
+            show_table(voice, one)
+    for section in sections:
+        if section.rows:
+            show_table(voice, table(section.title, section.columns, section.rows))
+        if section.text:
+            voice.say(section.text)
+    if lines:
+        voice.say(seconds_line(lines))
     voice.say(f"report: {report}")
     sys.stdout.flush()
+
+
+def show_table(voice: Voice, one: Table) -> None:
+    """To the screen, and plain into the log."""
+    import io
+
+    voice.console.print(one)
+    plain = Console(file=io.StringIO(), width=120, color_system=None)
+    plain.print(one)
+    for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        voice.log(line.rstrip())

@@ -5,8 +5,9 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; splits a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,29 +34,46 @@ REPRESENTATION = {
     "learning_rate": "ln α (learning rate)",
     "momentum": "logit γ (momentum)",
     "transform": "t (weight = z · eᵗ)",
+    "initial_scale": "ln σ (scale of w₀)",
+    "example_weight": "logit of the example's weight",
+    "training_input": "pixel, as the network sees it",
 }
-MEANING = {"W": "weights", "b": "biases", "scale": "scales", "bias": "biases", "network": "the whole network"}
+MEANING = {"W": "weights", "b": "biases", "scale": "scales", "bias": "biases", "network": "the whole network",
+           "train": "training examples", "x": "training images"}  # fmt: skip
 DPI = 150
 TEXT = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",
         "axes.axisbelow": True, "legend.frameon": False, "lines.markersize": 4, "lines.linewidth": 1.6}  # fmt: skip
 
 
-def draw_all(folder: Path) -> dict[str, Path]:
-    """Every figure that the run has data for → {caption: file}, in reading order; written to figures/."""
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """What is drawn inside looks like all our figures. An experiment draws its own so: `with style(): save(folder, …)`."""
     import matplotlib
 
-    lines = read_metrics(folder)
+    with matplotlib.rc_context(TEXT):
+        yield
+
+
+def save(folder: Path, name: str, figure: Figure) -> Path:
+    """Write a figure to figures/NAME.png of a run folder, the same bytes for the same picture; returns the file."""
+    path = folder / "figures" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def draw_all(folder: Path, lines: Sequence[dict[str, Any]] | None = None) -> dict[str, Path]:
+    """Every figure that a meta loop has data for → {caption: file}, in reading order; written to figures/."""
+    lines = read_metrics(folder) if lines is None else lines
     out: dict[str, Path] = {}
     if not lines:
         return out
-    (folder / "figures").mkdir(exist_ok=True)
 
     def keep(caption: str, name: str, figure: Figure) -> None:
-        out[caption] = folder / "figures" / f"{name}.png"
-        figure.savefig(out[caption], dpi=DPI, facecolor="white", metadata={"Software": None})
+        out[caption] = save(folder, name, figure)
 
-    with matplotlib.rc_context(TEXT):
+    with style():
         keep("Loss and error of every split after each training run", "metrics", metrics(lines))
         if any("agreement" in line for line in lines):
             caption = "Agreement of the hypergradient with the exact one"
@@ -66,6 +84,10 @@ def draw_all(folder: Path) -> dict[str, Path]:
             for role, tensors in groups.items():
                 caption = f"Hyperparameters of kind {kind}, {MEANING.get(role, role)}: how they spread"
                 keep(caption, f"hyper-{kind}-{role}", hyperparameters(kind, tensors))
+        images = learned_images(folder)
+        if images is not None:
+            caption = "Learned training images (the first of them), at the start above and at the end below"
+            keep(caption, "learned-images", images)
     return out
 
 
@@ -79,10 +101,13 @@ def metrics(lines: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     k = [line["meta_iteration"] for line in lines]
+    sparse = {"markevery": max(1, len(k) // 15)}
     for split in (s for s in SPLITS if s in lines[0]["metrics"]):
-        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **STYLE[split])
-        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **STYLE[split])
-    left.plot(k, [line["hyper_loss"] for line in lines], color=PURPLE, linestyle=":", marker="x", label="hyper loss f")
+        look = {**STYLE[split], **sparse}
+        left.plot(k, [line["metrics"][split]["loss"] for line in lines], label=split, **look)
+        right.plot(k, [100 * line["metrics"][split]["error"] for line in lines], label=split, **look)
+    f = [line["hyper_loss"] for line in lines]
+    left.plot(k, f, color=PURPLE, linestyle=":", marker="x", label="hyper loss f", **sparse)
     left.set(title="Loss", ylabel="cross-entropy (nats per example)")
     right.set(title="Error", ylabel="error (% of examples)")
     for axes in (left, right):
@@ -241,7 +266,7 @@ def hyperparameters(kind: str, tensors: dict[str, Spread]) -> Figure:
         axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="5–95 %")
         axes.fill_between(k, first, third, color=BLUE, alpha=0.38, linewidth=0, label="25–75 %")
         axes.plot(k, middle, color=BLACK, linewidth=1.2, label="median")
-        title = name.rpartition("/")[0] or "network"
+        title = name.rpartition("/")[0] or MEANING.get(name, name)
         axes.set_title(f"{title}\n{spread[0].size:,}", fontsize=6.5, fontweight="normal", linespacing=1.1, pad=2)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -253,4 +278,27 @@ def hyperparameters(kind: str, tensors: dict[str, Spread]) -> Figure:
     words = "meta-iteration; above each panel the tensor and how many hyperparameters it has"
     figure.supxlabel(words if n > 1 else "meta-iteration", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def learned_images(folder: Path, most: int = 10) -> Figure | None:
+    """The first images at the first and at the last state, all on one scale of grey (or colour); None where none are learned."""
+    from matplotlib.figure import Figure
+
+    states = sorted((folder / "states").glob("[0-9]*.npz"))
+    pairs = [arrays.load_state(path)[0].get("training_input") for path in (states[0], states[-1])] if states else [None]
+    if pairs[0] is None:
+        return None
+    rows = [one["x"][:most] for one in pairs if one is not None]
+    low, high = min(one.min() for one in rows), max(one.max() for one in rows)
+    n, _, _, channels = rows[0].shape
+    figure = Figure(figsize=(9.5, 19.0 / most + 0.2), layout="constrained")
+    grid = figure.subplots(2, n, squeeze=False)
+    for line, images in zip(grid, rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            grey = (image - low) / ((high - low) or 1.0)
+            axes.imshow(
+                grey if channels == 3 else grey[..., 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest"
+            )
+            axes.set_axis_off()
     return figure

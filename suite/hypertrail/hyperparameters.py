@@ -6,8 +6,9 @@ parameter. `expand` takes the arrays to values that broadcast against each eleme
 exact adjoint, so gradients flow back to what the outer optimiser moves.
 
 The arrays of one declaration: {"network": array ()} at level network, else {parameter name: array}; per_step adds
-an axis (T,) in front. Source of the representations: reference table "Hyperparameters and how they move" (log10 L2: the
-thesis; ln α, logit γ: Maclaurin et al. 2015, section 3.1).
+an axis (T,) in front. Kinds that live on the training examples and not on the network (`OfExamples`) have one array, with one
+row per example: {"train": (n,)} or {"x": (n, H, W, C)}. Source of the representations: reference table "Hyperparameters and
+how they move" (log10 L2: the thesis; ln α, logit γ: Maclaurin et al. 2015, section 3.1).
 """
 
 from __future__ import annotations
@@ -51,10 +52,7 @@ class Hyperparameter:
     penalty: ClassVar[bool] = False  # acts through the elementary loss on regularizable parameters only
 
     def __post_init__(self) -> None:
-        if self.level not in self.levels:
-            raise UsageError(f"{self.kind}: level {self.level!r}, expected one of {', '.join(self.levels)}")
-        if self.per_step and not self.steppable:
-            raise UsageError(f"{self.kind}: per_step is for learning rate and momentum only")
+        self.check_level()
         low, high = self.bounds
         if not low <= self.init <= high:
             raise UsageError(f"{self.kind}: init {self.init:g} lies outside its bounds [{low:g}, {high:g}]")
@@ -65,6 +63,12 @@ class Hyperparameter:
             raise UsageError(f"{self.kind}: init {self.init:g} has no finite representation; {self.expectation}")
         if np.isnan(ends).any():  # would turn every clipped value into NaN
             raise UsageError(f"{self.kind}: bounds [{low:g}, {high:g}] have no representation; {self.expectation}")
+
+    def check_level(self) -> None:
+        if self.level not in self.levels:
+            raise UsageError(f"{self.kind}: level {self.level!r}, expected one of {', '.join(self.levels)}")
+        if self.per_step and not self.steppable:
+            raise UsageError(f"{self.kind}: per_step is for learning rate and momentum only")
 
     # The representation, its inverse and its slope d value / d u (as a function of the value). `xp`: numpy or jax.numpy.
     expectation: ClassVar[str] = "any number goes"
@@ -190,13 +194,116 @@ class WeightTransform(Hyperparameter):
     penalty: ClassVar[bool] = True
 
 
-KINDS: dict[str, type[Hyperparameter]] = {c.kind: c for c in (L2, L1, LearningRate, Momentum, WeightTransform)}
+@dataclass(frozen=True)
+class InitialScale(Hyperparameter):
+    """σ of w_0 = σ · (drawn w_0); u = ln σ. What training starts from is the scaled w_0; `Problem.initial_weights` is the drawn.
+
+    Its hypergradient is what is left of the adjoint at the end of the reverse pass: df/d ln σ = ⟨dw_0, w_0⟩, summed over what
+    shares a σ; so it is for methods that arrive at w_0. A tensor that is drawn as zeros (biases, mostly) has none: 0.
+    Source: Maclaurin et al. 2015 (theirs is one for each weight type: level layer); reference offline.md, section 2.
+    """
+
+    level: str = "layer"
+    init: float = 1.0
+    bounds: tuple[float, float] = (1e-3, 1e3)
+    kind: ClassVar[str] = "initial_scale"
+    levels: ClassVar[tuple[str, ...]] = ("network", "layer", "unit", "parameter")
+    expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
+
+    free, value, slope = L1.free, L1.value, L1.slope
 
 
-def initial_hyper(declared: Sequence[Hyperparameter], params: Sequence[Parameter], steps: int) -> Hyper:
-    """The arrays of every declaration at its init, float64. steps: T, the length of the per-step axis."""
+class OfExamples(Hyperparameter):
+    """A kind that lives on the training examples: one array, one row per example of the train split, under `key`.
+
+    A batch sees the rows it holds (`Problem.seen`), and its derivatives are added back into these rows. It acts on no tensor.
+    """
+
+    key: ClassVar[str]
+
+    def reaches(self, param: Parameter) -> bool:
+        return False
+
+    def start(self, x: np.ndarray) -> np.ndarray:
+        """The unconstrained array at its init, float64. x (n, …): the images of the train split."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExampleWeight(OfExamples):
+    """a_i of the elementary loss mean_i a_i · cross-entropy_i + penalties, one for each training example; u = logit a.
+
+    Hyper loss and metrics are unweighted. The mean is over the batch size and not over Σ a: at .5 everywhere the data count
+    half against the penalties. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 5.1 (data hyper-cleaning; there a is
+    projected on 0 ≤ a ≤ 1, Σ a ≤ R); Ren, Zeng, Yang, Urtasun 2018.
+    """
+
+    level: str = "example"
+    init: float = 0.5
+    bounds: tuple[float, float] = (1e-4, 0.9999)
+    kind: ClassVar[str] = "example_weight"
+    levels: ClassVar[tuple[str, ...]] = ("example",)
+    key: ClassVar[str] = "train"
+    expectation: ClassVar[str] = "expected a number between 0 and 1"
+
+    free, value, slope = Momentum.free, Momentum.value, Momentum.slope
+
+    def start(self, x: np.ndarray) -> np.ndarray:
+        return np.full(len(x), float(self.free(self.init)))
+
+
+@dataclass(frozen=True)
+class TrainingInput(OfExamples):
+    """The training images themselves, every pixel of them; u = the pixel as the network sees it (scaled and standardised).
+
+    init: None, the images of the train split as they are; a number, that in every pixel (0.0: blank). The labels stay. Hyper loss
+    and the metrics of the other splits see their own images, the metrics on train see the learned ones.
+    Source: Maclaurin et al. 2015, section 4.3 (learned training data: ten images, one for each class).
+    """
+
+    level: str = "pixel"
+    init: float | None = None  # type: ignore[assignment]
+    kind: ClassVar[str] = "training_input"
+    levels: ClassVar[tuple[str, ...]] = ("pixel",)
+    key: ClassVar[str] = "x"
+
+    def __post_init__(self) -> None:
+        if self.init is not None:
+            super().__post_init__()
+            return
+        self.check_level()
+        if not self.bounds[0] < self.bounds[1]:
+            raise UsageError(f"{self.kind}: bounds {self.bounds}, expected the lower one first")
+
+    def start(self, x: np.ndarray) -> np.ndarray:
+        if self.init is not None:
+            return np.full(x.shape, float(self.init))
+        low, high = self.bounds
+        if not (low <= x.min() and x.max() <= high):
+            raise UsageError(
+                f"{self.kind}: the images reach from {x.min():g} to {x.max():g}, its bounds are [{low:g}, {high:g}]; "
+                "widen them, or give a number as init"
+            )
+        return x.astype(np.float64)
+
+
+KINDS: dict[str, type[Hyperparameter]] = {
+    c.kind: c for c in (L2, L1, LearningRate, Momentum, WeightTransform, InitialScale, ExampleWeight, TrainingInput)
+}
+OF_EXAMPLES = tuple(kind for kind, c in KINDS.items() if issubclass(c, OfExamples))
+
+
+def initial_hyper(
+    declared: Sequence[Hyperparameter], params: Sequence[Parameter], steps: int, x: np.ndarray | None = None
+) -> Hyper:
+    """The arrays of every declaration at its init, float64. steps: T, the length of the per-step axis; x: the training images
+    (n, …), which kinds of `OF_EXAMPLES` need."""
     hyper: Hyper = {}
     for one in declared:
+        if isinstance(one, OfExamples):
+            assert x is not None
+            hyper[one.kind] = {one.key: one.start(x)}
+            continue
         front = (steps,) if one.per_step else ()
         u = float(one.free(one.init))
         if one.level == NETWORK:
@@ -207,7 +314,10 @@ def initial_hyper(declared: Sequence[Hyperparameter], params: Sequence[Parameter
 
 
 def expand(one: Hyperparameter, arrays: Mapping[str, Array], params: Sequence[Parameter], xp: Any = np) -> Arrays:
-    """{parameter name: values that broadcast against it}, (T, …) where per_step. Cost: one exp per stored scalar."""
+    """{parameter name: values that broadcast against it}, (T, …) where per_step; of examples: {key: one row per example}.
+
+    Cost: one exp per stored scalar.
+    """
     values = {key: one.value(u, xp) for key, u in arrays.items()}
     if one.level == NETWORK:
         return {p.name: values[NETWORK] for p in params if one.reaches(p)}

@@ -27,12 +27,14 @@ class DrMAD:
 
     completion: what fills the gaps of the printed algorithm:
       C0  algorithm 2 to the letter: T steps, no velocity, no learning rate
-      C1  the authors' code: N = T/10, β = linspace(.001, .999, N), step i uses minibatch i, full recursion
+      C1  the authors' code: N = T/10, β = linspace(.001, .999, N), α of step i, full recursion
       C2  the thesis: N = T, full recursion. Explodes: about 1e10 times the exact one at long T
       C3  the thesis: N = min(T, 200), full recursion
       C4  the thesis: N from the speed of the first steps, ρ = linspace(0, 1, N+1)[:N], learning rate at the end
       C5  DrMAD2: the last `tail` steps undone in floating point with the full dynamics, then C4 on w_0 → w_{T−tail}
       C6  piecewise: C4 on each stretch between kept states (keep=Checkpoints(n)), each with its own speed and learning rate
+    first_batches: C1 only; reverse step i uses minibatch i, as in the authors' code, so only the first tenth of the batches;
+    False: the N minibatches are spread evenly over the run, as in C4. Published numbers need it.
     tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
@@ -43,10 +45,13 @@ class DrMAD:
     multiplier: float = 1.0
     max_steps: int = 600
     tail: int | None = None
+    first_batches: bool = False
 
     def __post_init__(self) -> None:
         if self.completion not in COMPLETIONS:
             raise UsageError(f"completion {self.completion!r}, expected one of {', '.join(COMPLETIONS)}")
+        if self.first_batches and self.completion != "C1":
+            raise UsageError(f"first_batches is for completion C1, not for {self.completion}")
         if not (self.multiplier > 0 and math.isfinite(self.multiplier)):
             raise UsageError(f"multiplier {self.multiplier}, expected a positive number")
         if self.max_steps < 1:
@@ -56,7 +61,7 @@ class DrMAD:
 
     @property
     def name(self) -> str:
-        return f"drmad-{self.completion}"
+        return f"drmad-{self.completion}{FIRST if self.first_batches else ''}"
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class Implicit:
 
 
 SOLVERS = ("cg", "neumann", "dense")
+FIRST = "-first"
 COMPLETIONS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
 Method = Exact | DrMAD | Truncated | FloatReversed | Forward | Implicit
 SIMPLE: dict[str, Method] = {
@@ -142,14 +148,18 @@ SIMPLE: dict[str, Method] = {
 
 
 def parse_method(word: str) -> Method:
-    """'exact', 'drmad-C0' … 'drmad-C6', 'truncated', 'truncated-20', 'forward', 'implicit-cg' … → the method."""
+    """'exact', 'drmad-C0' … 'drmad-C6', 'truncated', 'truncated-20', 'forward', 'implicit-cg' … → the method.
+
+    'drmad-C1-first' is DrMAD("C1", first_batches=True).
+    """
     if word in SIMPLE:
         return SIMPLE[word]
     if word.startswith("drmad-"):
-        return DrMAD(word.removeprefix("drmad-"))
+        completion = word.removeprefix("drmad-")
+        return DrMAD(completion.removesuffix(FIRST), first_batches=completion.endswith(FIRST))
     if word.startswith("truncated-") and word.removeprefix("truncated-").isdigit():
         return Truncated(int(word.removeprefix("truncated-")))
-    known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS)]
+    known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}"]
     raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")
 
 

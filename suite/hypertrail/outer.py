@@ -116,6 +116,48 @@ class Adam(Rule):
         return moved, State(k, {"m": m, "s": s})
 
 
+@dataclass(frozen=True)
+class AdamHips(Rule):
+    """ "adam_hips", the Adam of the hypergrad repository (Maclaurin et al. 2015): for their published curves, not for new work.
+
+        i ← updates done before,   b ← 1 − (1−b₁) ℓⁱ
+        m ← b h + (1−b) m,  s ← b₂ h² + (1−b₂) s
+        λ ← λ − lr m̂ / (√ŝ + ε),   m̂ = m / (1 − (1−b₁)ⁱ⁺¹),   ŝ = s / (1 − (1−b₂)ⁱ⁺¹)
+
+    b₁ and b₂ mean 1 − β here, and b grows to 1 with ℓ = 1e-4 at once: from the second update on m is h itself, there is NO
+    momentum, but m̂ is still corrected as if there were. So the first steps are too long: a constant h moves λ by
+    lr times 1, 5.26, 3.69, 2.91, 2.44, …, 1 / (1 − .9ⁱ⁺¹), down to 1. Source: hypergrad/optimizers.py, `adam`, whose
+    defaults these are.
+    """
+
+    learning_rate: float = 0.1
+    b1: float = 0.1
+    b2: float = 0.01
+    epsilon: float = 1e-4
+    decay: float = 1e-4
+    slots: ClassVar[tuple[str, ...]] = ("m", "s")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0.0 < self.b1 <= 1.0 and 0.0 < self.b2 <= 1.0):
+            raise UsageError(
+                f"outer AdamHips b1 {self.b1}, b2 {self.b2}: each must be above 0 and at most 1 (they are 1 − β)"
+            )
+        if not self.epsilon > 0.0:
+            raise UsageError(f"outer AdamHips epsilon {self.epsilon}, expected a positive number")
+        if not 0.0 <= self.decay <= 1.0:
+            raise UsageError(f"outer AdamHips decay {self.decay}, expected 0 ≤ decay ≤ 1")
+
+    def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
+        b1, b2, ε, lr, i = self.b1, self.b2, self.epsilon, self.learning_rate, state.count
+        b = 1 - (1 - b1) * self.decay**i
+        m = tree(lambda m, h: b * h + (1 - b) * m, state.slots["m"], h)
+        s = tree(lambda s, h: b2 * h**2 + (1 - b2) * s, state.slots["s"], h)
+        m_hat, s_hat = 1 - (1 - b1) ** (i + 1), 1 - (1 - b2) ** (i + 1)
+        moved = tree(lambda λ, m, s: λ - lr * (m / m_hat) / (np.sqrt(s / s_hat) + ε), hyper, m, s)
+        return moved, State(i + 1, {"m": m, "s": s})
+
+
 def update(
     rule: Rule, declared: Sequence[Hyperparameter], hyper: Hyper, gradient: Hyper, state: State
 ) -> tuple[Hyper, State]:

@@ -1,6 +1,8 @@
 """The bilevel problem: network, data, schedule, dynamics, hyperparameters and the two losses.
 
     elementary:  w_T = training of w by T steps on  L(w, λ, batch) = mean cross-entropy (dropout on) + Σ λ₂ w² + Σ λ₁ |w|
+                 from w_0 (scaled where an initial scale is declared); each example's cross-entropy times its weight, and
+                 learned images in place of the split's, where these are declared
     hyper:       f(w_T) = mean cross-entropy on the valid split, no penalties, dropout off, batch norm normalising with
                  the statistics of the validation batch itself: a pure function of w
 
@@ -21,16 +23,17 @@ from hypertrail_nets import Layer, Ops, Parameter, get_all_params, get_output, i
 from hypertrail_nets.layers import REGULARIZABLE
 
 from .errors import UsageError
-from .hyperparameters import Hyper, Hyperparameter, expand, initial_hyper
+from .hyperparameters import OF_EXAMPLES, Hyper, Hyperparameter, expand, initial_hyper
 
 if TYPE_CHECKING:
     from hypertrail_data import BatchSchedule, Splits
 
 Array = Any
-Values = dict[str, dict[str, Array]]  # kind → parameter name → values that broadcast against the parameter
+# kind → parameter name → values that broadcast against the parameter; kinds of OF_EXAMPLES: kind → key → one row per example
+Values = dict[str, dict[str, Array]]
 
 PRECISIONS = ("float32", "float64")
-DYNAMICS = ("damped", "heavy-ball")
+DYNAMICS = ("damped", "heavy-ball", "nesterov", "adam", "damped-old")
 AVERAGING = 0.1
 
 
@@ -40,6 +43,15 @@ class Dynamics:
 
     kind 'damped':      v ← γ v − (1−γ) g,  w ← w + α v     (Maclaurin et al. 2015; SGD with lr α(1−γ), momentum γ)
     kind 'heavy-ball':  v ← μ v + g,        w ← w − η v     (Polyak 1964; α is η and γ is μ here)
+    kind 'nesterov':    v ← μ v + g,        w ← w − η (g + μ v)     (Nesterov 1983 in the form of Sutskever et al. 2013)
+    kind 'adam':        m ← β₁ m + (1−β₁) g,  s ← β₂ s + (1−β₂) g²,  w ← w − α m̂ / √(ŝ + ε)     (Kingma, Ba 2015)
+                        learning_rate is α, momentum β₁, second_momentum β₂; m̂ = m / (1−β₁^(t+1)), ŝ = s / (1−β₂^(t+1));
+                        v is (m, s), two numbers a weight. ε stands INSIDE the root: outside, the derivative of √ŝ at
+                        ŝ = 0 is infinite, and one weight that sees no gradient makes every hypergradient NaN.
+                        A β₁ per step corrects with the β₁ of that step.
+    kind 'damped-old':  w ← w + α v,        v ← γ v − (1−γ) g       (algorithm 1 of Maclaurin et al. as PRINTED: the old
+                        velocity moves the weights; their code and 'damped' use the new one. Each gradient arrives one
+                        step later, the last one never. For comparison with the paper's text.)
     schedule: ((step, factor), …): from that step on the learning rate is multiplied by factor.
     """
 
@@ -47,6 +59,8 @@ class Dynamics:
     learning_rate: float = 0.1
     momentum: float = 0.9
     schedule: tuple[tuple[int, float], ...] = ()
+    second_momentum: float = 0.999
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         if self.kind not in DYNAMICS:
@@ -55,9 +69,18 @@ class Dynamics:
             raise UsageError(f"learning rate {self.learning_rate}, expected a positive number")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum {self.momentum}, expected 0 ≤ momentum < 1")
+        if not 0 <= self.second_momentum < 1:
+            raise UsageError(f"second_momentum {self.second_momentum}, expected 0 ≤ second_momentum < 1")
+        if not 0 < self.epsilon < np.inf:
+            raise UsageError(f"epsilon {self.epsilon}, expected a positive number: at 0 the root has no derivative")
         steps = [-1, *(step for step, _ in self.schedule)]
         if any(a >= b for a, b in pairwise(steps)):
             raise UsageError(f"schedule {self.schedule}: steps must rise, from 0 on")
+
+    @property
+    def moments(self) -> int:
+        """How many numbers the velocity of one weight has: Adam's two moments, else one."""
+        return 2 if self.kind == "adam" else 1
 
     def factors(self, steps: int) -> np.ndarray:
         """(T,) float64: what the schedule multiplies the learning rate by at each step."""
@@ -130,24 +153,37 @@ class Problem:
         return np.uint32(first), np.uint32(second)
 
     def initial_weights(self) -> dict[str, np.ndarray]:
-        """w_0: a pure function of the seed; drawn in float64, cast to the precision."""
+        """w_0 as it is drawn: a pure function of the seed; drawn in float64, cast to the precision."""
         from hypertrail_data import streams
 
         return initial_params(self.network, streams.generator(self.seed, "init"), self.dtype)
+
+    def scaled(self, drawn: Mapping[str, Array], values: Values) -> dict[str, Array]:
+        """w_0 that training starts from: σ · (drawn w_0) where an initial scale is declared, else the drawn one."""
+        sigma = values.get("initial_scale", {})
+        return {name: sigma[name] * one if name in sigma else one for name, one in drawn.items()}
+
+    def initial_velocity(self) -> dict[str, np.ndarray]:
+        """v_0 = 0, {parameter name: array}: in the shape of the parameter, for Adam (2, *shape), first and second moment."""
+        front = (2,) if self.dynamics.kind == "adam" else ()
+        return {p.name: np.zeros((*front, *p.shape), self.dtype) for p in self.params}
 
     def initial_running(self) -> dict[str, np.ndarray]:
         return initial_running(self.network, self.dtype)
 
     def initial_hyper(self) -> Hyper:
         """The declared hyperparameters at their init, unconstrained arrays in float64."""
-        return initial_hyper(self.hyperparameters, self.params, self.steps)
+        return initial_hyper(self.hyperparameters, self.params, self.steps, self.splits.train.x)
 
     def declared(self, kind: str) -> Hyperparameter | None:
         return next((h for h in self.hyperparameters if h.kind == kind), None)
 
     def needs_velocity(self) -> bool:
-        """Whether the reverse pass needs v_t: only the gradients of learning rate and momentum do."""
-        return any(h.kind in ("learning_rate", "momentum") for h in self.hyperparameters)
+        """Whether the reverse pass needs v_t and g_t: for the gradients of learning rate and momentum, and for Adam always,
+        whose step is not linear in them."""
+        return self.dynamics.kind == "adam" or any(
+            h.kind in ("learning_rate", "momentum") for h in self.hyperparameters
+        )
 
     def values(self, hyper: Mapping[str, Mapping[str, Array]], xp: Any = np) -> Values:
         """All values by kind and parameter name: the declared ones and the constants. Differentiable in `hyper` when xp is."""
@@ -176,6 +212,16 @@ class Problem:
             out["l2"] = fill(self.l2, tuple(p for p in self.params if REGULARIZABLE in p.tags))
         return out
 
+    def seen(self, values: Values, rows: Array) -> Values:
+        """The values as a batch of these rows of the train split sees them: (B, …) of each kind of OF_EXAMPLES, the rest as is.
+
+        rows (B,) int, repetitions allowed. The losses below take values like these. Cost: a gather of B rows.
+        """
+        return {
+            kind: {key: one[rows] for key, one in arrays.items()} if kind in OF_EXAMPLES else arrays
+            for kind, arrays in values.items()
+        }
+
     # -- the losses, engine neutral ---------------------------------------------------------------------------------
 
     def effective(self, xp: Any, w: Mapping[str, Array], values: Values) -> dict[str, Array]:
@@ -184,11 +230,29 @@ class Problem:
         return {name: one * xp.exp(t[name]) if name in t else one for name, one in w.items()}
 
     def data_loss(
-        self, ops: Ops, weights: Mapping[str, Array], x: Array, y: Array, step: Any, collect: dict | None = None
+        self,
+        ops: Ops,
+        weights: Mapping[str, Array],
+        x: Array,
+        y: Array,
+        step: Any,
+        collect: dict | None = None,
+        values: Values | None = None,
     ) -> Array:
-        """Mean cross-entropy of one training batch in nats, dropout masks of that step. x (B, …), y (B,) → scalar."""
-        logits = get_output(self.network, weights, x, ops, key=self.noise_key, step=step, collect=collect)
-        return ops.cross_entropy(logits, y).mean()
+        """mean_i a_i cross-entropy_i of one training batch in nats, dropout masks of that step (None: dropout off) → scalar.
+
+        x (B, …), y (B,). values: as `seen` by this batch; of them count example_weight, a (B,) (else 1), and training_input,
+        (B, …) in the place of x; None: neither.
+        """
+        values = values or {}
+        if "training_input" in values:
+            x = values["training_input"]["x"]
+        # A pass without dropout takes no statistics into the running averages: it is no training step.
+        how = {"deterministic": True} if step is None else {"key": self.noise_key, "step": step, "collect": collect}
+        losses = ops.cross_entropy(get_output(self.network, weights, x, ops, **how), y)
+        if "example_weight" in values:
+            losses = values["example_weight"]["train"] * losses
+        return losses.mean()
 
     def penalty(self, xp: Any, w: Mapping[str, Array], values: Values) -> Array:
         """Σ λ₂ w² + Σ λ₁ |w| over regularizable parameters → scalar."""

@@ -80,7 +80,8 @@ class Training:
     initial, final: w_0 and w_T (what training moved: z where a weight transform is declared); weights: what the network
     computes with at the end; velocity: v_T; running: batch norm averages; losses: (T,) elementary loss of each step
     before it was taken; distances: (min(T, 20),) ‖w_{t+1} − w_0‖ of the first steps, whose speed completion C4 matches;
-    trajectory: what was kept of w_0 … w_{T−1} (keeping.py), or None.
+    trajectory: what was kept of w_0 … w_{T−1} (keeping.py), or None. inputs: the images (n, …) in the place of those of the
+    train split where they are learned, else None. initial is the scaled w_0 where an initial scale is declared.
     """
 
     initial: Params
@@ -93,6 +94,7 @@ class Training:
     steps: int
     trajectory: MemoryTrajectory | StoredTrajectory | Checkpointed | Undoable | None
     cost: Cost
+    inputs: np.ndarray | None = None
 
 
 @dataclass

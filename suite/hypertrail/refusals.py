@@ -55,10 +55,16 @@ def refuse_method(problem: Problem, method: Method) -> None:
             raise UsageError(
                 f"forward mode carries one state per hyperparameter, {m} are too many; share them or use exact"
             )
-    if isinstance(method, Implicit) and rates:
-        kinds = " and ".join(h.kind for h in rates)
+    start = problem.declared("initial_scale")
+    if isinstance(method, Implicit) and (rates or start):
+        kinds = " and ".join(h.kind for h in (*rates, start) if h)
         raise UsageError(
-            f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}"
+            f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}; use exact"
+        )
+    if isinstance(method, Truncated) and start and method.steps < problem.steps:
+        raise UsageError(
+            f"truncated to {method.steps} of {problem.steps} steps never reaches w_0: no gradient for initial_scale; use exact "
+            "or a line"
         )
 
 
@@ -88,12 +94,22 @@ def refuse_undoing(problem: Problem, method: Method) -> None:
 
 
 def refuse_line(problem: Problem, method: DrMAD, rates: list[Hyperparameter]) -> None:
-    c = method.completion
+    c, dynamics = method.completion, problem.dynamics.kind
+    if dynamics == "adam":
+        raise UsageError(
+            f"completion {c}: a line knows no moments, which Adam's adjoint needs at every step; use exact"
+        )
     if c == "C0" and rates:
         kinds = " and ".join(h.kind for h in rates)
         raise UsageError(f"completion C0 has neither learning rate nor velocity, so no gradient for {kinds}; use C1")
-    if c == "C0" and problem.dynamics.kind != "damped":
+    if c == "C0" and dynamics != "damped":
         raise UsageError("completion C0 is algorithm 2 of DrMAD, written for the damped dynamics; use C1 or C4")
+    if dynamics == "nesterov" and rates:
+        kinds = " and ".join(h.kind for h in rates)
+        raise UsageError(
+            f"completion {c}: under nesterov the way from point to point holds g beside v, so a line tells no velocity and "
+            f"there is no gradient for {kinds}; use exact, or heavy-ball"
+        )
     if c in ("C3", "C4", "C5", "C6") and any(h.per_step for h in rates):
         raise UsageError(
             f"completion {c} walks a stretch with one learning rate, a per-step one has no gradient in it; use C1"
@@ -104,7 +120,7 @@ def refuse_reversible(problem: Problem) -> None:
     """Exact reversal divides by γ, in integers."""
     if problem.dynamics.kind != "damped":
         raise UsageError(f"exact reversal undoes damped momentum, not {problem.dynamics.kind}; keep the states instead")
-    if problem.declared("momentum") is None and not 2**-16 <= problem.dynamics.momentum < 1 - 2**-16:
+    if problem.declared("momentum") is None and not 2**-16 <= problem.dynamics.momentum <= 1 - 2**-16:
         raise UsageError(
             f"exact reversal needs a momentum between 2^-16 and 1 − 2^-16, got {problem.dynamics.momentum}; keep the states"
         )

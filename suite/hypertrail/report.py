@@ -12,6 +12,7 @@ from . import experiments, figures
 from .arrays import write_atomic
 from .engines import SPLITS
 from .runs import COMMAND, ENV, REPORT, read_config, read_json, read_metrics, status
+from .sections import Section, own_sections
 
 STYLE = """
 :root { color-scheme: light; --ink: #222; --soft: #666; --line: #ddd; --accent: #0072B2; --bad: #A33; }
@@ -38,20 +39,27 @@ figcaption { color: var(--soft); font-size: .92rem; margin-bottom: .3rem; }
 """
 
 
-def write_report(folder: Path, state: str | None = None) -> Path:
+def write_report(folder: Path, state: str | None = None, own: Sequence[Section] | None = None) -> Path:
     """Draw the figures of a run anew and write its report.html; returns its path. UsageError for a folder that is no run.
 
     Works for a run that is finished, failed or still going: it shows what there is. state: what to say of it, where the
-    run's own last file is yet to come.
+    run's own last file is yet to come. own: what the experiment itself shows, where that was asked for already.
     """
     record = read_config(folder)
-    page = render(folder, record, read_metrics(folder), figures.draw_all(folder), state or status(folder))
+    lines = [line for line in read_metrics(folder) if "meta_iteration" in line]  # a study has lines of its own kind
+    own = own_sections(folder) if own is None else own
+    page = render(folder, record, lines, figures.draw_all(folder, lines), own, state or status(folder))
     write_atomic(folder / REPORT, page)
     return folder / REPORT
 
 
 def render(
-    folder: Path, record: dict[str, Any], lines: Sequence[dict[str, Any]], pictures: dict[str, Path], state: str
+    folder: Path,
+    record: dict[str, Any],
+    lines: Sequence[dict[str, Any]],
+    pictures: dict[str, Path],
+    own: Sequence[Section],
+    state: str,
 ) -> str:
     name = record["experiment"]
     headline = experiments.headline(name) if name in experiments.names() else ""
@@ -73,6 +81,8 @@ def render(
         if caption.startswith("Agreement") and "<h2>Agreement with the exact hypergradient</h2>" not in parts:
             parts += ["<h2>Agreement with the exact hypergradient</h2>", AGREEMENT_WORDS, agreement(lines)]
         parts.append(picture(caption, path))
+    for section in own:
+        parts += section_of_page(section)
     if lines:
         parts += ["<h2>Metrics</h2>", METRICS_WORDS, metrics(lines), "<h2>Cost</h2>", COST_WORDS, cost(lines)]
     parts += ["<h2>Configuration</h2>", words_table(record["config"].items())]
@@ -84,6 +94,13 @@ def render(
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
+
+
+def section_of_page(section: Section) -> list[str]:
+    parts = [f"<h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>" if section.text else ""]
+    if section.rows:
+        parts.append(table(section.columns, section.rows))
+    return parts + [picture(caption, path) for caption, path in section.pictures.items()]
 
 
 AGREEMENT_WORDS = """<p class="soft">Cosine: of the angle between the two hypergradients. Equal signs: share of

@@ -9,6 +9,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     figures/  report.html
     lock                                    held while a process writes here
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
+
+A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "log.txt",
     "report.html",
 )
+META_LOOP = ("states", "hypergradients", "figures")  # the folders that a meta loop writes to
 WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HYPERTRAIL_DATA")
@@ -117,14 +121,14 @@ class Run:
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
 
-    def describe(self, argv: list[str], engine: dict[str, Any]) -> None:
-        """Write config.json, env.json and command.txt. To be called before anything is computed."""
+    def describe(self, argv: list[str], engine: dict[str, Any], folders: Sequence[str] = META_LOOP) -> None:
+        """Write config.json, env.json and command.txt, make the folders. To be called before anything is computed."""
         import shlex
 
         write_atomic(self.path / CONFIG, dump(self.record))
         write_atomic(self.path / COMMAND, shlex.join(["hypertrail", *argv]) + "\n")
         write_atomic(self.path / ENV, dump(environment(engine)))
-        for folder in ("states", "hypergradients", "figures"):
+        for folder in folders:
             (self.path / folder).mkdir()
 
     def append(self, line: dict[str, Any]) -> None:

@@ -26,6 +26,9 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("engines", "float32"): Tolerance(
         1e-3, "the same with 7 digits in place of 16; for a look only, verify in float64"
     ),
+    ("ways back", "float64"): Tolerance(
+        1e-10, "the same states by another way: recomputed, undone in integers or carried forward, the same arithmetic"
+    ),
     ("runs", "float64"): Tolerance(
         1e-9, "the same command on another machine sums in another order; on the same machine it repeats bit for bit"
     ),

@@ -55,6 +55,22 @@ def verify(problem: Problem, engine: Engine, other: Engine | None, method: Metho
     hyper = problem.initial_hyper()
     training = engine.train(problem, hyper, "memory")
     ours = engine.hypergradient(problem, hyper, training, Exact()).gradient
+    yield from finite_differences(problem, engine, ours, directions)
+    if other is None:
+        return
+    epsilon = tolerance("engines", problem.precision).epsilon
+    theirs = other.train(problem, hyper, "memory")
+    for one in dict.fromkeys((Exact(), method)):
+        a = engine.hypergradient(problem, hyper, training, one).gradient
+        b = other.hypergradient(problem, hyper, theirs, one).gradient
+        for kind, both in diagnostics.agreement(a, b).items():
+            what = f"{one.name} of {kind}, {engine.name} against {other.name}, {both.total.size:,} coordinates"
+            yield Check(what, both.total.difference, epsilon)
+
+
+def finite_differences(problem: Problem, engine: Engine, ours: Hyper, directions: int) -> Iterator[Check]:
+    """The exact hypergradient `ours`, along random signs, against differences of whole trainings of the same engine."""
+    hyper = problem.initial_hyper()
     epsilon = tolerance("finite differences", problem.precision).epsilon
     for n in range(directions):
         for kind, direction in random_signs(hyper, problem.seed, n).items():  # kind by kind: a large one hides no other
@@ -69,16 +85,6 @@ def verify(problem: Problem, engine: Engine, other: Engine | None, method: Metho
             unit = max(size, abs(measured)) or 1.0
             what = f"exact of {kind}, {engine.name} against finite differences, direction {n + 1} of {directions}"
             yield Check(what, abs(measured - slope) / unit, epsilon)
-    if other is None:
-        return
-    epsilon = tolerance("engines", problem.precision).epsilon
-    theirs = other.train(problem, hyper, "memory")
-    for one in dict.fromkeys((Exact(), method)):
-        a = engine.hypergradient(problem, hyper, training, one).gradient
-        b = other.hypergradient(problem, hyper, theirs, one).gradient
-        for kind, both in diagnostics.agreement(a, b).items():
-            what = f"{one.name} of {kind}, {engine.name} against {other.name}, {both.total.size:,} coordinates"
-            yield Check(what, both.total.difference, epsilon)
 
 
 def derivative(f: Callable[[float], float], step: float, levels: int, enough: float) -> float:
@@ -124,7 +130,8 @@ def options(module: ModuleType) -> tuple[Any, Any]:
     alone = tyro.conf.arg(help="Check this engine alone, without the other one.")
     extra = [("directions", Annotated[int, said], 3), ("alone", Annotated[bool, alone], False)]
     config = make_dataclass("Verify", extra, bases=(module.Config,), frozen=True)
-    return config, config(precision="float64", steps=STEPS)
+    short = {"steps": STEPS} if "steps" in config.__dataclass_fields__ else {}
+    return config, config(precision="float64", **short)
 
 
 def main(module: ModuleType, config: Any, name: str) -> int:
@@ -134,7 +141,7 @@ def main(module: ModuleType, config: Any, name: str) -> int:
     if config.directions < 0:
         raise UsageError(f"directions {config.directions}, expected 0 or more")
     problem = build(module, config)
-    method = parse_method(config.method)
+    method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
     other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
     print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)

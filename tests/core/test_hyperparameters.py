@@ -7,13 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrail import L1, L2, LearningRate, Momentum, UsageError, WeightTransform
-from hypertrail.hyperparameters import KINDS, Hyperparameter, collapse, count, expand, initial_hyper
+from hypertrail import (
+    L1,
+    L2,
+    ExampleWeight,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    TrainingInput,
+    UsageError,
+    WeightTransform,
+)
+from hypertrail.hyperparameters import (
+    KINDS,
+    OF_EXAMPLES,
+    Hyperparameter,
+    OfExamples,
+    collapse,
+    count,
+    expand,
+    initial_hyper,
+)
 from hypertrail_nets import Parameter, densenet, get_all_params
 
 # Kernels, dense weights, scales and biases: every tag and every rank.
 PARAMS = get_all_params(densenet((4, 4, 2), classes=3, depth=3, growth=2, blocks=1, first_output=4))
 STEPS = 3
+IMAGES = np.random.default_rng(6).normal(size=(7, 4, 4, 2)).astype(np.float32)
 ALL = [
     kind(level=level, per_step=per_step)
     for kind in KINDS.values()
@@ -29,12 +49,14 @@ def names(one: Hyperparameter) -> str:
 
 def random_arrays(one: Hyperparameter, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    arrays = initial_hyper([one], PARAMS, STEPS)[one.kind]
+    arrays = initial_hyper([one], PARAMS, STEPS, IMAGES)[one.kind]
     return {key: u + 0.3 * rng.normal(size=u.shape) for key, u in arrays.items()}
 
 
 def spread(one: Hyperparameter, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The value that acts on each scalar of each tensor: (*shape) or (T, *shape)."""
+    """The value that acts on each scalar of each tensor: (*shape) or (T, *shape); of examples: the values as they are."""
+    if one.kind in OF_EXAMPLES:
+        return values
     shapes = {p.name: p.shape for p in PARAMS if one.reaches(p)}
     if one.per_step:
         return {n: np.stack([np.broadcast_to(values[n][t], s) for t in range(STEPS)]) for n, s in shapes.items()}
@@ -69,6 +91,8 @@ def test_collapse_takes_adjoints_that_were_summed_already(one: Hyperparameter):
     front = 1 if one.per_step else 0
 
     def down(name: str, full: np.ndarray) -> np.ndarray:
+        if one.kind in OF_EXAMPLES:
+            return full
         shape = one.shape(next(p for p in PARAMS if p.name == name))
         padded = (1,) * (full.ndim - front - len(shape)) + shape
         axes = tuple(front + i for i, size in enumerate(padded) if size == 1)
@@ -91,7 +115,7 @@ def test_expand_is_the_same_under_jax(one: Hyperparameter):
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_representation_inverse_and_slope(kind: type[Hyperparameter]):
     one = kind()
-    u = float(one.free(one.init)) + np.linspace(-2.0, 2.0, 9)
+    u = float(one.free(one.init or 0.0 if kind is TrainingInput else one.init)) + np.linspace(-2.0, 2.0, 9)
     value = one.value(u)
     np.testing.assert_allclose(one.free(value), u, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(one.value(one.free(value)), value, rtol=1e-12)
@@ -106,6 +130,9 @@ def test_the_units_of_each_representation():
     np.testing.assert_allclose(Momentum().value(np.array(0.0)), 0.5)
     np.testing.assert_allclose(Momentum().value(np.log(9.0)), 0.9)
     np.testing.assert_array_equal(WeightTransform().value(np.array([-1.0, 2.0])), [-1.0, 2.0])
+    np.testing.assert_allclose(InitialScale().value(np.array([0.0, np.log(3.0)])), [1.0, 3.0])
+    np.testing.assert_allclose(ExampleWeight().value(np.array([0.0, np.log(9.0)])), [0.5, 0.9])
+    np.testing.assert_array_equal(TrainingInput().value(np.array([-1.0, 2.0])), [-1.0, 2.0])
 
 
 def test_shapes_of_the_arrays_at_each_level():
@@ -133,11 +160,30 @@ def test_penalties_reach_regularizable_tensors_only_and_dynamics_reach_all():
     matrices = {p.name for p in PARAMS if p.name.endswith("W")}
     assert matrices < weights < names
     for one in ALL:
-        reached = set(expand(one, initial_hyper([one], PARAMS, STEPS)[one.kind], PARAMS))
-        if one.level == "input":
+        reached = set(expand(one, initial_hyper([one], PARAMS, STEPS, IMAGES)[one.kind], PARAMS))
+        if one.kind in OF_EXAMPLES:
+            assert not any(one.reaches(p) for p in PARAMS)
+        elif one.level == "input":
             assert reached == matrices
         else:
             assert reached == (weights if one.penalty else names), one
+
+
+def test_kinds_of_examples_have_a_row_for_each():
+    declared = [ExampleWeight(init=0.2), TrainingInput()]
+    hyper = initial_hyper(declared, PARAMS, STEPS, IMAGES)
+    assert {kind: {key: u.shape for key, u in arrays.items()} for kind, arrays in hyper.items()} == {
+        "example_weight": {"train": (7,)},
+        "training_input": {"x": IMAGES.shape},
+    }
+    np.testing.assert_allclose(hyper["example_weight"]["train"], np.log(0.25))
+    np.testing.assert_array_equal(hyper["training_input"]["x"], IMAGES)
+    assert all(u.dtype == np.float64 for arrays in hyper.values() for u in arrays.values())
+    blank = initial_hyper([TrainingInput(init=0.5)], PARAMS, STEPS, IMAGES)["training_input"]["x"]
+    np.testing.assert_array_equal(blank, np.full(IMAGES.shape, 0.5))
+    assert [kind for kind, c in KINDS.items() if issubclass(c, OfExamples)] == ["example_weight", "training_input"]
+    with pytest.raises(UsageError, match=r"training_input: the images reach from -\d.* its bounds are \[0, 1\]; widen"):
+        TrainingInput(bounds=(0.0, 1.0)).start(IMAGES)
 
 
 def test_counts_of_what_moves():
@@ -151,7 +197,18 @@ def test_counts_of_what_moves():
 
 
 @pytest.mark.parametrize(
-    "one", [L2(), L1(), LearningRate(), Momentum(), WeightTransform(bounds=(-1.0, 2.0))], ids=names
+    "one",
+    [
+        L2(),
+        L1(),
+        LearningRate(),
+        Momentum(),
+        WeightTransform(bounds=(-1.0, 2.0)),
+        InitialScale(),
+        ExampleWeight(),
+        TrainingInput(init=0.1, bounds=(-1.0, 2.0)),
+    ],
+    ids=names,
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_clip_keeps_values_within_bounds_and_leaves_the_rest_alone(one: Hyperparameter, dtype: type):
@@ -177,6 +234,17 @@ def test_unbounded_transform_is_not_clipped():
         (lambda: Momentum(level="parameter"), "momentum: level 'parameter'"),
         (lambda: LearningRate(level="input"), "learning_rate: level 'input'"),
         (lambda: L2(per_step=True), "l2: per_step"),
+        (
+            lambda: InitialScale(level="input"),
+            "initial_scale: level 'input', expected one of network, layer, unit, parameter",
+        ),
+        (lambda: InitialScale(init=0.0, bounds=(0.0, 1.0)), "no finite representation; expected a positive number"),
+        (lambda: ExampleWeight(level="layer"), "example_weight: level 'layer', expected one of example"),
+        (lambda: ExampleWeight(init=1.0), r"init 1 lies outside its bounds \[0.0001, 0.9999\]"),
+        (lambda: TrainingInput(level="example"), "training_input: level 'example', expected one of pixel"),
+        (lambda: TrainingInput(init=2.0, bounds=(0.0, 1.0)), "init 2 lies outside"),
+        (lambda: TrainingInput(bounds=(1.0, 0.0)), "expected the lower one first"),
+        (lambda: ExampleWeight(per_step=True), "example_weight: per_step"),
         (lambda: L2(init=2.0), r"init 2 lies outside its bounds \[1e-09, 1\]"),
         (lambda: L2(init=0.0), "init 0 lies outside"),
         (lambda: L2(init=float("nan")), "init nan"),

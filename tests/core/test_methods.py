@@ -62,7 +62,9 @@ def test_runs_without_a_speed(distances, total, message):
         speed_matched_steps(distances, total, len(distances), DrMAD())
 
 
-@pytest.mark.parametrize("method", [Exact(), *(DrMAD(c) for c in ("C0", "C1", "C4"))], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [Exact(), *(DrMAD(c) for c in ("C0", "C1", "C4")), DrMAD("C1", first_batches=True)], ids=lambda m: m.name
+)
 def test_names_are_parsed_back(method):
     assert parse_method(method.name) == method
 
@@ -72,6 +74,7 @@ def test_names_are_parsed_back(method):
     [
         (lambda: parse_method("reverse"), "'reverse'.*exact, truncated, .*drmad-C0, drmad-C1, drmad-C2"),
         (lambda: parse_method("drmad-C9"), "'C9'"),
+        (lambda: parse_method("drmad-C4-first"), "first_batches is for completion C1, not for C4"),
         (lambda: DrMAD("C7"), "C0, C1, C2, C3, C4, C5, C6"),
         (lambda: DrMAD(multiplier=0.0), "multiplier 0.0"),
         (lambda: DrMAD(multiplier=float("inf")), "multiplier inf"),

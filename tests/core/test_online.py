@@ -20,6 +20,7 @@ from hypertrail import (
     Clarke,
     Dynamics,
     HypergradientDescent,
+    InitialScale,
     LearningRate,
     Momentum,
     Problem,
@@ -89,6 +90,7 @@ def test_declarations_that_make_no_sense(declare, message):
         ((LearningRate("layer"),), Almeida(), {"momentum": 0.0}, "one learning rate for each parameter"),
         ((LearningRate("parameter"),), OSGM(), {}, "gradient descent without momentum"),
         ((L2("parameter"),), RTHO(), {}, "are too many"),
+        ((L2(), InitialScale()), Adaptive(5, 2), {}, "w_0 is past"),
     ],
 )
 def test_combinations_that_cannot_work(make, declared, method, changes, message):

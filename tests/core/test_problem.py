@@ -14,16 +14,24 @@ from hypertrail import (
     DrMAD,
     Dynamics,
     Exact,
+    ExampleWeight,
+    FloatReversed,
+    Forward,
+    Implicit,
+    InitialScale,
     LearningRate,
     Momentum,
     Problem,
     Training,
+    TrainingInput,
+    Truncated,
     UsageError,
     WeightTransform,
     load,
 )
 from hypertrail.hyperparameters import Hyperparameter
-from hypertrail.refusals import refuse
+from hypertrail.problem import DYNAMICS
+from hypertrail.refusals import refuse, refuse_method, refuse_reversible
 from hypertrail_data import BatchSchedule, Splits, make_splits
 from hypertrail_data import load as load_data
 from hypertrail_nets import densenet, get_output, mlp
@@ -75,11 +83,14 @@ def test_problems_that_cannot_be(make, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "adam"}, "'adam', expected one of damped, heavy-ball"),
+        ({"kind": "rmsprop"}, "'rmsprop', expected one of damped, heavy-ball, nesterov, adam, damped-old"),
         ({"learning_rate": 0.0}, "learning rate 0.0"),
         ({"learning_rate": float("nan")}, "learning rate nan"),
         ({"momentum": 1.0}, "momentum 1.0"),
         ({"momentum": -0.1}, "momentum -0.1"),
+        ({"second_momentum": 1.0}, "second_momentum 1.0, expected 0"),
+        ({"epsilon": 0.0}, "epsilon 0.0, expected a positive number"),
+        ({"epsilon": float("inf")}, "epsilon inf"),
         ({"schedule": ((5, 0.1), (5, 0.01))}, "steps must rise"),
         ({"schedule": ((-2, 0.1),)}, "from 0 on"),
     ],
@@ -140,6 +151,20 @@ def test_a_declared_hyperparameter_replaces_the_constant(make):
     np.testing.assert_allclose(values["learning_rate"]["dense1/b"], 0.5)
     assert problem.needs_velocity()
     assert not make(L2()).needs_velocity()
+    assert make(L2(), dynamics=Dynamics("adam")).needs_velocity()
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_initial_velocity_is_zero_in_the_shape_of_the_dynamics(make, kind, precision):
+    problem = make(dynamics=Dynamics(kind), precision=precision)
+    w, v = problem.initial_weights(), problem.initial_velocity()
+    assert w.keys() == v.keys()
+    for name, one in v.items():
+        assert one.shape == ((2, *w[name].shape) if kind == "adam" else w[name].shape)
+        assert one.size == problem.dynamics.moments * w[name].size
+        assert one.dtype == precision
+        assert not one.any()
 
 
 def test_initial_weights_and_noise_are_functions_of_the_seed(make):
@@ -184,6 +209,40 @@ def test_a_fixed_penalty_on_z_is_a_tunable_one_on_w(make):
     np.testing.assert_allclose(problem.penalty(np, z, values), expected, rtol=1e-13)
     assert t["dense1/W"].shape == (64, 1)
     np.testing.assert_array_equal(w["logits/b"], z["logits/b"])
+
+
+def test_scaled_weights_in_closed_form(make):
+    problem = make(InitialScale("unit"))
+    hyper = {
+        "initial_scale": {
+            n: np.log(1.0 + np.arange(len(u))) for n, u in problem.initial_hyper()["initial_scale"].items()
+        }
+    }
+    drawn, scaled = problem.initial_weights(), problem.scaled(problem.initial_weights(), problem.values(hyper))
+    assert set(scaled) == set(drawn)
+    for name, one in drawn.items():
+        np.testing.assert_allclose(scaled[name], (1.0 + np.arange(one.shape[-1])) * one, rtol=1e-14)
+    assert make(L2()).scaled(drawn, {}) == drawn
+
+
+def test_a_batch_sees_its_rows_and_the_loss_weighs_them(make, ops):
+    problem = make(L2(), ExampleWeight(), TrainingInput(), network=mlp((8, 8, 1), (6,), dropout=0.5))
+    rng = np.random.default_rng(0)
+    hyper = problem.initial_hyper()
+    hyper["example_weight"]["train"] = rng.normal(size=200)
+    hyper["training_input"]["x"] = rng.normal(size=(200, 8, 8, 1))
+    values, rows = problem.values(hyper), np.array([3, 199, 3])
+    seen = problem.seen(values, rows)
+    assert seen["l2"] is values["l2"]
+    np.testing.assert_array_equal(seen["training_input"]["x"], hyper["training_input"]["x"][rows])
+    w, y = problem.initial_weights(), problem.splits.train.y[rows]
+    logits = get_output(problem.network, w, hyper["training_input"]["x"][rows], ops, key=problem.noise_key, step=4)
+    a = 1 / (1 + np.exp(-hyper["example_weight"]["train"][rows]))
+    expected = np.mean(a * (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(3), y]))
+    x = problem.splits.train.x[rows]  # not looked at
+    np.testing.assert_allclose(problem.data_loss(ops, w, x, y, 4, values=seen), expected, rtol=1e-12)
+    plain = problem.data_loss(ops, w, x, y, None)
+    np.testing.assert_allclose(plain, problem.valid_loss(ops, w, x, y), rtol=1e-15)
 
 
 def test_the_three_passes(make, ops):
@@ -245,6 +304,9 @@ def trained(steps: int, trajectory: Any) -> Training:
         ((L2(), Momentum(), LearningRate()), {}, DrMAD("C0"), None, "momentum and learning_rate"),
         ((L2(),), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C0"), None, "damped"),
         ((LearningRate(per_step=True),), {}, DrMAD("C4"), None, "per-step"),
+        ((InitialScale(),), {}, Implicit(), None, "no gradient for initial_scale; use exact"),
+        ((Momentum(), InitialScale()), {}, Implicit(), None, "momentum and initial_scale"),
+        ((InitialScale(),), {}, Truncated(6), range(7), "truncated to 6 of 7 steps never reaches w_0"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(make, declared, changes, method, trajectory, message):
@@ -260,11 +322,70 @@ def test_combinations_that_cannot_work_are_refused(make, declared, changes, meth
         ((L2(),), {}, DrMAD("C0"), None),
         ((LearningRate(per_step=True),), {}, DrMAD("C1"), None),
         ((LearningRate(), Momentum()), {"dynamics": Dynamics("heavy-ball")}, DrMAD("C4"), None),
+        ((InitialScale(),), {}, Truncated(7), range(7)),
+        ((InitialScale(), ExampleWeight()), {}, DrMAD("C0"), None),
+        ((ExampleWeight(), TrainingInput()), {}, Implicit(), None),
+        ((ExampleWeight(),), {}, Truncated(2), range(7)),
     ],
 )
 def test_combinations_that_work_are_not(make, declared, changes, method, trajectory):
     problem = make(*declared, **changes)
     refuse(problem, trained(problem.steps, trajectory), method)
+
+
+RATES = (LearningRate(), Momentum())
+LINES = ("C0", "C1", "C2", "C3", "C4", "C6")
+
+
+@pytest.mark.parametrize(
+    ("declared", "kind", "method", "message"),
+    [
+        *(((L2(),), "adam", DrMAD(c), f"completion {c}: a line knows no moments.*use exact") for c in LINES),
+        *((RATES, "nesterov", DrMAD(c), "no gradient for learning_rate and momentum; use exact") for c in LINES[1:]),
+        *(((L2(),), kind, DrMAD("C0"), "written for the damped") for kind in ("nesterov", "damped-old")),
+        *(
+            ((L2(),), kind, method, f"damped dynamics, not of {kind}; use exact")
+            for kind in ("nesterov", "adam", "damped-old")
+            for method in (DrMAD("C5"), FloatReversed())
+        ),
+    ],
+)
+def test_methods_that_do_not_suit_the_dynamics_are_refused(make, declared, kind, method, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_method(make(*declared, dynamics=Dynamics(kind)), method)
+
+
+@pytest.mark.parametrize(
+    ("declared", "kind", "methods"),
+    [
+        (RATES, "nesterov", ()),
+        ((L2(),), "nesterov", [DrMAD(c) for c in LINES[1:]]),
+        (RATES, "damped-old", [DrMAD(c) for c in LINES[1:]]),
+        (RATES, "adam", ()),
+    ],
+)
+def test_methods_that_suit_the_dynamics_are_not(make, declared, kind, methods):
+    problem = make(*declared, dynamics=Dynamics(kind))
+    for method in (Exact(), Truncated(3), Forward(most=10**4), *methods):
+        refuse_method(problem, method)
+    refuse_method(make(L2(), dynamics=Dynamics(kind)), Implicit())
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "message"),
+    [
+        *((Dynamics(kind), f"undoes damped momentum, not {kind}") for kind in DYNAMICS if kind != "damped"),
+        (Dynamics(momentum=0.0), "between 2"),
+        (Dynamics(momentum=1 - 2.0**-17), "between 2"),
+    ],
+)
+def test_dynamics_that_cannot_be_undone_are_refused(make, dynamics, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_reversible(make(dynamics=dynamics))
+
+
+def test_largest_momentum_that_is_a_fraction_is_accepted(make):
+    refuse_reversible(make(dynamics=Dynamics(momentum=1 - 2.0**-16)))
 
 
 def test_an_engine_that_does_not_exist():

@@ -7,6 +7,7 @@ tests of their own) and the losses as `Problem` states them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import autograd.numpy as anp
@@ -15,11 +16,22 @@ import pytest
 from autograd import value_and_grad
 
 import hypertrail_data
-from hypertrail import L1, L2, Dynamics, LearningRate, Momentum, Problem, WeightTransform
+from hypertrail import (
+    L1,
+    L2,
+    Dynamics,
+    ExampleWeight,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    Problem,
+    TrainingInput,
+    WeightTransform,
+)
 from hypertrail_cpu.losses import hyper_loss
 from hypertrail_cpu.ops import OPS
 from hypertrail_cpu.training import forward
-from hypertrail_nets import densenet, mlp
+from hypertrail_nets import densenet, get_output, mlp
 
 Nested = dict[str, Any]
 
@@ -31,6 +43,10 @@ NETWORKS = {
 DYNAMICS = {
     "damped": Dynamics("damped", 0.3, 0.6, schedule=((3, 0.5),)),
     "heavy-ball": Dynamics("heavy-ball", 0.1, 0.6, schedule=((3, 0.5),)),
+    "nesterov": Dynamics("nesterov", 0.1, 0.6, schedule=((3, 0.5),)),
+    "damped-old": Dynamics("damped-old", 0.3, 0.6, schedule=((3, 0.5),)),
+    # A large ε: with 1e-8 a difference quotient of 1e-6 is no small change where gradients are small.
+    "adam": Dynamics("adam", 0.02, 0.6, schedule=((3, 0.5),), second_momentum=0.9, epsilon=1e-4),
 }
 # Everything at once, in two mixtures of sharing levels; the inits are large enough for each to matter in a few steps.
 DECLARED = {
@@ -50,7 +66,27 @@ DECLARED = {
     ),
     "layered": (LearningRate("layer", 0.2), Momentum("layer", 0.6), WeightTransform("parameter", 0.05)),
     "penalties": (L2("parameter", 2e-2), L1("parameter", 3e-3)),
+    "examples": (
+        ExampleWeight(init=0.7),
+        TrainingInput(),
+        InitialScale("unit", 1.3),
+        L2("layer", 2e-2),
+        WeightTransform("layer", -0.1),
+        LearningRate("network", 0.2),
+    ),
+    "start": (InitialScale("parameter", 0.8), L1("layer", 3e-3)),
 }
+
+
+@dataclass(frozen=True)
+class Repeating:
+    """Batches of 12 rows that hold each of 5 examples twice or more; the next step shares some of them."""
+
+    examples: int = 120
+    steps_per_epoch: int = 10
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([(3 * t + np.arange(12) % 5) % self.examples for t in range(start, stop)])
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +104,9 @@ def make(splits: hypertrail_data.Splits) -> Callable[..., Problem]:
         settings: dict[str, Any] = {
             "network": NETWORKS[network](),
             "splits": splits,
-            "schedule": hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
+            "schedule": Repeating()
+            if declared == "examples"
+            else hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
             "steps": 6,
             "hyperparameters": DECLARED[declared],
             "dynamics": DYNAMICS[dynamics] if isinstance(dynamics, str) else dynamics,
@@ -99,8 +137,8 @@ def run_from() -> Callable[..., float]:
 
     def run_from(problem: Problem, hyper: Nested, w: Nested | None = None, v: Nested | None = None) -> float:
         values = problem.values(hyper)
-        w = problem.initial_weights() if w is None else w
-        v = {name: np.zeros_like(one) for name, one in w.items()} if v is None else v
+        w = problem.scaled(problem.initial_weights(), values) if w is None else w
+        v = problem.initial_velocity() if v is None else v
         *_, last = forward(problem, values, w, v)
         return hyper_loss(problem, problem.effective(np, last.w_next, values))
 
@@ -116,12 +154,15 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         "learning_rate": anp.exp,
         "momentum": lambda u: anp.exp(u) / (1 + anp.exp(u)),
         "transform": lambda u: u,
+        "initial_scale": anp.exp,
     }
 
-    def train(problem: Problem, hyper: Nested, w: Nested, v: Nested) -> Any:
+    def train(problem: Problem, initial: Nested, hyper: Nested, w: Nested, v: Nested) -> Any:
         values: Nested = problem.constants()
         for one in problem.hyperparameters:
             arrays = hyper[one.kind]
+            if one.kind in ("example_weight", "training_input"):
+                continue
             names = [p.name for p in problem.params if one.reaches(p)]
             values[one.kind] = {
                 n: value_of[one.kind](arrays["network" if one.level == "network" else n]) for n in names
@@ -134,29 +175,47 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         def loss(w: Nested, t: int) -> Any:
             rows = problem.schedule.indices(t, t + 1)[0]
             x, y = problem.splits.train.x[rows].astype(float), problem.splits.train.y[rows]
+            if "training_input" in hyper:
+                x = hyper["training_input"]["x"][rows]
             weights = problem.effective(anp, {name: w[name] for name in names}, values)
-            return problem.data_loss(OPS, weights, x, y, t) + problem.penalty(anp, w, values)
+            logits = get_output(problem.network, weights, x, OPS, key=problem.noise_key, step=t)
+            losses = OPS.cross_entropy(logits, y)
+            if "example_weight" in hyper:
+                losses = losses / (1 + anp.exp(-hyper["example_weight"]["train"][rows]))
+            return anp.sum(losses) / len(rows) + problem.penalty(anp, w, values)
 
         names = [p.name for p in problem.params]
         w, v = {name: w[name] for name in names}, {name: v[name] for name in names}
-        sign = 1.0
+        if "initial_scale" in values:  # around the scaled w_0 that came in, so that its own gradient is there too
+            drawn, now = problem.initial_weights(), problem.values(initial)["initial_scale"]
+            w = {name: w[name] + (values["initial_scale"][name] - now[name]) * drawn[name] for name in names}
+        kind, beta, epsilon = problem.dynamics.kind, problem.dynamics.second_momentum, problem.dynamics.epsilon
         for t in range(problem.steps):
             _, g = value_and_grad(loss)(w, t)
             factor = problem.dynamics.factors(problem.steps)[t]
+            moved = {}
             for name in names:
-                gamma = rate("momentum", name, t)
-                if problem.dynamics.kind == "damped":
-                    v[name] = gamma * v[name] - (1 - gamma) * g[name]
+                gamma, before = rate("momentum", name, t), v[name]
+                if kind == "adam":
+                    m = gamma * before[0] + (1 - gamma) * g[name]
+                    s = beta * before[1] + (1 - beta) * g[name] ** 2
+                    v[name] = anp.stack([m, s])
+                    way = -(m / (1 - gamma ** (t + 1))) * (s / (1 - beta ** (t + 1)) + epsilon) ** -0.5
+                elif kind.startswith("damped"):
+                    v[name] = gamma * before - (1 - gamma) * g[name]
+                    way = before if kind == "damped-old" else v[name]
                 else:
-                    v[name], sign = gamma * v[name] + g[name], -1.0
-            w = {name: w[name] + sign * factor * rate("learning_rate", name, t) * v[name] for name in names}
+                    v[name] = gamma * before + g[name]
+                    way = -(g[name] + gamma * v[name]) if kind == "nesterov" else -v[name]
+                moved[name] = w[name] + factor * rate("learning_rate", name, t) * way
+            w = moved
         weights = problem.effective(anp, w, values)
         batches = list(zip(*problem.valid_batches(), strict=True))
         return sum(problem.valid_loss(OPS, weights, x, y) for x, y in batches) / len(batches)
 
     def unrolled(problem: Problem, hyper: Nested) -> tuple[float, tuple[Nested, Nested, Nested]]:
-        w = problem.initial_weights()
-        v = {name: np.zeros_like(one) for name, one in w.items()}
-        return value_and_grad(lambda s: train(problem, *s))((hyper, w, v))
+        w = problem.scaled(problem.initial_weights(), problem.values(hyper))
+        v = problem.initial_velocity()
+        return value_and_grad(lambda s: train(problem, hyper, *s))((hyper, w, v))
 
     return unrolled

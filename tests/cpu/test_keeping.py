@@ -64,7 +64,7 @@ def close(a, b, rel) -> None:
 
 
 @pytest.mark.parametrize("keep", ["host", "auto", Checkpoints(), Checkpoints(1), Checkpoints(STEPS), Last(99)], ids=str)
-@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball"])
+@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball", "nesterov", "damped-old", "adam"])
 def test_every_way_of_keeping_all_gives_the_same_bits(run, dynamics, keep):
     problem, hyper, _, exact = run(dynamics)
     training = cpu.train(problem, hyper, keep=keep)
@@ -119,6 +119,22 @@ def test_recomputing_another_run_is_caught(run):
     other = {kind: {key: u + 0.1 for key, u in arrays.items()} for kind, arrays in hyper.items()}
     with pytest.raises(VerificationFailure, match="arrives at step 11"):
         cpu.hypergradient(problem, other, training, Exact())
+
+
+@pytest.mark.parametrize(("rounding", "caught"), [(1e-6, False), (1e-3, True)])
+def test_checkpoints_in_single_precision_are_compared_as_such(run, rounding, caught):
+    """Another engine's float32 run: its rounding is let pass, another run is not."""
+    problem, hyper, _, exact = run()
+    training = cpu.train(problem, hyper, keep=Checkpoints(3))
+    training.final = {name: (one * (1 + rounding)).astype(np.float32) for name, one in training.final.items()}
+    training.initial = {name: one.astype(np.float32) for name, one in training.initial.items()}
+    kept = training.trajectory
+    kept.states = [{name: one.astype(np.float32) for name, one in state.items()} for state in kept.states]
+    if caught:
+        with pytest.raises(VerificationFailure, match=r"allowed 0.0001; .*float32 run parts"):
+            cpu.hypergradient(problem, hyper, training, Exact())
+    else:
+        close(cpu.hypergradient(problem, hyper, training, Exact()), exact, 1e-3)
 
 
 def test_last_states(run):

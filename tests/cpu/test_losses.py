@@ -7,7 +7,7 @@ import pytest
 
 from hypertrail import L2, LearningRate
 from hypertrail_cpu.losses import elementary_gradient, hyper_gradient, hyper_loss, second_order
-from hypertrail_cpu.training import batch
+from hypertrail_cpu.training import batch, seen
 
 EPS = 1e-6  # central differences; a larger one carries some rectifier of the relu nets across its kink
 STEP = 2  # some batch and some masks
@@ -80,6 +80,26 @@ def test_block_diagonal_product_is_another_one(scene):
     block = {name: second_order(problem, w, values, x, y, STEP, zero | {name: u[name]})[0][name] for name in w}
     gap = {name: Hu[name] - block[name] for name in w}
     assert inner(gap, gap) > 0.01 * inner(Hu, Hu)
+
+
+@pytest.mark.parametrize("network", ["tanh", "densenet"])
+def test_mixed_derivatives_of_examples(make, scatter, network):
+    """A row for each example of the batch: ⟨mixed, direction⟩ against the change of ⟨g, u⟩ when the rows move."""
+    problem = make(network, "examples")
+    rng = np.random.default_rng(0)
+    w = scatter(problem.initial_weights(), rng, 0.05)
+    u = scatter({n: 0.0 * one for n, one in w.items()}, rng, 1.0)
+    values = seen(problem, problem.values(scatter(problem.initial_hyper(), rng, 0.3)), STEP)
+    x, y = batch(problem, STEP)
+    _, mixed = second_order(problem, w, values, x, y, STEP, u)
+    for kind, key, shape in (("example_weight", "train", (12,)), ("training_input", "x", (12, 8, 8, 1))):
+        assert {name: one.shape for name, one in mixed[kind].items()} == {key: shape}
+        direction = {key: rng.standard_normal(shape)}
+
+        def pairing(changed, kind=kind):
+            return inner(elementary_gradient(problem, w, values | {kind: changed}, x, y, STEP)[1], u)
+
+        assert inner(mixed[kind], direction) == pytest.approx(difference(pairing, values[kind], direction), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

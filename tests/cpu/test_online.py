@@ -81,7 +81,9 @@ def test_learning_rates_one_step_back_are_the_product_of_two_gradients(make):
     assert_close(after.gradient["learning_rate"], {p: -values["learning_rate"][p] * df[p] * g[p] for p in g})
 
 
-@pytest.mark.parametrize("dynamics", [DAMPED, Dynamics("heavy-ball", 0.1, 0.6)])
+@pytest.mark.parametrize(
+    "dynamics", [DAMPED, Dynamics("heavy-ball", 0.1, 0.6), Dynamics("adam", 0.05, 0.6, epsilon=1e-3)]
+)
 def test_a_whole_block_back_is_the_derivative_of_the_block(make, dynamics, scatter):
     """K = n, from the second block on (v is not 0 there): finite differences along a random direction, rel 1e-6."""
     declared = (*BOTH, Momentum("network", 0.6))
@@ -208,7 +210,7 @@ class Quadratic(Problem):
 
     c: ClassVar[float] = 1.0
 
-    def data_loss(self, ops: Any, weights: Any, x: Any, y: Any, step: Any, collect: Any = None) -> Any:
+    def data_loss(self, ops: Any, weights: Any, *rest: Any, **more: Any) -> Any:
         return sum(0.5 * self.c * (curvature(p.shape) * weights[p.name] ** 2).sum() for p in self.params)
 
 
@@ -254,9 +256,10 @@ def test_descent_on_a_quadratic_in_closed_form(quadratic, level):
     assert np.abs(flat(alpha) - 0.1).max() > 1e-3
 
 
-@pytest.mark.parametrize("dynamics", [DAMPED, Dynamics("heavy-ball", 0.1, 0.6, schedule=((3, 0.5),))])
-def test_loss_times_c(quadratic, dynamics):
-    """Additive: α₀ / c needs β / c³ (heavy ball and damped alike). Multiplicative: the same β."""
+@pytest.mark.parametrize("kind", ["damped", "heavy-ball", "nesterov", "damped-old"])
+def test_loss_times_c(quadratic, kind):
+    """Additive: α₀ / c needs β / c³, whatever the momentum. Multiplicative: the same β."""
+    dynamics = Dynamics(kind, 0.1, 0.6, schedule=((3, 0.5),))
     c = Steeper.c
     for rule, beta, scaled in (("additive", 3e-3, 3e-3 / c**3), ("multiplicative", 0.05, 0.05)):
         one = quadratic(Quadratic, hyperparameters=(LearningRate("layer", 0.1),), dynamics=dynamics, steps=6)
@@ -340,8 +343,9 @@ def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
         run(problem, T1T2(every=2, block=4, skip=False))
 
 
-@pytest.mark.parametrize("dynamics", [DAMPED, Dynamics("heavy-ball", 0.1, 0.6, schedule=((3, 0.5),))])
-def test_marthe_with_mu_1_and_constant_hyperparameters_is_forward_mode(make, dynamics):
+@pytest.mark.parametrize("kind", ["damped", "heavy-ball", "nesterov", "adam", "damped-old"])
+def test_marthe_with_mu_1_and_constant_hyperparameters_is_forward_mode(make, kind):
+    dynamics = Dynamics(kind, 0.1, 0.6, schedule=((3, 0.5),))
     declared = (L2("layer", 2e-2), LearningRate("layer", 0.1), Momentum("network", 0.6))
     problem = make(hyperparameters=declared, dynamics=dynamics, steps=5)
     hyper = problem.initial_hyper()

@@ -282,7 +282,7 @@ class TestDamage:
         sealed = manifest_module.seal({**entry, "sha256": hashlib.sha256(raw).hexdigest()})
         (folder / "manifest.jsonl").write_bytes(sealed + b"".join(lines(folder)[1:]))
         with StoredTrajectory.open(folder) as trajectory, pytest.raises(TrajectoryError, match="not readable HDF5"):
-            trajectory.read(0)
+            trajectory.verify()
 
     def test_a_lost_manifest_sweeps_nothing(self, tmp_path, writing):
         folder = fill(tmp_path / "t", writing)

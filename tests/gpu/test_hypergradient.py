@@ -22,6 +22,11 @@ from hypertrail_gpu.reverse import reverse_line
 
 CASES = [("mlp", "everything", {}), ("densenet", "penalties", {"steps": 3})]
 HEAVY = {"dynamics": Dynamics("heavy-ball", 0.1, 0.7, schedule=((4, 0.5),))}
+OTHERS = [
+    ("mlp", "everything", {"steps": 4, "dynamics": Dynamics("nesterov", 0.1, 0.7, ((2, 0.5),))}),
+    ("mlp", "everything", {"steps": 4, "dynamics": Dynamics("damped-old", 0.3, 0.7, ((2, 0.5),))}),
+    ("mlp", "per-step", {"steps": 4, "dynamics": Dynamics("adam", 0.02, 0.7, ((2, 0.5),), second_momentum=0.9)}),
+]
 
 
 @pytest.mark.parametrize(("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY)])
@@ -61,22 +66,33 @@ def unrolled(problem: Any, hyper: Any) -> Any:
 
             for name in w:
                 alpha, gamma = factors[t] * now("learning_rate", name), now("momentum", name)
-                if problem.dynamics.kind == "damped":
-                    v = v | {name: gamma * v[name] - (1 - gamma) * g[name]}
-                    w = w | {name: w[name] + alpha * v[name]}
-                else:
-                    v = v | {name: gamma * v[name] + g[name]}
-                    w = w | {name: w[name] - alpha * v[name]}
+                new, way = moved(problem.dynamics, v[name], g[name], gamma, t)
+                v, w = v | {name: new}, w | {name: w[name] + alpha * way}
         weights = problem.effective(jnp, w, values)
         xs, ys = problem.valid_batches()
         return sum(problem.valid_loss(OPS, weights, x, y) for x, y in zip(xs, ys, strict=True)) / len(ys)
 
     with precision(problem):
-        w0 = jax.tree.map(jnp.asarray, problem.initial_weights())
-        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(hyper, w0, zeros(w0))
+        w0, v0 = jax.tree.map(jnp.asarray, (problem.initial_weights(), problem.initial_velocity()))
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(hyper, w0, v0)
 
 
-@pytest.mark.parametrize(("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY)])
+def moved(dynamics: Dynamics, v: Any, g: Any, gamma: Any, t: int) -> tuple[Any, Any]:
+    """The velocity after step t, and what the learning rate multiplies; not the engine's code."""
+    if dynamics.kind == "adam":
+        beta, steps = jnp.stack([gamma * jnp.ones(()), jnp.asarray(dynamics.second_momentum)]), t + 1
+        beta = beta.reshape(2, *[1] * g.ndim)
+        new = beta * v + (1 - beta) * jnp.stack([g, g * g])
+        first, second = new / (1 - beta**steps)
+        return new, -first * (second + dynamics.epsilon) ** -0.5
+    if dynamics.kind.startswith("damped"):
+        new = gamma * v - (1 - gamma) * g
+        return new, v if dynamics.kind == "damped-old" else new
+    new = gamma * v + g
+    return new, -(g + gamma * new) if dynamics.kind == "nesterov" else -new
+
+
+@pytest.mark.parametrize(("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY), *OTHERS])
 def test_autodiff_through_the_unrolled_loop(make, relative, network, declared, changes):
     problem = make(network, declared, **changes)
     hyper = problem.initial_hyper()

@@ -151,20 +151,25 @@ def test_fixed_point_multiplication_is_undone_to_the_bit():
     """Also for negative numbers and at the ends of the range; and it is Python's floor and mod."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        for n in (2048, 32768, 58983, 64226):  # γ = 1/32, 1/2, .9, .98
+        for numerator, n, shift in (
+            (1, 1, 16), (49152, 3, 2), (40960, 5, 3), (2047, 2047, 16), (2048, 1, 5), (32768, 1, 1),
+            (58983, 58983, 16), (64226, 32113, 15),
+        ):  # fmt: skip
+            assert [int(one) for one in reversal.lowest(jnp.asarray(numerator))] == [n, shift]
+            d = 2**shift
             V = jnp.asarray(np.concatenate([rng.integers(-(2**62), 2**62, 500), [0, 1, -1, 2**62 - 1, -(2**62)]]))
             B = jnp.zeros_like(V)
             states = []
-            for _ in range(max(reversal.buffer_steps(n / 2**16), 1)):
+            for _ in range(max(reversal.buffer_steps(n / d), 1)):
                 states.append((np.asarray(V), np.asarray(B)))
-                new, kept = reversal.scale(V, B, jnp.asarray(n), 2**16)
-                expected = [(v // 2**16 * n + (b * 2**16 + v % 2**16) % n, (b * 2**16 + v % 2**16) // n)
+                new, kept = reversal.scale(V, B, jnp.asarray(n), jnp.asarray(shift))
+                expected = [(v // d * n + (b * d + v % d) % n, (b * d + v % d) // n)
                             for v, b in zip(np.asarray(V)[:20].tolist(), np.asarray(B)[:20].tolist(), strict=True)]  # fmt: skip
                 V, B = new, kept
                 assert list(zip(np.asarray(V)[:20].tolist(), np.asarray(B)[:20].tolist(), strict=True)) == expected
             assert np.all(np.asarray(B) >= 0)
             for v, b in reversed(states):
-                V, B = reversal.unscale(V, B, jnp.asarray(n), 2**16)
+                V, B = reversal.unscale(V, B, jnp.asarray(n), jnp.asarray(shift))
                 np.testing.assert_array_equal(V, v)
                 np.testing.assert_array_equal(B, b)
 

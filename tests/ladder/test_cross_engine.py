@@ -17,7 +17,21 @@ import pytest
 import hypertrail_cpu as cpu
 import hypertrail_data
 import hypertrail_gpu as gpu
-from hypertrail import L1, L2, DrMAD, Dynamics, Exact, LearningRate, Momentum, Problem, WeightTransform
+from hypertrail import (
+    L1,
+    L2,
+    DrMAD,
+    Dynamics,
+    Exact,
+    ExampleWeight,
+    Implicit,
+    InitialScale,
+    LearningRate,
+    Momentum,
+    Problem,
+    TrainingInput,
+    WeightTransform,
+)
 from hypertrail.hyperparameters import unbroadcast
 from hypertrail_cpu import losses as cpu_losses
 from hypertrail_cpu.ops import OPS as CPU_OPS
@@ -169,8 +183,33 @@ def test_completions_on_penalties(make, network):
     problem = make(network).with_(hyperparameters=(L2("parameter", 1e-2), L1("layer", 1e-3)))
     hyper = problem.initial_hyper()
     a, b = cpu.train(problem, hyper), gpu.train(problem, hyper)
-    for method in (DrMAD("C0"), DrMAD("C1"), DrMAD("C4")):
+    methods = [DrMAD("C0"), DrMAD("C1"), DrMAD("C4")]
+    if network == "mlp":
+        methods.append(DrMAD("C1", first_batches=True))
+    for method in methods:
         mine, theirs = cpu.hypergradient(problem, hyper, a, method), gpu.hypergradient(problem, hyper, b, method)
         assert mine.diagnostics["N"] == theirs.diagnostics["N"]
         assert np.any(mine.gradient["l2"]["logits/W"])
         assert_agree(mine.gradient, theirs.gradient, f"{method.name} hypergradient")
+
+
+def test_initial_scales_example_weights_and_learned_images(make):
+    """Exact, along lines and at a minimum; 200 images of 64 pixels, a weight for each, a scale for each unit."""
+    declared = (InitialScale("unit", 1.2), ExampleWeight(init=0.7), TrainingInput(), L2("layer", 1e-2))
+    problem = make("mlp").with_(network=mlp((8, 8, 1), (9,), dropout=0.2), hyperparameters=declared)
+    hyper = problem.initial_hyper()
+    a, b = cpu.train(problem, hyper, "memory"), gpu.train(problem, hyper, "memory")
+    assert_agree(a.initial, b.initial, "w_0")
+    np.testing.assert_allclose(a.inputs, b.inputs, rtol=TOLERANCE)
+    assert cpu.evaluate(problem, a, "train").loss == pytest.approx(
+        gpu.evaluate(problem, b, "train").loss, rel=TOLERANCE
+    )
+    for method in (Exact(), DrMAD("C1"), DrMAD("C4", multiplier=0.7)):
+        mine, theirs = cpu.hypergradient(problem, hyper, a, method), gpu.hypergradient(problem, hyper, b, method)
+        assert_agree(mine.gradient, theirs.gradient, f"{method.name} hypergradient")
+        assert theirs.diagnostics["zero"] == []
+    data = problem.with_(hyperparameters=declared[1:])
+    hyper = data.initial_hyper()
+    method = Implicit(damping=1.0, tolerance=1e-12)
+    mine, theirs = cpu.hypergradient(data, hyper, a, method), gpu.hypergradient(data, hyper, b, method)
+    assert_agree(mine.gradient, theirs.gradient, "implicit hypergradient")

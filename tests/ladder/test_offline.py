@@ -113,6 +113,81 @@ def test_reversible_runs_agree(problem):
         assert np.linalg.norm(x - y) <= allowed * np.linalg.norm(y), kind
 
 
+OTHERS = {
+    "nesterov": Dynamics("nesterov", 0.1, 0.7, ((4, 0.5),)),
+    "damped-old": Dynamics("damped-old", 0.3, 0.7, ((4, 0.5),)),
+    "adam": Dynamics("adam", 0.02, 0.7, ((4, 0.5),)),
+}
+
+
+@pytest.fixture(scope="module")
+def small(problem):
+    """small(dynamics): a tiny tanh network, eight steps, a rate and a momentum for each layer."""
+
+    @cache
+    def small(dynamics: Dynamics) -> Problem:
+        declared = (
+            L2("layer", 1e-2),
+            LearningRate("layer", dynamics.learning_rate),
+            Momentum("layer", dynamics.momentum),
+        )
+        network = mlp((8, 8, 1), (6,), dropout=0.2)
+        return problem.with_(network=network, steps=8, hyperparameters=declared, dynamics=dynamics)
+
+    return small
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_engines_agree_on_other_dynamics(small, kind):
+    """With each other, and each of them on its three exact ways."""
+    other = small(OTHERS[kind])
+    hyper, ways = other.initial_hyper(), (("memory", Exact()), (Checkpoints(), Exact()), ("memory", Forward()))
+    found = [
+        [
+            flat(engine.hypergradient(other, hyper, trained(engine, other, keep), method).gradient)
+            for keep, method in ways
+        ]
+        for engine in (cpu, gpu)
+    ]
+    for truth, *others in found:
+        for one in others:
+            assert np.linalg.norm(one - truth) <= 1e-12 * np.linalg.norm(truth)
+    assert np.linalg.norm(found[0][0] - found[1][0]) <= TOLERANCE * np.linalg.norm(found[1][0]) > 0
+
+
+def test_lines_agree_on_other_dynamics(small):
+    """The old velocity recovered from a line; penalties alone on Nesterov's."""
+    old = small(OTHERS["damped-old"])
+    for method in (DrMAD("C2"), DrMAD("C4", multiplier=0.7)):
+        compare(old, "ends", method)
+    compare(old, Checkpoints(3), DrMAD("C6"))
+    penalties = small(OTHERS["nesterov"]).with_(hyperparameters=(L2("layer", 1e-2),))
+    compare(penalties, "ends", DrMAD("C4"))
+
+
+@pytest.mark.parametrize(("engine", "gamma", "allowed"), [(cpu, 0.5, 1e-12), (cpu, 0.75, 1e-12), (gpu, 0.75, 1e-9)])
+def test_reversal_at_a_momentum_that_is_a_fraction_is_the_stored_run(small, engine, gamma, allowed):
+    """γ is not rounded, so what differs are the digits that fill v's low end: 2^-51 in a step at most in the reference, which
+    has 3/4 of .75, and 2^-36 in the compiled engine, which has 49152/65536 (.5: tests/gpu/test_providers.py)."""
+    problem = small(Dynamics("damped", 0.3, gamma))
+    hyper = problem.initial_hyper()
+    reversible, stored = (trained(engine, problem, keep) for keep in (Reversible(), "memory"))
+    assert set(reversible.trajectory.momentum.values()) == {gamma}
+    a, b = (engine.hypergradient(problem, hyper, run, Exact()).gradient for run in (reversible, stored))
+    for kind in hyper:
+        x, y = flat({kind: a[kind]}), flat({kind: b[kind]})
+        assert 0 < np.linalg.norm(x - y) <= allowed * np.linalg.norm(y), kind
+
+
+def test_single_precision_run_goes_back_through_the_reference(problem):
+    """The compiled engine's float32 states, recomputed in float64: near the float64 hypergradient, and not refused."""
+    single = problem.with_(precision="float32", hyperparameters=(L2("layer", 1e-2),))
+    hyper = single.initial_hyper()
+    truth = flat(cpu.hypergradient(single, hyper, cpu.train(single, hyper, "memory"), Exact()).gradient)
+    found = flat(cpu.hypergradient(single, hyper, gpu.train(single, hyper, Checkpoints()), Exact()).gradient)
+    assert 1e-9 < np.linalg.norm(found - truth) / np.linalg.norm(truth) < 1e-4
+
+
 @pytest.mark.parametrize("solver", ["cg", "neumann", "dense"])
 def test_implicit_solutions_agree(problem, solver):
     """Damped, so that w_T need not be a minimum for the solve to be well posed; the two solves are one linear system."""

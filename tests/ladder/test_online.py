@@ -25,11 +25,13 @@ from hypertrail import (
     Almeida,
     Clarke,
     Dynamics,
+    ExampleWeight,
     HypergradientDescent,
     LearningRate,
     Momentum,
     NumericalFailure,
     Problem,
+    TrainingInput,
     UsageError,
     WeightTransform,
     arrays,
@@ -44,29 +46,50 @@ BOTH = (L2("parameter", 1e-2, bounds=(1e-7, 1e-1)), LearningRate("parameter", 0.
 FEW = (L2("layer", 1e-2), LearningRate("network", 0.1))
 DAMPED = Dynamics("damped", 0.1, 0.8, schedule=((7, 0.5),))
 BALL = Dynamics("heavy-ball", 0.05, 0.8, schedule=((7, 0.5),))
+NESTEROV = Dynamics("nesterov", 0.05, 0.8, schedule=((7, 0.5),))
+ADAM = Dynamics("adam", 0.01, 0.8, schedule=((7, 0.5),), epsilon=1e-3)
 SGD = Dynamics("damped", 0.1, 0.0, schedule=((7, 0.5),))
-MOVES = (("l2", 0.01), ("learning_rate", 0.1), ("momentum", 0.05), ("transform", 0.01))
+MOVES = (
+    ("l2", 0.01),
+    ("learning_rate", 0.1),
+    ("momentum", 0.05),
+    ("transform", 0.01),
+    ("example_weight", 0.1),
+    ("training_input", 0.1),
+)
 
 CASES: dict[str, tuple[tuple, Dynamics, Any]] = {
     "adaptive": (BOTH, DAMPED, Adaptive(5, 3, 2, mass=0.5, mode="look-ahead")),
     "adaptive, undone": (BOTH, DAMPED, Adaptive(4, 3, 2, states="undone")),
     "adaptive, every kind": (
-        (*FEW, Momentum("layer", 0.8), WeightTransform("input", 0.1)),
-        BALL,
+        (*FEW, Momentum("layer", 0.8), WeightTransform("input", 0.1), ExampleWeight(init=0.9), TrainingInput()),
+        ADAM,
         Adaptive(4, 0, 4, moves=MOVES, mode="restore"),
     ),
     "t1t2": ((L2("unit", 1e-2), L1("network", 1e-3)), DAMPED, T1T2(every=2, block=4, outer=Adam(0.01))),
     "descent": ((L2("layer", 1e-2), LearningRate("layer", 0.1)), BALL, HypergradientDescent(beta=1e-3, block=4)),
     "descent, multiplicative": ((LearningRate(),), DAMPED, HypergradientDescent("multiplicative", 0.02, block=4)),
+    "descent, nesterov": ((LearningRate("layer", 0.1),), NESTEROV, HypergradientDescent(beta=1e-3, block=4)),
+    "descent, adam": ((LearningRate("parameter", 0.01),), ADAM, HypergradientDescent(beta=1e-4, block=4)),
     "almeida": ((LearningRate("parameter", 0.1),), SGD, Almeida(block=4)),
-    "rtho": (FEW, BALL, RTHO(every=2, block=4)),
-    "marthe": (FEW, DAMPED, MARTHE(mu=0.7, every=1, block=4, outer=SignMomentum(0.01), restart=True)),
+    "rtho": (FEW, NESTEROV, RTHO(every=2, block=4)),
+    "marthe": (FEW, ADAM, MARTHE(mu=0.7, every=1, block=4, outer=SignMomentum(0.01), restart=True)),
     "osgm": ((LearningRate("layer", 0.1),), SGD, OSGM(block=4)),
     "clarke": (BOTH, DAMPED, Clarke(every=2, block=4, terms=2)),
 }
 
 
-SLOW = {"adaptive, undone", "adaptive, every kind", "descent, multiplicative", "almeida", "marthe", "osgm", "clarke"}
+SLOW = {
+    "adaptive, undone",
+    "adaptive, every kind",
+    "descent, multiplicative",
+    "descent, nesterov",
+    "descent, adam",
+    "almeida",
+    "marthe",
+    "osgm",
+    "clarke",
+}
 
 
 class Case(NamedTuple):

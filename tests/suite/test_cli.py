@@ -67,7 +67,7 @@ def test_list_names_every_experiment_with_its_headline():
     answer = call("list")
     assert answer.returncode == 0
     lines = answer.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == names() == ["drmad-densenet", "drmad-digits", "drmad-mnist"]
+    assert [line.split()[0] for line in lines] == names()
     assert all(len(line.split()) > 6 for line in lines)
 
 
@@ -96,8 +96,7 @@ def test_help_of_an_experiment_explains_every_field(digits_experiment):
         (["report", "a", "b"], "hypertrail report takes RUN, got a b as well"),
         (
             ["run", "drmad-digit"],
-            "unknown experiment 'drmad-digit', expected one of drmad-densenet, drmad-digits, drmad-mnist; "
-            "did you mean drmad-digits?",
+            f"unknown experiment 'drmad-digit', expected one of {', '.join(names())}; did you mean drmad-digits?",
         ),
         (
             ["run", "drmad-digits", "--steps", "0"],

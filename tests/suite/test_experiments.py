@@ -11,12 +11,24 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import UsageError, experiments, outer
-from hypertrail.experiments import _common, drmad_densenet, drmad_digits, drmad_mnist
+from hypertrail import UsageError, cli, experiments, outer
+from hypertrail.experiments import (
+    _common,
+    ard_mnist,
+    chaos,
+    drmad_densenet,
+    drmad_digits,
+    drmad_mnist,
+    interpolation,
+    rosenbrock,
+    schedules_mnist,
+)
 from hypertrail.hyperparameters import count
 from hypertrail_nets import count_params
 
-MODULES = (drmad_densenet, drmad_digits, drmad_mnist)
+LOOPS = (ard_mnist, drmad_densenet, drmad_digits, drmad_mnist, schedules_mnist)
+STUDIES = (chaos, interpolation, rosenbrock)
+MODULES = sorted((*LOOPS, *STUDIES), key=lambda module: module.__name__)
 
 
 def blank(name, n, official_test, shape, scale=255):
@@ -40,14 +52,14 @@ def blank_data(monkeypatch):
 
 
 def test_names_are_file_names():
-    assert experiments.names() == ["drmad-densenet", "drmad-digits", "drmad-mnist"]
-    assert [experiments.load(name) for name in experiments.names()] == list(MODULES)
+    assert [experiments.load(name) for name in experiments.names()] == MODULES
+    assert [module for module in MODULES if experiments.is_study(module)] == list(STUDIES)
     assert experiments.headline("drmad-digits") == drmad_digits.__doc__.partition("\n")[0]
 
 
-@pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist$")])
+@pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist")])
 def test_an_unknown_name_hears_the_known_ones(word, hint):
-    with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of drmad-densenet, .*{hint}"):
+    with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of ard-mnist, .*{hint}"):
         experiments.load(word)
 
 
@@ -55,11 +67,11 @@ def test_an_unknown_name_hears_the_known_ones(word, hint):
 def test_every_field_has_a_docstring(module):
     """tyro shows it; an undocumented one would show nothing."""
     tree = ast.parse(inspect.getsource(module))
-    body = next(one.body for one in tree.body if isinstance(one, ast.ClassDef))
-    for field, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign):
-            assert isinstance(after, ast.Expr), field.target.id
-            assert isinstance(after.value.value, str)
+    for body in (one.body for one in tree.body if isinstance(one, ast.ClassDef)):
+        for field, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(after, ast.Expr), field.target.id
+                assert isinstance(after.value.value, str)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
@@ -69,7 +81,7 @@ def test_docstrings_have_command_and_numbers(module):
         assert word in module.__doc__
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", LOOPS, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_configs_are_frozen_and_crash_on_bad_arguments(module):
     config = module.Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -82,7 +94,7 @@ def test_configs_are_frozen_and_crash_on_bad_arguments(module):
         with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} -1"):
             module.Config(**{name: -1})
         refused.append(name)
-    assert {"seed", "meta_iterations", "momentum", "outer_rate", "train", "valid", "test", "batch"} <= set(refused)
+    assert {"seed", "meta_iterations", "momentum", "outer_rate", "train", "test", "batch"} <= set(refused)
 
 
 def test_digits_is_small_and_sees_no_example_twice():
@@ -140,3 +152,64 @@ def test_densenet_can_be_tasted_on_a_processor(blank_data):
     problem = drmad_densenet.problem(config)
     assert problem.steps == 5
     assert [drmad_densenet.steps(config, problem, k) for k in (0, 1, 8)] == [5, 5, 5]
+
+
+def test_schedules_are_those_of_reversible_learning(blank_data):
+    config = schedules_mnist.Config(train=40, select=10, test=10, batch=20)
+    problem = schedules_mnist.problem(config)
+    hyper = problem.initial_hyper()
+    assert count(hyper) == 2 * 8 * 100
+    for kind, start in (("learning_rate", -1.0), ("momentum", 0.0)):
+        assert all(u.shape == (100,) for u in hyper[kind].values())
+        np.testing.assert_allclose(np.concatenate(list(hyper[kind].values())), start, atol=1e-12)
+    assert problem.splits.valid is problem.splits.train
+    assert len(problem.splits.select) == 10
+    assert not set(problem.splits.select.rows) & set(problem.splits.train.rows)
+    assert np.std(problem.initial_weights()["dense1/W"]) == pytest.approx(math.exp(-3), rel=0.02)
+    assert schedules_mnist.rule(config) == outer.Adam(0.04)
+
+
+def test_ard_takes_the_papers_steps_in_its_own_logarithm(blank_data):
+    config = ard_mnist.Config(train=30, valid=10, select=5, test=10, batch=10)
+    problem = ard_mnist.problem(config)
+    hyper = problem.initial_hyper()
+    assert count(hyper) == 7_840
+    declared = problem.declared("l2")
+    ln_l2 = np.log(declared.value(hyper["l2"]["logits/W"]))
+    np.testing.assert_allclose(ln_l2, math.log(0.01) + 1)
+    h_ln = (
+        np.random.default_rng(0).normal(size=(784, 10)) * 1e-6
+    )  # df / d ln L2; one unit of log10 is ln 10 units of ln
+    h = {"l2": {"logits/W": h_ln * math.log(10)}}
+    rule = ard_mnist.rule(config)
+    moved, _ = outer.update(rule, problem.hyperparameters, hyper, h, rule.start(hyper))
+    np.testing.assert_allclose(np.log(declared.value(moved["l2"]["logits/W"])), ln_l2 - 1000 * h_ln, rtol=1e-12)
+
+
+TINY = {
+    "ard-mnist": ("--steps 4 --batch 5 --train 20 --valid 10 --select 5 --test 5 --outer-rate 10", "penalties"),
+    "schedules-mnist": ("--steps 4 --batch 5 --train 20 --select 5 --test 5 --hidden 6", "norm schedules"),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_meta_loop_shows_its_own_figures(name, blank_data, tmp_path, capsys):
+    words, own = TINY[name]
+    folder = tmp_path / "run"
+    command = ["run", name, *words.split(), "--meta-iterations", "2", "--engine", "cpu", "--run-dir", str(folder)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    pictures = {p.stem for p in (folder / "figures").iterdir()}
+    assert set(own.split()) | {"metrics"} < pictures
+    page = (folder / "report.html").read_text()
+    assert page.count("<img") == len(pictures)
+    (section,) = experiments.load(name).show(folder)
+    for row in section.rows:
+        assert row[0] in said
+        assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    for one in own.split():
+        (folder / "figures" / f"{one}.png").unlink()
+    (folder / "report.html").unlink()
+    assert cli.main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == page
+    assert {p.stem for p in (folder / "figures").iterdir()} == pictures

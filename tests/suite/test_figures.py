@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypertrail import UsageError, figures, runs
+from hypertrail import (
+    DrMAD,
+    ExampleWeight,
+    InitialScale,
+    TrainingInput,
+    UsageError,
+    figures,
+    outer,
+    runs,
+    tuning,
+)
 from hypertrail.report import write_report
 
 NAMES = ("metrics", "agreement", "agreement-layers", "hyper-l2-W", "hyper-l2-scale")
@@ -85,6 +95,33 @@ def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UsageError, match="is not the folder of a run"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kinds_that_live_on_examples_are_drawn(tmp_path, engine, make_problem, digits_experiment):
+    """A spread for each, named for what it is; the learned images as pictures; one row of agreement for each kind."""
+    declared = (InitialScale("unit"), ExampleWeight(), TrainingInput())
+    record = runs.config_record("drmad-digits", digits_experiment.Config())
+    with runs.Run(tmp_path / "run", record) as run:
+        run.describe(["run", "drmad-digits"], {})
+        tuning.into_run(
+            run, make_problem(hyperparameters=declared), engine, DrMAD("C1"), outer.Sign(0.1), 2, compare_exact=True
+        )
+    drawn = {path.stem: caption for caption, path in figures.draw_all(run.path).items()}
+    assert {"hyper-example_weight-train", "hyper-training_input-x", "hyper-initial_scale-W", "learned-images"} <= set(
+        drawn
+    )
+    assert (
+        drawn["hyper-example_weight-train"]
+        == "Hyperparameters of kind example_weight, training examples: how they spread"
+    )
+    line = runs.read_metrics(run.path)[0]
+    assert {kind: len(one["layers"]) for kind, one in line["agreement"].items()} == {
+        "initial_scale": 4,
+        "example_weight": 1,
+        "training_input": 1,
+    }
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(drawn)
 
 
 def test_many_tensors_and_one_number_are_both_drawn(tmp_path):

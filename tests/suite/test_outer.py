@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hypertrail import L2, LearningRate, NumericalFailure, UsageError, arrays
-from hypertrail.outer import Adam, GradientDescent, Sign, SignMomentum, State, update
+from hypertrail.outer import Adam, AdamHips, GradientDescent, Sign, SignMomentum, State, update
 
 FREE = (L2(bounds=(1e-300, 1e300)), LearningRate(bounds=(1e-300, 1e300)))
 
@@ -78,6 +78,30 @@ def test_adam_is_optax_adam(settings):
             np.testing.assert_allclose(value, np.asarray(theirs[kind][key]), rtol=1e-12)
 
 
+def test_adam_hips_has_the_inflated_steps_of_the_published_curves():
+    """A constant h: step lengths in units of the rate are 1, 5.26, 3.69, 2.91, 2.44 …, down to 1."""
+    rule = AdamHips(0.04)
+    h = gradient([1e4, -1e4, 1e6], rate=1e4)  # so large that ε does not show
+    λ, state, lengths = hyper(), rule.start(hyper()), []
+    for _ in range(60):
+        after, state = update(rule, FREE, λ, h, state)
+        lengths.append((λ["l2"]["a/W"] - after["l2"]["a/W"]) / 0.04)
+        λ = after
+    np.testing.assert_allclose([one[0] for one in lengths[:5]], [1.0, 5.26, 3.69, 2.91, 2.44], atol=0.005)
+    np.testing.assert_allclose([one[0] for one in lengths[1:]], [1 / (1 - 0.9**i) for i in range(2, 61)], rtol=1e-4)
+    for one in lengths:
+        np.testing.assert_allclose(one, one[0] * np.array([1.0, -1.0, 1.0]), rtol=1e-6)
+
+
+def test_adam_hips_has_no_momentum():
+    """From the second update on the first moment is the last h but for ℓⁱ; by hand: b₁ = .1, b = 1 − .9e-4."""
+    _, state = walk(AdamHips(), [gradient([1.0, 1.0, 1.0]), gradient([0.0, -1.0, 2.0])])
+    np.testing.assert_allclose(state.slots["m"]["l2"]["a/W"], (1 - 0.9e-4) * np.array([0.0, -1.0, 2.0]) + 0.9e-4 * 0.1)
+    np.testing.assert_allclose(state.slots["s"]["l2"]["a/W"], 0.01 * np.array([0.0, 1.0, 4.0]) + 0.99 * 0.01)
+    λ, _ = walk(AdamHips(0.5), [gradient([2.0, 0.0, -3.0])])
+    np.testing.assert_allclose(λ["l2"]["a/W"], [1.0 - 1.0 / (2 + 1e-4), 2.0, 3.0 + 1.5 / (3 + 1e-4)], rtol=1e-12)
+
+
 def test_moves_end_at_the_bounds_of_each_kind():
     declared = (L2(init=1.0, bounds=(1e-2, 1e2)), LearningRate(bounds=(1e-3, 1e-1)))
     start = {"l2": {"a/W": np.zeros(3)}, "learning_rate": {"network": np.array(np.log(0.01))}}
@@ -103,7 +127,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name(bad):
 
 
 @pytest.mark.parametrize(
-    "rule", [GradientDescent(0.1), Sign(0.1), SignMomentum(), Adam(0.1)], ids=lambda r: type(r).__name__
+    "rule", [GradientDescent(0.1), Sign(0.1), SignMomentum(), Adam(0.1), AdamHips(0.1)], ids=lambda r: type(r).__name__
 )
 def test_a_walk_goes_on_from_a_file_bit_for_bit(rule, tmp_path):
     gradients = [gradient([1.0 / (k + 1), -k, 0.3 * k], k - 1.5) for k in range(6)]
@@ -127,6 +151,8 @@ def test_a_walk_goes_on_from_a_file_bit_for_bit(rule, tmp_path):
         (lambda: SignMomentum(mass=1.0), "1.0"),
         (lambda: Adam(b1=1.0), "1.0"),
         (lambda: Adam(epsilon=0.0), "0.0"),
+        (lambda: AdamHips(b1=0.0), "0.0"),
+        (lambda: AdamHips(decay=2.0), "2.0"),
     ],
 )
 def test_settings_that_cannot_be(make, value):

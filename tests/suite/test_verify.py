@@ -7,7 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hypertrail import DrMAD, Exact, UsageError, VerificationFailure, engines, outer, tolerances, verify
+from hypertrail import (
+    DrMAD,
+    Exact,
+    ExampleWeight,
+    InitialScale,
+    TrainingInput,
+    UsageError,
+    VerificationFailure,
+    engines,
+    outer,
+    tolerances,
+    verify,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,13 @@ def test_the_reference_engine_passes(problem, cpu):
     assert str(checks[0]).startswith(
         "ok   exact of l2, cpu against finite differences, direction 1 of 2: relative difference "
     )
+
+
+def test_kinds_that_live_on_examples_and_on_w_0_pass(make_problem, cpu):
+    declared = (InitialScale(), ExampleWeight(), TrainingInput())
+    checks = list(verify.verify(make_problem(hyperparameters=declared), cpu, cpu, Exact(), directions=1))
+    assert [c.passed for c in checks] == [True] * 6
+    assert checks[-1].what == "exact of training_input, cpu against cpu, 2,560 coordinates"
 
 
 @pytest.mark.parametrize(

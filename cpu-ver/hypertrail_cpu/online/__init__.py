@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hypertrail.adapting import Block, State, blocks_left, first_velocity, numpy_state, refuse, taken_up
+from hypertrail.adapting import Block, State, blocks_left, numpy_state, refuse, taken_up
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
@@ -65,14 +65,14 @@ def adapt(
 
 
 def first_state(problem: Problem, hyper: Hyper, rule: Rule) -> State:
-    w = problem.initial_weights()
+    w, v = problem.scaled(problem.initial_weights(), problem.values(hyper)), problem.initial_velocity()
     hyper = {kind: {key: np.array(u, dtype=np.float64) for key, u in arrays.items()} for kind, arrays in hyper.items()}
     return {
         "w": w,
-        "v": first_velocity(problem),
+        "v": v,
         "running": problem.initial_running(),
         "hyper": hyper,
-        "memory": rule.start(hyper, w),
+        "memory": rule.start(hyper, w, v),
         "step": np.array(0, dtype=np.int64),
         "block": np.array(0, dtype=np.int64),
     }

@@ -58,7 +58,7 @@ class AdaptiveRule(Rule):
     Cost: n + M gradients, K gradients with Hessian-vector product, K more where a rate is declared.
     """
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         if not self.method.mass:
             return {}
         return {"u": {kind: {key: np.zeros_like(u) for key, u in arrays.items()} for kind, arrays in hyper.items()}}
@@ -80,8 +80,7 @@ class AdaptiveRule(Rule):
         f, dw, direct = validation_gradient(problem, w, values, method.validation_batches, int(state["block"]), T)
         dvalues = zeros(problem, values)
         add(dvalues, direct)
-        dv = {name: np.zeros_like(one) for name, one in dw.items()}
-        begun = Adjoint(dw, dv, dvalues, f, np.empty(0), w, Cost())
+        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w, Cost())
         undone = method.states == "undone"
         provider = Watched(Undone(problem.with_(steps=T), values, w, v) if undone else Kept(kept))
         result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)

@@ -22,7 +22,7 @@ class AlmeidaRule(Rule):
     Cost: one gradient a step.
     """
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         zero = {name: np.zeros_like(one) for name, one in w.items()}
         return {"gradient": zero, "square": zero}
 

@@ -8,8 +8,8 @@ from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
 from hypertrail.records import Cost, Params
 
-from ..dynamics import DYNAMICS
-from ..forward import TANGENTS
+from ..dynamics import rule
+from ..forward import tangent_rule
 from ..training import gradient_at, rates
 from .rule import Arrays, Report, Rule, by_name, shared
 
@@ -24,18 +24,16 @@ class DescentRule(Rule):
     Cost: one gradient a step.
     """
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         return {"direction": {name: np.zeros_like(one) for name, one in w.items()}}
 
     def block(self, state: State) -> tuple[State, Report]:
         problem, report = self.problem, Report()
         one = problem.declared("learning_rate")
-        advance, _ = DYNAMICS[problem.dynamics.kind]
         factors = problem.dynamics.factors(problem.steps)
         w, v, running, D = state["w"], state["v"], state["running"], state["memory"]["direction"]
         values = problem.values(state["hyper"])
         alphas = {key: one.value(u) for key, u in state["hyper"]["learning_rate"].items()}
-        zero = {p: np.zeros_like(x) for p, x in w.items()}
         start = int(state["step"])
         for t in range(start, start + self.method.block):
             loss, g, statistics = gradient_at(problem, values, w, t)
@@ -44,8 +42,11 @@ class DescentRule(Rule):
             alphas = self.move(alphas, g, D)
             values = values | {"learning_rate": by_name(one, alphas, w)}
             alpha, gamma = rates(problem, values, t)
-            alpha_dot = dict.fromkeys(w, factors[t])  # α in force is factor times the value that moves
-            D, _ = TANGENTS[problem.dynamics.kind](v, g, alpha, gamma, (zero, zero, zero, alpha_dot, zero))
+            advance, tangent = rule(problem.dynamics, t).advance, tangent_rule(problem.dynamics, t)
+            dot = {
+                p: (0.0, 0.0 * v[p], 0.0, factors[t], 0.0) for p in w
+            }  # α in force is factor times the value that moves
+            D = {p: tangent(v[p], g[p], alpha[p], gamma[p], dot[p])[0] for p in w}
             moved = {p: advance(w[p], v[p], g[p], alpha[p], gamma[p]) for p in w}
             w, v = {p: x for p, (x, _) in moved.items()}, {p: x for p, (_, x) in moved.items()}
         report.cost = Cost(self.method.block)

@@ -38,7 +38,7 @@ class Rule:
         self.problem = problem
         self.method: Online | Any = method
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         """The memory before the first block: nested dicts of arrays."""
         return {}
 

@@ -24,7 +24,7 @@ class T1T2Rule(Rule):
     Cost: one gradient a step, M for each move.
     """
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         return start_outer(self.method.outer, self.moved(hyper))
 
     def moved(self, hyper: Hyper) -> Hyper:

@@ -11,9 +11,9 @@ from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Values
 from hypertrail.records import Cost, Params
 
-from ..forward import TANGENTS, directions
+from ..forward import directions, tangent_rule
 from ..losses import gradient_tangents
-from ..training import batch, forward, norm, rates
+from ..training import batch, forward, norm, rates, seen
 from .rule import Report, Rule, move_outer, start_outer, validation_gradient
 
 
@@ -26,17 +26,17 @@ class TangentRule(Rule):
     Cost of a step: 2 gradients and m Hessian-vector products; of a move: M gradients.
     """
 
-    def start(self, hyper: Hyper, w: Params) -> State:
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
         m = count(hyper)
-        columns = {p: np.zeros((m, *np.shape(one))) for p, one in w.items()}
-        return {"w": columns, "v": columns, "outer": start_outer(self.method.outer, hyper)}
+        Zw, Zv = ({p: np.zeros((m, *np.shape(one))) for p, one in a.items()} for a in (w, v))
+        return {"w": Zw, "v": Zv, "outer": start_outer(self.method.outer, hyper)}
 
     def block(self, state: State) -> tuple[State, Report]:
         problem, method, report = self.problem, self.method, Report()
         w, v, running, hyper = (state[key] for key in ("w", "v", "running", "hyper"))
         m, memory = count(hyper), state["memory"]["outer"]
         Z = [({p: state["memory"]["w"][p][j] for p in w}, {p: state["memory"]["v"][p][j] for p in w}) for j in range(m)]
-        zero = {p: np.zeros_like(one) for p, one in w.items()}
+        zero = tuple({p: np.zeros_like(one) for p, one in a.items()} for a in (w, v))
         start = int(state["step"])
         for begin in range(start, start + method.block, method.every):
             values = problem.values(hyper)
@@ -58,7 +58,7 @@ class TangentRule(Rule):
             clip = {declared.kind: declared.clip for declared in problem.hyperparameters}
             hyper = {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}
             if method.restart:
-                Z = [(zero, zero)] * m
+                Z = [zero] * m
             report.hyper_losses.append(f)
             report.gradient = h
         M, moves = method.validation_batches or len(problem.valid_batches()[0]), method.block // method.every
@@ -70,14 +70,17 @@ class TangentRule(Rule):
     def carried(self, one, values: Values, columns: list, Z: list[tuple[Params, Params]]) -> list:
         """Z one step later."""
         problem, t, mu = self.problem, one.t, self.method.mu
-        g, tangent = gradient_tangents(problem, one.w, values, *batch(problem, t), t)
+        g, tangent = gradient_tangents(problem, one.w, seen(problem, values, t), *batch(problem, t), t)
         alpha, gamma = rates(problem, values, t)
+        advance = tangent_rule(problem.dynamics, t)
         after = []
         for (_, _, values_dot), (w_dot, v_dot) in zip(columns, Z, strict=True):
             w_dot, v_dot = ({p: mu * x for p, x in a.items()} for a in (w_dot, v_dot))
-            g_dot = tangent(w_dot, values_dot)
-            dots = rates(problem, values_dot, t)
-            after.append(TANGENTS[problem.dynamics.kind](one.v, g, alpha, gamma, (w_dot, v_dot, g_dot, *dots)))
+            g_dot = tangent(w_dot, seen(problem, values_dot, t))
+            alpha_dot, gamma_dot = rates(problem, values_dot, t)
+            dot = {p: (w_dot[p], v_dot[p], g_dot[p], alpha_dot[p], gamma_dot[p]) for p in g}
+            moved = {p: advance(one.v[p], g[p], alpha[p], gamma[p], dot[p]) for p in g}
+            after.append(({p: x for p, (x, _) in moved.items()}, {p: x for p, (_, x) in moved.items()}))
         if not all(np.isfinite(norm(w_dot)) for w_dot, _ in after):
             raise NumericalFailure(
                 "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"

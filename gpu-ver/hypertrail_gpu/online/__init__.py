@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.adapting import Block, State, blocks_left, first_velocity, numpy_state, refuse, taken_up
+from hypertrail.adapting import Block, State, blocks_left, numpy_state, refuse, taken_up
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
@@ -73,14 +73,15 @@ def adapt(
 
 def first_state(programs: Compiled, hyper: Hyper, rule: Rule) -> State:
     problem = programs.problem
-    w = jax.tree.map(jnp.asarray, problem.initial_weights())
     hyper = jax.tree.map(lambda u: jnp.asarray(u, problem.dtype), hyper)
+    w = jax.tree.map(jnp.asarray, programs.initial_weights(programs.values(hyper)))
+    v = jax.tree.map(jnp.asarray, problem.initial_velocity())
     return {
         "w": w,
-        "v": jax.tree.map(jnp.asarray, first_velocity(problem)),
+        "v": v,
         "running": jax.tree.map(jnp.asarray, problem.initial_running()),
         "hyper": hyper,
-        "memory": rule.start(hyper, w),
+        "memory": rule.start(hyper, w, v),
         "step": np.array(0, dtype=np.int64),
         "block": np.array(0, dtype=np.int64),
     }

@@ -30,7 +30,7 @@ class AdaptiveRule(Rule):
     Cost: n + M gradients and K gradients with Hessian-vector product.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return {"u": zeros(hyper)} if self.method.mass else {}
 
     def inputs(self, start: int, block: int) -> Tree:
@@ -48,10 +48,10 @@ class AdaptiveRule(Rule):
 
         f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
         if keep:
-            _, _, dvalues = self.back((dw, zeros(dw), dvalues), kept, values, data, last)
+            _, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
             w_before, v_before = early[:2]
         else:
-            undone, _ = p._undo_chunk((w, v, dw, zeros(dw), dvalues), values, data, last)
+            undone, _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
             w_before, v_before, _, _, dvalues = undone
         h = p._pull_back(hyper, dvalues)
 

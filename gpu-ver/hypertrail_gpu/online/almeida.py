@@ -28,7 +28,7 @@ class AlmeidaRule(Rule):
     Cost: one gradient a step.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return {"gradient": zeros(w), "square": zeros(w)}
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
@@ -42,8 +42,8 @@ class AlmeidaRule(Rule):
 
         def forward(carry: tuple, x: tuple) -> tuple:
             (w, v, running, p, last, s), (indices, t) = carry, x
-            batch = self.take(data, indices)
-            (loss, statistics), g = jax.value_and_grad(programs.inner.loss, has_aux=True)(w, fixed, batch, t)
+            seen, batch = programs.batch(fixed, data, indices)
+            (loss, statistics), g = jax.value_and_grad(programs.inner.loss, has_aux=True)(w, seen, batch, t)
             s = jax.tree.map(lambda s, g: γ * s + (1 - γ) * g**2, s, g)
             p = jax.tree.map(moved, p, g, last, s)
             w, v = programs.inner.update(w, v, g, fixed | {"learning_rate": p}, t)

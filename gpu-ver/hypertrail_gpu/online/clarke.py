@@ -12,7 +12,7 @@ from hypertrail.hyperparameters import Hyper
 from hypertrail.records import Cost
 
 from ..compiled import norm
-from ..functional import add, linearise, pull, zeros
+from ..functional import linearise, pull, zeros
 from .rule import PeriodicRule, move_outer, start_outer
 
 Array = Any
@@ -29,7 +29,7 @@ class ClarkeRule(PeriodicRule):
     Cost: one gradient a step; for a move M gradients, one more, and terms + 1 Hessian-vector products.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return start_outer(self.method.outer, hyper)
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
@@ -41,12 +41,13 @@ class ClarkeRule(PeriodicRule):
             (w, v, running), losses, _ = self.steps(tuple(elementary), values, data, xs)
             indices, t = jax.tree.map(lambda one: one[-1], xs)
             f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
-            g, tangent = linearise(programs.inner, w, values, self.take(data, indices), t)
+            seen, batch = programs.batch(values, data, indices)
+            g, tangent = linearise(programs.inner, w, seen, batch, t)
 
             def term(_: Array, carry: tuple) -> tuple:
                 dw, dvalues = carry
-                dw, _, more = pull(programs.inner, w, v, g, tangent, values, t, dw, zeros(v))
-                return dw, add(dvalues, {kind: more[kind] for kind in dvalues})
+                dw, _, more = pull(programs.inner, w, v, g, tangent, seen, t, dw, zeros(v))
+                return dw, programs.collect(dvalues, more, indices)
 
             _, dvalues = lax.fori_loop(0, method.terms + 1, term, (dw, dvalues))
             h = programs._pull_back(hyper, dvalues)

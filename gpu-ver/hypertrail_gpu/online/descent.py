@@ -34,7 +34,7 @@ class DescentRule(Rule):
     is then carried along. Within a block α itself is carried, not its logarithm. Cost: one gradient a step.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return {"direction": {} if self.problem.dynamics.kind in VELOCITIES else zeros(w)}
 
     def inputs(self, start: int, block: int) -> Tree:
@@ -50,8 +50,8 @@ class DescentRule(Rule):
 
         def forward(carry: tuple, x: tuple) -> tuple:
             (w, v, running, alphas, D), (indices, t, factor_before) = carry, x
-            batch = self.take(data, indices)
-            (loss, statistics), g = jax.value_and_grad(p.inner.loss, has_aux=True)(w, fixed, batch, t)
+            seen, batch = p.batch(fixed, data, indices)
+            (loss, statistics), g = jax.value_and_grad(p.inner.loss, has_aux=True)(w, seen, batch, t)
             alphas = self.move(alphas, g, v if sign else D, sign * factor_before if sign else 1.0)
 
             def update(rate: Tree) -> tuple[Tree, Tree]:

@@ -26,7 +26,7 @@ class OSGMRule(Rule):
     Cost: two gradients a step.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return {"sum": {key: jnp.zeros_like(u) for key, u in hyper["learning_rate"].items()}}
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
@@ -37,11 +37,11 @@ class OSGMRule(Rule):
 
         def forward(carry: tuple, x: tuple) -> tuple:
             (w, v, running, P, G), (indices, t) = carry, x
-            batch = self.take(data, indices)
-            (loss, statistics), g = gradient(w, fixed, batch, t)
+            seen, batch = programs.batch(fixed, data, indices)
+            (loss, statistics), g = gradient(w, seen, batch, t)
             rate = fixed | {"learning_rate": by_name(one, P, w)}
             w_new, v_new = programs.inner.update(w, v, g, rate, t)
-            (loss_new, _), g_new = gradient(w_new, fixed, batch, t)
+            (loss_new, _), g_new = gradient(w_new, seen, batch, t)
 
             size = sum(jnp.sum(d**2) for d in jax.tree.leaves(g))
             h = shared(one, {p: -g_new[p] * g[p] / jnp.where(size > 0, size, 1.0) for p in g})

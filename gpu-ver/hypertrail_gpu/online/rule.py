@@ -34,7 +34,7 @@ class Rule:
         self.valid_data = x.reshape(-1, *x.shape[2:]), y.reshape(-1)
         self.run = jax.jit(self.block)
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         """The memory before the first block: nested dicts of arrays."""
         return {}
 
@@ -66,10 +66,6 @@ class Rule:
             "skipped": jnp.asarray(skipped),
         }
 
-    def take(self, data: Tree, indices: Array) -> Tree:
-        """The examples of one batch."""
-        return data[0][indices], data[1][indices]
-
     def steps(
         self, state: Elementary, values: Values, data: Tree, xs: Tree, keep: bool = False
     ) -> tuple[Elementary, Array, Tree]:
@@ -77,7 +73,9 @@ class Rule:
 
         def forward(state: Elementary, x: tuple) -> tuple:
             (w, v, running), (indices, t) = state, x
-            w_next, v_next, loss, statistics = step(self.programs.inner, w, v, values, self.take(data, indices), t)
+            w_next, v_next, loss, statistics = step(
+                self.programs.inner, w, v, *self.programs.batch(values, data, indices), t
+            )
             kept = (w, v) if keep else ()
             return (w_next, v_next, self.problem.update_running(running, statistics)), (loss, kept)
 
@@ -86,7 +84,7 @@ class Rule:
 
     def hyper_gradient(self, w: Tree, values: Values, valid: Tree, rows: Array) -> tuple[Array, Tree, Values]:
         """(f, ∂f/∂w, ∂f/∂value) on the validation batches whose rows these are, (M, B). Cost: M gradients."""
-        return self.programs._hyper_gradient(w, values, self.take(valid, rows))
+        return self.programs._hyper_gradient(w, values, (valid[0][rows], valid[1][rows]))
 
     def validation_rows(self, numbers: Any) -> np.ndarray:
         """(moves, M, B): the rows of each move of a block."""

@@ -29,7 +29,7 @@ class T1T2Rule(PeriodicRule):
     does not contain λ. Cost: one gradient a step, M for each move.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return start_outer(self.method.outer, self.moved(hyper))
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
@@ -41,12 +41,12 @@ class T1T2Rule(PeriodicRule):
             before = jax.tree.map(lambda one: one[: every - 1], xs)
             (w, v, running), losses, _ = self.steps(tuple(elementary), values, data, before)
             indices, t = jax.tree.map(lambda one: one[-1], xs)
-            batch = self.take(data, indices)
-            w_next, v_next, loss, statistics = step(inner, w, v, values, batch, t)
+            seen, batch = self.programs.batch(values, data, indices)
+            w_next, v_next, loss, statistics = step(inner, w, v, seen, batch, t)
             running = self.problem.update_running(running, statistics)
 
             f, dw, _ = self.hyper_gradient(w_next, values, valid, rows)
-            h = self.product(w, jax.tree.map(jnp.negative, dw), values, hyper, batch, t)
+            h = self.product(w, jax.tree.map(jnp.negative, dw), seen, batch, t)
             size = norm(h)
             hyper, memory = self.move(hyper, values, h, size, memory)
             losses = jnp.concatenate([losses, loss[None]])
@@ -61,7 +61,7 @@ class T1T2Rule(PeriodicRule):
         after = {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}
         return after, h, self.report(w, losses, f, sizes, skipped)
 
-    def product(self, w: Tree, u: Tree, values: Values, hyper: Hyper, batch: Tree, t: tuple) -> Hyper:
+    def product(self, w: Tree, u: Tree, values: Values, batch: Tree, t: tuple) -> Hyper:
         """h = (∂_λ∇_w C̃₁)ᵀ u, for what moves: λ itself, or its free representation."""
 
         def slope(w: Tree) -> Values:

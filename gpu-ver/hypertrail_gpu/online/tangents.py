@@ -30,10 +30,10 @@ class TangentRule(PeriodicRule):
     Cost of a step: one gradient and m tangents; of a move: M gradients.
     """
 
-    def start(self, hyper: Hyper, w: Tree) -> State:
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         m = count(hyper)
-        columns = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), w)
-        return {"w": columns, "v": columns, "outer": start_outer(self.method.outer, hyper)}
+        Zw, Zv = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
+        return {"w": Zw, "v": Zv, "outer": start_outer(self.method.outer, hyper)}
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
         programs, method, hyper = self.programs, self.method, state["hyper"]
@@ -46,14 +46,15 @@ class TangentRule(PeriodicRule):
 
             def forward(carry: tuple, x: tuple) -> tuple:
                 (w, v, running, Z), (indices, t) = carry, x
-                batch = self.take(data, indices)
+                seen, batch = programs.batch(values, data, indices)
+                columns_seen = jax.vmap(lambda one: self.problem.seen(one, indices))(columns)
 
                 def advance(w: Tree, v: Tree, values: Tree) -> tuple:
                     w, v, loss, statistics = step(programs.inner, w, v, values, batch, t)
                     return (w, v), (loss, statistics)
 
-                (w, v), tangent, (loss, statistics) = jax.linearize(advance, w, v, values, has_aux=True)
-                Z = jax.vmap(tangent)(*jax.tree.map(lambda z: method.mu * z, Z), columns)
+                (w, v), tangent, (loss, statistics) = jax.linearize(advance, w, v, seen, has_aux=True)
+                Z = jax.vmap(tangent)(*jax.tree.map(lambda z: method.mu * z, Z), columns_seen)
                 return (w, v, self.problem.update_running(running, statistics), Z), loss
 
             (w, v, running, Z), losses = lax.scan(forward, (w, v, running, Z), xs)

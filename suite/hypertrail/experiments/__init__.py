@@ -2,11 +2,24 @@
 
 An experiment is a module with
 
-    __doc__                           what it shows, in its first line; command, minutes, hardware, expected and published numbers
-    Config                            a frozen dataclass of everything that can be set (see _common.Common)
+    __doc__     what it shows, in its first line; command, minutes, hardware, expected and published numbers
+    Config      a frozen dataclass of everything that can be set
+
+and one of two forms. A meta loop (Config extends _common.Common), which hypertrail.tuning drives:
+
     problem(config) -> Problem        the bilevel problem; this is where data are loaded
     rule(config) -> outer.Rule        how the hyperparameters move
     steps(config, problem, k) -> int  T of meta-iteration k (optional: without it, the problem's)
+    show(folder) -> [Section]         its own part of the report (optional)
+
+A study (Config extends _common.Study), which drives itself:
+
+    study(config, run, voice)         computes; plain lines with run.append(…), arrays with arrays.save(run.path / "x.npz", …)
+    show(folder) -> [Section]         from these files alone: figures drawn into figures/ (figures.save), tables, words; it is
+                                      called as soon as metrics.jsonl has a line, so arrays come first and the line after
+    problem(config) -> Problem        for `hypertrail verify` (optional)
+
+What `show` returns is both the closing table on the terminal and the report; `hypertrail report RUN` calls it again.
 """
 
 from __future__ import annotations
@@ -31,6 +44,11 @@ def headline(name: str) -> str:
     """First line of an experiment's docstring, read without importing it."""
     tree = ast.parse((HERE / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def is_study(module: ModuleType) -> bool:
+    """Whether the experiment drives itself, rather than being driven by the meta loop."""
+    return hasattr(module, "study")
 
 
 def load(name: str) -> ModuleType:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..errors import UsageError
 
@@ -14,6 +15,7 @@ MethodName = Literal[
     "exact",
     "drmad-C0",
     "drmad-C1",
+    "drmad-C1-first",
     "drmad-C2",
     "drmad-C3",
     "drmad-C4",
@@ -29,28 +31,20 @@ MethodName = Literal[
 Precision = Literal["float32", "float64"]
 
 
+C = TypeVar("C")
+P = TypeVar("P")
+
+
 @dataclass(frozen=True)
-class Common:
+class Study:
     """The settings that all experiments share."""
 
     engine: EngineName = "gpu"
     """What computes. gpu: compiled with JAX, for a GPU or, without one, the processor; cpu: the NumPy reference, slow."""
     precision: Precision = "float32"
     """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
-    method: MethodName = "drmad-C4"
-    """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
-    printed algorithm filled as in the paper (C0), its authors' code (C1), the thesis (C2 to C5) or piecewise (C6); truncated:
-    the last 20 steps; forward: for few hyperparameters; implicit-*: at a minimum; float-reversed: a negative control."""
-    compare_exact: bool = False
-    """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
-    per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
-    meta_iterations: int = 10
-    """How many times the hyperparameters move: trainings, hypergradients, updates. One more training closes the run."""
     seed: int = 0
     """One number for all that is random: split, initial weights, batches, dropout masks."""
-    trajectory: Literal["memory", "disk", "auto", "checkpoints", "reversible"] = "memory"
-    """What is kept for the exact hypergradient: every state in memory (RAM or device), on disk (HDF5 in the run folder) or where
-    there is room (auto); checkpoints: √T states, the rest computed again; reversible: integers that can be undone."""
     data_dir: Path | None = None
     """Folder with the data files; default: HYPERTRAIL_DATA, the cache, then a download. Digits are built in."""
     runs_dir: Path = Path("runs")
@@ -59,8 +53,40 @@ class Common:
     """The run's own folder, instead of a new one in runs-dir. If it holds this very run, finished, nothing is done."""
 
     def __post_init__(self) -> None:
-        at_least("meta-iterations", self.meta_iterations, 0)
         at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class Common(Study):
+    """The settings that all meta loops share: what a study can be asked for, and how the hyperparameters move."""
+
+    method: MethodName = "drmad-C4"
+    """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
+    printed algorithm filled as in the paper (C0), its authors' code (C1; C1-first sees only the first tenth of the batches, as
+    theirs did), the thesis (C2 to C5) or piecewise (C6); truncated: the last 20 steps; forward: for few hyperparameters;
+    implicit-*: at a minimum; float-reversed: a negative control."""
+    compare_exact: bool = False
+    """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
+    per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
+    meta_iterations: int = 10
+    """How many times the hyperparameters move: trainings, hypergradients, updates. One more training closes the run."""
+    trajectory: Literal["memory", "disk", "auto", "checkpoints", "reversible"] = "memory"
+    """What is kept for the exact hypergradient: every state in memory (RAM or device), on disk (HDF5 in the run folder) or where
+    there is room (auto); checkpoints: √T states, the rest computed again; reversible: integers that can be undone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("meta-iterations", self.meta_iterations, 0)
+
+
+def built(make: Callable[[C], P], config: C) -> P:
+    """make(config), a problem or data; what network, splits or schedule refuse is a usage error."""
+    try:
+        return make(config)
+    except ValueError as refused:
+        if hasattr(refused, "exit_code"):
+            raise
+        raise UsageError(str(refused)) from refused
 
 
 def at_least(name: str, value: int, least: int) -> None:

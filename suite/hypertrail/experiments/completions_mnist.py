@@ -1,0 +1,281 @@
+"""How far each completion of DrMAD is from the exact hypergradient, for short, middle and long trainings.
+
+    hypertrail run completions-mnist --data-dir FOLDER
+    hypertrail run completions-mnist --data-dir FOLDER --lengths 200 --meta-iterations 5        (a minute)
+
+The network of DrMAD's experiment 1 (784-50-50-50-10, batches of 50, γ .95, α .05; drmad_mnist.py), with one L2 penalty and one
+learning rate per parameter, as in the thesis. At every meta-iteration all methods look at the SAME training run; the exact
+hypergradient alone moves the hyperparameters (by signs), so every method is asked at the same twenty points. C0, which has no
+learning rate in it, is asked for the penalties only. C6 is asked twice: with 10 kept states and with √T.
+
+Hardware: two CPU cores: @@ minutes.
+Measured: seed 0, float32, cosine with the exact hypergradient at the first meta-iteration: @@
+The thesis, on this network: T = 200 starts near .98 (C4) and .99 (C5) and decays over 20 meta-iterations; T = 20,000 about .09;
+learning rates worse than penalties.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import diagnostics, engines, figures, outer
+from ..errors import NumericalFailure
+from ..hyperparameters import L2, Hyper, LearningRate
+from ..keeping import Checkpoints
+from ..methods import DrMAD, Exact, Method, parse_method
+from ..problem import Problem
+from ..records import Hypergradient, Training
+from ..runs import Run, read_metrics
+from ..sections import Section
+from . import drmad_mnist
+from ._common import Study, at_least, built, positive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..display import Voice
+
+COMPLETIONS = ("drmad-C0", "drmad-C1", "drmad-C1-first", *(f"drmad-C{n}" for n in range(2, 7)))
+FEW = 10  # states of the thriftier C6
+THESIS = {(200, "drmad-C4"): ".98", (200, "drmad-C5"): ".99", (20_000, "drmad-C4"): ".09"}  # penalties, at the start
+WORDS = {"l2": "L2 penalties", "learning_rate": "learning rates"}
+
+
+@dataclass(frozen=True)
+class Config(Study):
+    """Settings of completions-mnist."""
+
+    lengths: tuple[int, ...] = (200, 2000, 20_000)
+    """T of the trainings that are looked at, one after the other."""
+    meta_iterations: int = 20
+    """How many times the exact hypergradient moves the hyperparameters; the methods are compared at each."""
+    methods: tuple[str, ...] = (*COMPLETIONS, "truncated-20", "truncated-200")
+    """What is compared with the exact hypergradient."""
+    l2: float = 1e-4
+    """Every penalty at the start."""
+    learning_rate: float = 0.05
+    """Every learning rate at the start."""
+    momentum: float = 0.95
+    """γ."""
+    outer_rate: float = 0.1
+    """How far log10 of each penalty and ln of each learning rate moves per meta-iteration."""
+    train: int = 15_000
+    """Training images."""
+    valid: int = 5_000
+    """Images of the hyper loss."""
+    test: int = 5_000
+    """Images that are only reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("lengths", len(self.lengths), 1)
+        for steps in self.lengths:
+            at_least("lengths", steps, FEW)
+        at_least("meta-iterations", self.meta_iterations, 1)
+        for word in self.methods:
+            parse_method(word)
+        for name in ("l2", "learning_rate", "outer_rate"):
+            positive(name.replace("_", "-"), getattr(self, name))
+
+
+def problem(config: Config) -> Problem:
+    """The problem of the first length."""
+    c = config
+    like = drmad_mnist.Config(
+        steps=c.lengths[0], momentum=c.momentum, train=c.train, valid=c.valid, test=c.test, seed=c.seed,
+        precision=c.precision, data_dir=c.data_dir,
+    )  # fmt: skip
+    return drmad_mnist.problem(like).with_(
+        hyperparameters=(
+            L2("parameter", c.l2, bounds=(1e-8, 1e-2)),
+            LearningRate("parameter", c.learning_rate, bounds=(1e-3, 0.5)),
+        ),
+        l2=0.0,
+    )
+
+
+def study(config: Config, run: Run, voice: Voice) -> None:
+    engine, first = engines.load(config.engine), built(problem, config)
+    for T in config.lengths:
+        of_length = first.with_(steps=T)
+        try:
+            descend(config, engine, of_length, run, voice)
+        except NumericalFailure as end:  # the longer ones may go on: each begins anew
+            voice.say(f"T {T}: stopped, {end}")
+            run.append({"steps": T, "stopped": str(end)})
+
+
+def descend(config: Config, engine: Any, problem: Problem, run: Run, voice: Voice) -> None:
+    """Twenty updates by the exact hypergradient, and at each what every method says."""
+    T, hyper, rule = problem.steps, problem.initial_hyper(), outer.Sign(config.outer_rate)
+    state = rule.start(hyper)
+    without_rates = problem.with_(
+        hyperparameters=(problem.hyperparameters[0],),
+        dynamics=problem.dynamics,
+    )
+    for k in range(config.meta_iterations):
+
+        def progress(done: int, total: int, k: int = k) -> None:
+            voice.progress(f"T {T}, training {k}", done, total)
+
+        training = engine.train(problem, hyper, Checkpoints(), progress)
+        few = engine.train(problem, hyper, Checkpoints(min(FEW, T)))
+        exact = engine.hypergradient(problem, hyper, training, Exact())
+        test = engine.evaluate(problem, training, "test")
+        run.append(
+            {
+                "steps": T,
+                "update": k,
+                "method": "exact",
+                "hyper_loss": exact.hyper_loss,
+                "test_error": test.error,
+            }
+            | cost(exact, training)
+        )
+        for word in config.methods:
+            for name, method, seen in ways(word, training, few):
+                alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
+                if method == DrMAD("C0") and not alone:
+                    continue
+                found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact)
+                run.append({"steps": T, "update": k, "method": name} | found)
+        voice.say(f"T {T}, meta-iteration {k}: hyper loss {exact.hyper_loss:.4f}, test error {100 * test.error:.2f} %")
+        hyper, state = outer.update(rule, problem.hyperparameters, hyper, exact.gradient, state)
+
+
+def ways(word: str, training: Training, few: Training) -> list[tuple[str, Method, Training]]:
+    method = parse_method(word)
+    if method == DrMAD("C6"):
+        return [(f"{word}, {FEW} states", method, few), (f"{word}, √T states", method, training)]
+    return [(word, method, training)]
+
+
+def ask(
+    engine: Any, problem: Problem, hyper: Hyper, training: Training, method: Method, exact: Hypergradient
+) -> dict[str, Any]:
+    """What a method says of this training run, beside the exact hypergradient; or why it says nothing."""
+    kinds = [h.kind for h in problem.hyperparameters]
+    try:
+        result = engine.hypergradient(problem, {kind: hyper[kind] for kind in kinds}, training, method)
+    except NumericalFailure as failure:
+        return {"failed": str(failure)}
+    truth = {kind: exact.gradient[kind] for kind in kinds}
+    agreement = diagnostics.agreement(result.gradient, truth)
+    return {"agreement": {kind: figures_of(one.total) for kind, one in agreement.items()}} | cost(result, training)
+
+
+def figures_of(one: diagnostics.Agreement) -> dict[str, float | None]:
+    return {"cosine": one.cosine, "signs": one.signs, "norm_ratio": one.norm_ratio}
+
+
+def cost(result: Hypergradient, training: Training) -> dict[str, Any]:
+    return {
+        "N": result.diagnostics["N"],
+        "seconds": result.cost.seconds,
+        "bytes": result.cost.trajectory_bytes,
+        "training_seconds": training.cost.seconds,
+    }
+
+
+# -- what it shows ------------------------------------------------------------------------------------------------------
+
+
+def show(folder: Path) -> list[Section]:
+    lines = read_metrics(folder)
+    lengths = list(dict.fromkeys(line["steps"] for line in lines))
+    sections = [at_length([line for line in lines if line["steps"] == T], T) for T in lengths]
+    compared = [line for line in lines if "agreement" in line]
+    if compared:
+        with figures.style():
+            caption = "Cosine with the exact hypergradient over the meta-iterations"
+            sections.append(
+                Section("Over the meta-iterations", pictures={caption: figures.save(folder, "cosine", draw(compared))})
+            )
+    return sections
+
+
+def at_length(lines: list[dict[str, Any]], T: int) -> Section:
+    """The table of one length: every method at the start and over all meta-iterations."""
+    asked = [line for line in lines if "method" in line]
+    names = list(dict.fromkeys(line["method"] for line in asked))
+    rows = []
+    for name in names:
+        mine = [line for line in asked if line["method"] == name]
+        good = [line for line in mine if "agreement" in line]
+        row = [name]
+        if good:
+            first = good[0]["agreement"]
+            row += [number(first.get(kind, {}).get("cosine")) for kind in WORDS]
+            row += [percent(first.get(kind, {}).get("signs")) for kind in WORDS]
+            row += [ratio(first.get(kind, {}).get("norm_ratio")) for kind in WORDS]
+            row += [number(mean_cosine(good, kind)) for kind in WORDS]
+        else:
+            row += ["1" if name == "exact" else "not finite"] + [""] * (4 * len(WORDS) - 1)
+        timed = [line["seconds"] for line in mine if "seconds" in line][1:] or [mine[0].get("seconds", math.nan)]
+        row += [f"{mine[0].get('N', '')}", f"{np.median(timed):.3f}", f"{mine[0].get('bytes', 0) / 1e6:.1f}"]
+        row.append(THESIS.get((T, name), ""))
+        rows.append(row)
+    short = {"l2": "λ", "learning_rate": "α"}
+    columns = ["", *(f"{what} {short[kind]}" for what in ("cos", "signs", "norm", "mean") for kind in WORDS)]
+    columns += ["N", "s", "MB", "thesis"]
+    updates = 1 + max((line.get("update", 0) for line in lines), default=0)
+    stopped = [line["stopped"] for line in lines if "stopped" in line]
+    text = (
+        f"At the first of {updates} meta-iterations: cosine, equal signs and ratio of norms to the exact hypergradient, for the "
+        "penalties (λ) and the learning rates (α); mean: the cosine, averaged over all meta-iterations. s: seconds of the "
+        "reverse pass alone (median without the first, which compiles); MB: states that it reads; thesis: its cosine."
+        + (f" Stopped: {stopped[0]}." if stopped else "")
+    )
+    return Section(f"T = {T:,}", text, columns, rows)
+
+
+def mean_cosine(lines: list[dict[str, Any]], kind: str) -> float | None:
+    found = [line["agreement"][kind]["cosine"] for line in lines if kind in line["agreement"]]
+    return float(np.mean(found)) if found else None
+
+
+def number(x: float | None) -> str:
+    return "–" if x is None else f"{x:.3f}"
+
+
+def percent(x: float | None) -> str:
+    return "–" if x is None else f"{100 * x:.0f} %"
+
+
+def ratio(x: float | None) -> str:
+    return "–" if x is None else f"{x:.2g}"
+
+
+def draw(lines: list[dict[str, Any]]) -> Figure:
+    """A panel for each length and kind: cosine of every method against the meta-iteration."""
+    from matplotlib.figure import Figure
+
+    lengths = list(dict.fromkeys(line["steps"] for line in lines))
+    names = list(dict.fromkeys(line["method"] for line in lines if line["method"] != "drmad-C0"))
+    colours = [figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.BLACK, figures.GREY]
+    figure = Figure(figsize=(1.2 + 3.1 * len(lengths), 6.2), layout="constrained")
+    grid = figure.subplots(len(WORDS), len(lengths), squeeze=False, sharey=True)
+    for row, kind in zip(grid, WORDS, strict=True):
+        for axes, T in zip(row, lengths, strict=True):
+            for i, name in enumerate(names):
+                mine = [
+                    one for one in lines if one["steps"] == T and one["method"] == name and kind in one["agreement"]
+                ]
+                k = [one["update"] for one in mine]
+                axes.plot(
+                    k, [one["agreement"][kind]["cosine"] for one in mine], label=name, color=colours[i % len(colours)],
+                    linestyle="-" if i < len(colours) else "--", marker="o", markersize=2.5, linewidth=1.2,
+                )  # fmt: skip
+            axes.axhline(0, color=figures.GREY, linewidth=0.8)
+            axes.set(title=f"{WORDS[kind]}, T = {T:,}", ylim=(-1.05, 1.05))
+    for axes in grid[-1]:
+        axes.set_xlabel("meta-iteration")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("cosine with the exact one")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, max(1, len(names))))
+    return figure

@@ -1,0 +1,148 @@
+"""optax transformations in the functional core: equal to jax.grad of the unrolled loop, compiled once, refused if need be."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypertrail import UsageError
+from hypertrail_gpu import functional
+from hypertrail_gpu.transformation import from_optax
+
+STEPS = 7
+
+
+def loss(w, hyper, batch, t):
+    x, y = batch
+    out = jnp.tanh(x @ w["in"][0] + w["in"][1]) @ w["out"]
+    return jnp.mean((out - y) ** 2) + jnp.exp(hyper["l2"]) * jnp.sum(w["out"] ** 2)
+
+
+def hyper_loss(w, hyper):
+    return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(w)) + hyper["l2"] ** 2
+
+
+MAKE = {
+    "sgd": lambda h: optax.sgd(jnp.exp(h["rate"]), momentum=jax.nn.sigmoid(h["logit"])),
+    "adam": lambda h: optax.adam(jnp.exp(h["rate"]), b1=jax.nn.sigmoid(h["logit"]), eps=0, eps_root=1e-6),
+    "clipped adamw": lambda h: optax.chain(
+        optax.clip_by_global_norm(jnp.exp(h["clip"])),
+        optax.adamw(jnp.exp(h["rate"]), eps=0, eps_root=1e-6, weight_decay=jnp.exp(h["decay"])),
+    ),
+    "noise": lambda h: optax.chain(optax.add_noise(0.1, 0.5, key=3), optax.sgd(jnp.exp(h["rate"]))),
+    "decay of each weight": lambda h: optax.chain(
+        optax.stateless(lambda g, w: jax.tree.map(lambda g, w, d: g + d * w, g, w, h["decays"])),
+        optax.sgd(jnp.exp(h["rate"]), momentum=0.7, nesterov=True),
+    ),
+    "every second step": lambda h: optax.MultiSteps(optax.sgd(jnp.exp(h["rate"]), momentum=0.5), 2),
+}
+MOVED = {
+    "sgd": {"rate", "logit"},
+    "adam": {"rate", "logit"},
+    "clipped adamw": {"rate", "clip", "decay"},
+    "noise": {"rate"},
+    "decay of each weight": {"rate", "decays"},
+    "every second step": {"rate"},
+}
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Weights in a dict with a tuple in it, hyperparameters of loss and transformation, batches."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        w0 = {"in": (jnp.array(rng.normal(size=(5, 4))), jnp.zeros(4)), "out": jnp.array(rng.normal(size=(4, 2)))}
+        hyper = {"rate": -2.0, "logit": 0.5, "clip": -1.0, "decay": -3.0, "l2": -3.0}
+        hyper = {name: jnp.array(one) for name, one in hyper.items()}
+        hyper["decays"] = jax.tree.map(lambda w: jnp.full(w.shape, 0.05), w0)
+        batches = jnp.array(rng.normal(size=(STEPS, 6, 5))), jnp.array(rng.normal(size=(STEPS, 6, 2)))
+    return w0, hyper, batches
+
+
+def unrolled(transformation_of, hyper, w, batches):
+    """The loop that optax's documentation shows."""
+    transformation = transformation_of(hyper)
+    v = transformation.init(w)
+    for t in range(STEPS):
+        batch = jax.tree.map(lambda a, t=t: a[t], batches)
+        updates, v = transformation.update(jax.grad(loss)(w, hyper, batch, t), v, w)
+        w = optax.apply_updates(w, updates)
+    return hyper_loss(w, hyper)
+
+
+LONG = ("noise", "every second step", "decay of each weight")  # to compile: random numbers, a state with counters
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MAKE])
+def test_equals_autodiff_through_the_unrolled_loop(case, name):
+    w0, hyper, batches = case
+    init, update = from_optax(MAKE[name])
+    inner = functional.Inner(loss, update)
+    with jax.enable_x64(True):
+        run = functional.train(inner, w0, init(w0, hyper), hyper, batches)
+        result = functional.hypergradient(inner, hyper_loss, run, hyper, batches)
+        value, expected = jax.jit(jax.value_and_grad(lambda hyper, w: unrolled(MAKE[name], hyper, w, batches), (0, 1)))(
+            hyper, w0
+        )
+    assert float(result.value) == pytest.approx(float(value), rel=1e-12)
+    found, expected = jax.tree.map(np.asarray, ((result.hyper, result.w0), expected))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-10 * np.linalg.norm(theirs)
+    moved = {key for key, one in found[0].items() if any(np.any(leaf) for leaf in jax.tree.leaves(one))}
+    assert moved == MOVED[name] | {"l2"}
+
+
+def test_second_call_compiles_nothing(case):
+    w0, hyper, batches = case
+    init, update = from_optax(MAKE["clipped adamw"])
+    inner = functional.Inner(loss, update)
+    seen: list[str] = []
+
+    def listener(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        with jax.enable_x64(True):
+            moved = hyper | {"rate": hyper["rate"] + 0.5, "clip": hyper["clip"] - 0.5}
+            results = []
+            for one in (hyper, moved):
+                seen.clear()
+                run = functional.train(inner, w0, init(w0, one), one, batches)
+                results.append(functional.hypergradient(inner, hyper_loss, run, one, batches))
+                assert bool(seen) == (one is hyper), "the first call compiles, the second does not"
+            assert float(results[0].value) != float(results[1].value)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda h: h["rate"], "expected an optax.GradientTransformation"),
+        (lambda h: optax.sgd(0.1 if h["rate"] > 0 else 0.2), "must not branch on hyper"),
+        (lambda h: optax.lbfgs(), "nor ask for the loss"),
+        (lambda h: optax.GradientTransformation(lambda w: 0, lambda g, v, w: (g, 1.5 * v)), "changes from"),
+    ],
+)
+def test_transformations_that_cannot_be_differentiated_are_told(case, make, message):
+    w0, hyper, _ = case
+    with jax.enable_x64(True), pytest.raises(UsageError, match=message):
+        from_optax(make)[0](w0, hyper)
+
+
+def test_the_readme_runs(root):
+    """The code under "Bring your own model", in one go."""
+    text = (root / "gpu-ver" / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"## Bring your own model\n(.*?)\n## ", text, flags=re.S).group(1)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, flags=re.S):
+        exec(block, names)
+    assert set(names["result"].hyper) == {"rate", "decay"}
+    assert all(float(jnp.abs(one)) > 0 for one in names["result"].hyper.values())
