@@ -23,6 +23,7 @@ from hypertrail.problem import Problem, Values
 from .ops import OPS
 
 Params = dict[str, np.ndarray]
+BESIDE = (*OF_EXAMPLES, "noise")  # the kinds that D takes beside the weights
 MIXED = ("l2", "l1", "transform")  # the kinds that act through the elementary loss
 
 
@@ -50,7 +51,7 @@ def data_loss(
 
 def of_examples(values: Values) -> Values:
     """The kinds among the values that D takes beside the weights."""
-    return {kind: arrays for kind, arrays in values.items() if kind in OF_EXAMPLES}
+    return {kind: arrays for kind, arrays in values.items() if kind in BESIDE}
 
 
 def elementary_gradient(
@@ -83,7 +84,7 @@ def second_order(
         l2         = 2 w u
         l1         = sign(w) u
         transform  = [H_D (eᵗ u)] w_eff + ∇D eᵗ u    (∂/∂t of ⟨eᵗ ∇D(w eᵗ), u⟩, with ∂w_eff/∂t = w_eff)
-        example_weight, training_input:  ∂/∂a, ∂/∂x of ⟨∇D, eᵗ u⟩, the other rows of the same pull that gives H_D (eᵗ u)
+        example_weight, training_input, noise:  ∂/∂a, ∂/∂x, ∂/∂σ of ⟨∇D, eᵗ u⟩, the rest of the pull that gives H_D (eᵗ u)
 
     mixed[kind][name] has the full shape of the parameter, or one row for each example of the batch; the caller sums over what
     shares a value.

@@ -9,6 +9,7 @@ from .hyperparameters import (
     InitialScale,
     LearningRate,
     Momentum,
+    Noise,
     TrainingInput,
     WeightTransform,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "LearningRate",
     "Metrics",
     "Momentum",
+    "Noise",
     "NumericalFailure",
     "Problem",
     "Reversible",

@@ -7,7 +7,7 @@ declaration, and so positive; so does every other hyperparameter.
 | method | moves | looks at | gradients for a step | state beside w and v |
 |---|---|---|---|---|
 | Adaptive | all declared | validation, K steps back | 1 + (M + 3 K)/n | K states for a moment |
-| T1T2 | L2, L1 | validation, 1 step back | 1 + M/every | Adam's |
+| T1T2 | L2, L1, noise | validation, 1 step back | 1 + M/every | Adam's |
 | HypergradientDescent | learning rate | the next training batch | 1 | one direction |
 | Almeida | learning rate of each parameter | the next training batch | 1 | two vectors |
 | RTHO | all declared, few | validation, all steps back | 1 + 2 m + M/every | m states |
@@ -26,7 +26,7 @@ from typing import ClassVar
 from .errors import UsageError
 from .outer import Adam, Rule
 
-PENALTIES = ("l2", "l1")
+INSIDE_THE_LOSS = ("l2", "l1", "noise")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Periodic(Online):
 
 @dataclass(frozen=True)
 class T1T2(Periodic):
-    """T1–T2: penalties moved by what one elementary step does to the validation loss.
+    """T1–T2: penalties and noise moved by what one elementary step does to the validation loss.
 
         θ' = θ − η₁ ∇C̃₁(θ, λ)                          (whatever the dynamics of the problem make of it)
         h  = −∇C₂(θ') (∂_λ∇_θ C̃₁)(θ, λ)                C₂: validation, no noise, no penalty; C̃₁: the batch of this step
@@ -146,7 +146,7 @@ class T1T2(Periodic):
     published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
     validation_batches: random ones for each move; 0: the whole split. clip_norm: 3, over all hyperparameters together.
     skip: False stops the run at a hypergradient that is not finite.
-    Cost: M gradients every `every` steps; L2 and L1 need no product with the data's Hessian.
+    Cost: M gradients every `every` steps; noise needs one product with the data's Hessian, L2 and L1 do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
     small. Source: Luketina, Berglund, Greff, Raiko 2016, equations 6 to 8; published overhead about 30 %.
     """
@@ -158,7 +158,7 @@ class T1T2(Periodic):
     skip: bool = True
 
     name = "t1t2"
-    movable = PENALTIES
+    movable = INSIDE_THE_LOSS
 
     def __post_init__(self) -> None:
         super().__post_init__()

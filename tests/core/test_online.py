@@ -23,6 +23,7 @@ from hypertrail import (
     InitialScale,
     LearningRate,
     Momentum,
+    Noise,
     Problem,
     UsageError,
 )
@@ -80,7 +81,7 @@ def test_declarations_that_make_no_sense(declare, message):
     ("declared", "method", "changes", "message"),
     [
         ((L2(), LearningRate(per_step=True)), Adaptive(), {}, "declare it without per_step"),
-        ((LearningRate(),), T1T2(), {}, "t1t2 moves l2 or l1, declared is learning_rate"),
+        ((LearningRate(),), T1T2(), {}, "t1t2 moves l2 or l1 or noise, declared is learning_rate"),
         ((L2(),), HypergradientDescent(), {}, "moves learning_rate, declared is l2"),
         ((L2(),), T1T2(block=120), {}, "takes 120 steps, the problem has 100"),
         ((L2(), Momentum()), Adaptive(5, 2), {}, "no step for momentum"),
@@ -103,6 +104,15 @@ def test_what_can_work_is_not_refused(make):
         refuse(make(), method)
     refuse(make(momentum=0.0), Almeida())
     refuse(make(L2("network"), LearningRate()), RTHO())
+
+
+def test_noise_needs_a_noise_layer(make):
+    with pytest.raises(UsageError, match="the network has no noise layer"):
+        make(Noise())
+    assert set(make(Noise("unit"), network=mlp((8, 8, 1), (5,), noise=True)).initial_hyper()["noise"]) == {
+        "noise0/std",
+        "noise1/std",
+    }
 
 
 def test_only_online_methods_are_taken(make):

@@ -24,6 +24,7 @@ from hypertrail import (
     HypergradientDescent,
     LearningRate,
     Momentum,
+    Noise,
     NumericalFailure,
     Problem,
     UsageError,
@@ -33,8 +34,10 @@ from hypertrail.outer import Adam, GradientDescent
 from hypertrail_cpu.losses import elementary_gradient, hyper_gradient, hyper_loss
 from hypertrail_cpu.online.adaptive import AdaptiveRule
 from hypertrail_cpu.training import batch, forward
+from hypertrail_nets import mlp
 
 SGD = Dynamics("damped", 0.2, 0.0)
+NOISY = mlp((8, 8, 1), (12, 8), dropout=0.2, noise=True)
 DAMPED = Dynamics("damped", 0.2, 0.6)
 BOTH = (L2("parameter", 2e-2), LearningRate("parameter", 0.2, bounds=(1e-5, 1.0)))
 
@@ -59,13 +62,14 @@ def assert_close(a: Any, b: Any, rel: float = 1e-12) -> None:
 
 
 def test_one_step_back_without_momentum_is_t1t2_times_the_learning_rate(make):
-    problem = make(hyperparameters=(*BOTH, L1("layer", 3e-3)), dynamics=SGD, steps=4)
-    moves = (("learning_rate", 0.1), ("l2", 0.01), ("l1", 0.01))
+    declared = (*BOTH, L1("layer", 3e-3), Noise("unit", 0.3))
+    problem = make(dynamics=SGD, steps=4).with_(network=NOISY, hyperparameters=declared)
+    moves = (("learning_rate", 0.1), ("l2", 0.01), ("l1", 0.01), ("noise", 0.1))
     (one,) = run(problem, Adaptive(4, 0, 1, moves=moves))
     settings = {"every": 4, "block": 4, "validation_batches": 0, "clip_norm": 1e9}
     (other,) = run(problem, T1T2(representation="free", outer=GradientDescent(1.0), **settings))
     assert one.hyper_losses == other.hyper_losses
-    for kind in ("l2", "l1"):
+    for kind in ("l2", "l1", "noise"):
         assert_close(one.gradient[kind], {k: 0.2 * d for k, d in other.gradient[kind].items()})
 
 
@@ -86,9 +90,9 @@ def test_learning_rates_one_step_back_are_the_product_of_two_gradients(make):
 )
 def test_a_whole_block_back_is_the_derivative_of_the_block(make, dynamics, scatter):
     """K = n, from the second block on (v is not 0 there): finite differences along a random direction, rel 1e-6."""
-    declared = (*BOTH, Momentum("network", 0.6))
-    problem = make(hyperparameters=declared, dynamics=dynamics, steps=8)
-    moves = (("learning_rate", 0.1), ("l2", 0.01), ("momentum", 0.1))
+    declared = (*BOTH, Momentum("network", 0.6), Noise("layer", 0.3))
+    problem = make(dynamics=dynamics, steps=8).with_(network=NOISY, hyperparameters=declared)
+    moves = (("learning_rate", 0.1), ("l2", 0.01), ("momentum", 0.1), ("noise", 0.1))
     first, second = run(problem, Adaptive(4, 0, 4, moves=moves))
 
     def after(hyper: Any) -> float:
@@ -346,8 +350,8 @@ def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
 @pytest.mark.parametrize("kind", ["damped", "heavy-ball", "nesterov", "adam", "damped-old"])
 def test_marthe_with_mu_1_and_constant_hyperparameters_is_forward_mode(make, kind):
     dynamics = Dynamics(kind, 0.1, 0.6, schedule=((3, 0.5),))
-    declared = (L2("layer", 2e-2), LearningRate("layer", 0.1), Momentum("network", 0.6))
-    problem = make(hyperparameters=declared, dynamics=dynamics, steps=5)
+    declared = (L2("layer", 2e-2), LearningRate("layer", 0.1), Momentum("network", 0.6), Noise("network", 0.3))
+    problem = make(dynamics=dynamics, steps=5).with_(network=NOISY, hyperparameters=declared)
     hyper = problem.initial_hyper()
     exact = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), Forward())
     (block,) = run(problem, MARTHE(mu=1.0, every=5, block=5, validation_batches=0))

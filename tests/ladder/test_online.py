@@ -29,6 +29,7 @@ from hypertrail import (
     HypergradientDescent,
     LearningRate,
     Momentum,
+    Noise,
     NumericalFailure,
     Problem,
     TrainingInput,
@@ -67,6 +68,7 @@ CASES: dict[str, tuple[tuple, Dynamics, Any]] = {
         Adaptive(4, 0, 4, moves=MOVES, mode="restore"),
     ),
     "t1t2": ((L2("unit", 1e-2), L1("network", 1e-3)), DAMPED, T1T2(every=2, block=4, outer=Adam(0.01))),
+    "t1t2, noise": ((Noise("unit", 0.2), L2("layer", 1e-2)), DAMPED, T1T2(every=2, block=4, outer=Adam(0.01))),
     "descent": ((L2("layer", 1e-2), LearningRate("layer", 0.1)), BALL, HypergradientDescent(beta=1e-3, block=4)),
     "descent, multiplicative": ((LearningRate(),), DAMPED, HypergradientDescent("multiplicative", 0.02, block=4)),
     "descent, nesterov": ((LearningRate("layer", 0.1),), NESTEROV, HypergradientDescent(beta=1e-3, block=4)),
@@ -80,6 +82,7 @@ CASES: dict[str, tuple[tuple, Dynamics, Any]] = {
 
 
 SLOW = {
+    "t1t2, noise",
     "adaptive, undone",
     "adaptive, every kind",
     "descent, multiplicative",
@@ -126,7 +129,10 @@ def problem_for(splits: Any, declared: tuple, dynamics: Dynamics, **changes: Any
 def case(request, splits) -> Case:
     """A whole run of the compiled engine, and how many programs its first block and its later ones compiled."""
     declared, dynamics, method = CASES[request.param]
-    hidden = mlp((8, 8, 1), (6,), dropout=0.2 if request.param in SLOW else 0.0)  # masks take time to compile
+    noise = any(one.kind == "noise" for one in declared)
+    hidden = mlp(
+        (8, 8, 1), (6,), dropout=0.2 if request.param in SLOW else 0.0, noise=noise
+    )  # masks take time to compile
     problem = problem_for(splits, declared, dynamics, network=hidden)
     seen: list[str] = []
 

@@ -1,4 +1,4 @@
-"""T1–T2: L2 and L1 penalties moved by one elementary step's effect on the validation loss. float64."""
+"""T1–T2: L2, L1 and noise moved by one elementary step's effect on the validation loss. float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypertrail.hyperparameters import Hyper, collapse
 from hypertrail.problem import Values
 from hypertrail.records import Cost, Params
 
-from ..training import Step, forward
+from ..losses import second_order
+from ..training import Step, batch, forward, seen
 from .rule import Report, Rule, move_outer, start_outer, validation_gradient
 
 
@@ -18,10 +19,10 @@ class T1T2Rule(Rule):
     """Every `every` steps:
 
         u  = −∇C₂(w_{t+1})
-        h₂ = Σ 2 w_t u,   h₁ = Σ sign(w_t) u          (∂_λ∇_w C̃₁)ᵀ u, summed over what shares a λ
+        h₂ = Σ 2 w_t u,   h₁ = Σ sign(w_t) u,   h_σ = ∂/∂σ ⟨∇D, u⟩          (∂_λ∇_w C̃₁)ᵀ u, summed over what shares a λ
         λ ← clip(λ − outer(h))
 
-    Cost: one gradient a step, M for each move.
+    Cost: one gradient a step, M for each move; with noise one gradient with Hessian-vector product more for each move.
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -59,7 +60,11 @@ class T1T2Rule(Rule):
         t, problem = one.t, self.problem
         f, d, _ = validation_gradient(problem, one.w_next, values, self.method.validation_batches, t, t + 1)
         u = {name: -x for name, x in d.items()}
-        rules = {"l2": lambda p: 2 * one.w[p] * u[p], "l1": lambda p: np.sign(one.w[p]) * u[p]}
+        noise: Params = {}
+        if "noise" in hyper:
+            of_batch = seen(problem, values, t)
+            noise = second_order(problem, one.w, of_batch, *batch(problem, t), t, u)[1]["noise"]
+        rules = {"l2": lambda p: 2 * one.w[p] * u[p], "l1": lambda p: np.sign(one.w[p]) * u[p], "noise": noise.get}
         h: Hyper = {}
         for kind, arrays in self.moved(hyper).items():
             declared = problem.declared(kind)
