@@ -178,10 +178,10 @@ def main() -> None:
 
 
 NOTES = [
-    "Ratio: CPU seconds of a step over those of plain training, some 262 steps at a time in the middle of a run; medians, repeats",
-    "of all contenders interleaved, each in a fresh process on one core. Gradients and HVPs a step: the method's own count (an HVP",
-    "is a gradient that gave the products too). Memory: growth of the peak resident set over imports and data, compiler included.",
-    "Hypergradient descent costs one more pass over g and v, which is memory bandwidth and no arithmetic.",
+    "Ratio: CPU seconds of a step over those of plain training, some 262 steps at a time in the middle of a run; medians,",
+    "repeats of all contenders interleaved, each in a fresh process on one core. Gradients and HVPs a step: the method's own",
+    "count (an HVP is a gradient that gave the products too). Memory: growth of the peak resident set over imports and data,",
+    "compiler included. Hypergradient descent costs one more pass over g and v: memory bandwidth, no arithmetic.",
 ]
 
 
