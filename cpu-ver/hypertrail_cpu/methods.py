@@ -12,7 +12,7 @@ from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from hypertrail.problem import Problem
-from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable
+from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable, bytes_read
 from hypertrail.refusals import refuse
 
 from .drmad import float64, line, line_before_tail, pieces, tail_of
@@ -52,6 +52,7 @@ def hypergradient(
         result, more = walk(problem, hyper, training, method, progress)
         at_start(problem, result)
     gradient = collapsed(problem, hyper, result.dvalues)
+    result.cost.trajectory_bytes = bytes_read(training, method)
     return Hypergradient(
         gradient=gradient,
         initial_weights=result.dw,

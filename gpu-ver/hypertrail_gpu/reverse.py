@@ -14,7 +14,7 @@ from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_steps
 from hypertrail.problem import Problem
-from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable
+from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable, bytes_read
 from hypertrail.refusals import refuse
 
 from .compiled import Compiled, compiled
@@ -74,7 +74,7 @@ def hypergradient(
             gradients=len(programs.valid_data[1]) + recomputed(training, method),
             hvps=len(norms),
             seconds=time.perf_counter() - started,
-            trajectory_bytes=kept_bytes(training, method),
+            trajectory_bytes=bytes_read(training, method),
         ),
         diagnostics={
             "N": len(norms),
@@ -216,14 +216,6 @@ def reverse_line(
         if progress:
             progress(steps - start, steps)
     return adjoint, norms
-
-
-def kept_bytes(training: Training, method: Method) -> int:
-    """Bytes of the states that the method reads: the trajectory, or two states."""
-    reads = isinstance(method, Exact | Truncated) or (isinstance(method, DrMAD) and method.completion == "C6")
-    if reads and training.trajectory is not None:
-        return training.trajectory.nbytes
-    return 2 * sum(one.nbytes for one in training.final.values())
 
 
 def finite(norms: np.ndarray, start: int, stop: int) -> None:

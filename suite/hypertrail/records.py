@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hyperparameters import Hyper
+from .methods import DrMAD, Exact, Method, Truncated
 
 if TYPE_CHECKING:
     from hypertrail_data import MemoryTrajectory, StoredTrajectory
@@ -113,3 +114,11 @@ class Hypergradient:
     method: str
     cost: Cost
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+def bytes_read(training: Training, method: Method) -> int:
+    """Bytes of the states that a reverse pass reads: the trajectory, or two states."""
+    reads = isinstance(method, Exact | Truncated) or (isinstance(method, DrMAD) and method.completion == "C6")
+    if reads and training.trajectory is not None:
+        return training.trajectory.nbytes
+    return 2 * sum(one.nbytes for one in training.final.values())

@@ -158,15 +158,19 @@ def test_schedules_are_those_of_reversible_learning(blank_data):
     config = schedules_mnist.Config(train=40, select=10, test=10, batch=20)
     problem = schedules_mnist.problem(config)
     hyper = problem.initial_hyper()
-    assert count(hyper) == 2 * 8 * 100
-    for kind, start in (("learning_rate", -1.0), ("momentum", 0.0)):
+    assert count(hyper) == 2 * 8 * 100 + 8
+    assert all(u == 0 for u in hyper["initial_scale"].values())
+    for kind, start in (("learning_rate", -1.0), ("momentum", math.log(9))):
         assert all(u.shape == (100,) for u in hyper[kind].values())
         np.testing.assert_allclose(np.concatenate(list(hyper[kind].values())), start, atol=1e-12)
     assert problem.splits.valid is problem.splits.train
     assert len(problem.splits.select) == 10
     assert not set(problem.splits.select.rows) & set(problem.splits.train.rows)
     assert np.std(problem.initial_weights()["dense1/W"]) == pytest.approx(math.exp(-3), rel=0.02)
-    assert schedules_mnist.rule(config) == outer.Adam(0.04)
+    assert schedules_mnist.rule(config) == outer.AdamHips(0.04)
+    assert schedules_mnist.rule(schedules_mnist.Config(outer="adam")) == outer.Adam(0.04)
+    without = schedules_mnist.problem(dataclasses.replace(config, learn_scales=False)).initial_hyper()
+    assert list(without) == ["learning_rate", "momentum"]
 
 
 def test_ard_takes_the_papers_steps_in_its_own_logarithm(blank_data):

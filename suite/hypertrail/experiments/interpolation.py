@@ -17,7 +17,7 @@ A monotone line does not make a good hypergradient: what counts there is the Hes
 Hardware: two CPU cores: half a minute, MNIST files at hand.
 Measured: seed 0, float32: monotone for all five networks on both splits (falls 100 %, max rise 0). No barrier either, but for
 mnist-mlp: .240 on train, .231 on valid; there the loss stays flat near w_0 and falls in the middle. On the train split every
-line goes on falling beyond w_T. And yet on that last network C1's hypergradient is noise after ten updates (see drmad-mnist).
+line goes on falling beyond w_T. And yet on that last network DrMAD's hypergradient is noise after ten updates (see drmad-mnist).
 The paper's number: none; Goodfellow et al. find the line monotone for nearly every network they try.
 """
 
