@@ -28,6 +28,7 @@ from hypertrail import (
     NumericalFailure,
     Problem,
     UsageError,
+    arrays,
 )
 from hypertrail.adapting import gather, validation_rows
 from hypertrail.outer import Adam, GradientDescent
@@ -427,3 +428,28 @@ def test_where_a_run_ends_can_be_evaluated(make):
     assert adapted.cost.hvps == 2 * 2
     assert cpu.evaluate(problem, adapted, "test").examples == 30
     assert np.isfinite(cpu.hyper_loss(problem, adapted))
+
+
+def test_a_run_killed_inside_a_block_goes_on_from_the_block_before(make, tmp_path, monkeypatch):
+    """The interrupt comes in the middle of the third block; what was saved after the second leads to the same bits."""
+    from hypertrail_cpu import training
+
+    problem, method = make(hyperparameters=BOTH, dynamics=DAMPED, steps=16), Adaptive(4, 2, 2, mass=0.5)
+    whole = run(problem, method)
+    gradient_at = training.gradient_at
+
+    def killed(problem: Problem, values: Any, w: Any, t: int) -> Any:
+        if t == 10:
+            raise KeyboardInterrupt
+        return gradient_at(problem, values, w, t)
+
+    monkeypatch.setattr(training, "gradient_at", killed)
+    blocks = cpu.adapt(problem, problem.initial_hyper(), method)
+    saved = (arrays.save(tmp_path / "state.npz", block.state) for block in blocks)
+    with pytest.raises(KeyboardInterrupt):
+        list(saved)
+    monkeypatch.setattr(training, "gradient_at", gradient_at)
+    rest = list(cpu.adapt(problem, problem.initial_hyper(), method, state=arrays.load(tmp_path / "state.npz")))
+    assert [block.index for block in rest] == [2, 3]
+    for key, one in whole[-1].state.items():
+        np.testing.assert_array_equal(flat(rest[-1].state[key]), flat(one), err_msg=key)
