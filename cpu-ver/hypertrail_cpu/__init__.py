@@ -8,9 +8,10 @@ from typing import Any
 
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
+from .online import adapt
 from .training import train
 
-__all__ = ["describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
 
 name = "cpu"
 

@@ -188,5 +188,5 @@ def directions(
 def spread(one: Hyperparameter, problem: Problem, key: str, value_dot: np.ndarray) -> Params:
     """A change of one held value, for each tensor that it acts on."""
     if one.level == NETWORK:
-        return {p.name: value_dot for p in problem.params if one.reaches(p)}
+        return {p.name: value_dot for p in problem.targets if one.reaches(p)}
     return {key: value_dot}

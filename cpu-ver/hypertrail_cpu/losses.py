@@ -23,6 +23,7 @@ from hypertrail.problem import Problem, Values
 from .ops import OPS
 
 Params = dict[str, np.ndarray]
+BESIDE = (*OF_EXAMPLES, "noise")  # the kinds that D takes beside the weights
 MIXED = ("l2", "l1", "transform")  # the kinds that act through the elementary loss
 
 
@@ -50,7 +51,7 @@ def data_loss(
 
 def of_examples(values: Values) -> Values:
     """The kinds among the values that D takes beside the weights."""
-    return {kind: arrays for kind, arrays in values.items() if kind in OF_EXAMPLES}
+    return {kind: arrays for kind, arrays in values.items() if kind in BESIDE}
 
 
 def elementary_gradient(
@@ -83,7 +84,7 @@ def second_order(
         l2         = 2 w u
         l1         = sign(w) u
         transform  = [H_D (eᵗ u)] w_eff + ∇D eᵗ u    (∂/∂t of ⟨eᵗ ∇D(w eᵗ), u⟩, with ∂w_eff/∂t = w_eff)
-        example_weight, training_input:  ∂/∂a, ∂/∂x of ⟨∇D, eᵗ u⟩, the other rows of the same pull that gives H_D (eᵗ u)
+        example_weight, training_input, noise:  ∂/∂a, ∂/∂x, ∂/∂σ of ⟨∇D, eᵗ u⟩, the rest of the pull that gives H_D (eᵗ u)
 
     mixed[kind][name] has the full shape of the parameter, or one row for each example of the batch; the caller sums over what
     shares a value.
@@ -150,20 +151,23 @@ def hyper_loss(problem: Problem, weights: Params) -> float:
     )
 
 
-def hyper_gradient(problem: Problem, w: Params, values: Values) -> tuple[float, Params, dict[str, Params]]:
+def hyper_gradient(
+    problem: Problem, w: Params, values: Values, batches: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[float, Params, dict[str, Params]]:
     """(f, df/dw, direct) at w: direct = {"transform": ∂f/∂t} is what λ does to f at fixed w (empty without a transform).
 
         df/dw = eᵗ ∇f(w_eff)        ∂f/∂t = w_eff ∇f(w_eff)   (full shape, to be summed over what shares a t)
 
+    batches: x (n, B, …), y (n, B) in place of the problem's own validation batches.
     Cost: one gradient per validation batch. Raises nothing: the caller looks at f.
     """
     weights, s = problem.effective(np, w, values), scales(w, values)
-    batches = list(zip(*problem.valid_batches(), strict=True))
+    pairs = list(zip(*(problem.valid_batches() if batches is None else batches), strict=True))
     f, df = 0.0, {name: np.zeros_like(one) for name, one in weights.items()}
-    for x, y in batches:
+    for x, y in pairs:
         loss, g = value_and_grad(lambda p, x=x, y=y: problem.valid_loss(OPS, p, x, y))(weights)
-        f += float(loss) / len(batches)
-        df = {name: df[name] + g[name] / len(batches) for name in df}
+        f += float(loss) / len(pairs)
+        df = {name: df[name] + g[name] / len(pairs) for name in df}
     dw = {name: s[name] * df[name] for name in df}
     if not problem.declared("transform"):
         return f, dw, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .initial import He, Initial, Normal
-from .layers import AveragePool, Conv2D, Dense, Dropout, Input, Layer, Nonlinearity, number_streams
+from .layers import AveragePool, Conv2D, Dense, Dropout, GaussianNoise, Input, Layer, Nonlinearity, number_streams
 
 Shape = tuple[int, ...]
 
@@ -15,18 +15,25 @@ def mlp(
     nonlinearity: str = "tanh",
     init_scale: float | None = None,
     dropout: float = 0.0,
+    noise: bool = False,
 ) -> Layer:
     """Logits of a multilayer perceptron. nonlinearity 'tanh' or 'relu'; dropout after each hidden layer.
+
+    noise: Gaussian noise on the input ('noise0') and after each hidden nonlinearity ('noise1', …), its σ a hyperparameter.
 
     init_scale: standard deviation of all weights and biases (Maclaurin et al. 2015 use e⁻³); None: He, biases 0.
     """
     initial: Initial = He() if init_scale is None else Normal(init_scale)
     bias = None if init_scale is None else Normal(init_scale)
     layer: Layer = Input(input_shape)
+    if noise:
+        layer = GaussianNoise(layer, "noise0")
     for i, units in enumerate(hidden, 1):
         layer = Nonlinearity(
             Dense(layer, units, f"dense{i}", initial, bias_initial=bias), nonlinearity, f"{nonlinearity}{i}"
         )
+        if noise:
+            layer = GaussianNoise(layer, f"noise{i}")
         if dropout > 0.0:
             layer = Dropout(layer, dropout, f"dropout{i}")
     return number_streams(Dense(layer, classes, "logits", initial, bias_initial=bias))

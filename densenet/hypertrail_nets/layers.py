@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from .initial import Constant, He, Initial
-from .noise import dropout_mask
+from .noise import dropout_mask, gaussian_noise
 
 Array = Any
 Shape = tuple[int, ...]
 
-TRAINABLE, REGULARIZABLE = "trainable", "regularizable"
+TRAINABLE, REGULARIZABLE, NOISE = "trainable", "regularizable", "noise"
 
 
 class Ops(Protocol):
@@ -247,6 +247,27 @@ class Dropout(Layer):
         return x * dropout_mask(how.ops.xp, how.key, self.stream, how.step, x.shape, self.p, x.dtype)
 
 
+class GaussianNoise(Layer):
+    """x + σ ε, ε standard normal, a pure function of (seed, layer, step), see noise.py.
+
+    σ is no parameter of the network: it is a hyperparameter, which comes to the pass as 'name/std' beside the parameters. Where
+    none comes, and in a deterministic pass, x goes through as it is.
+    """
+
+    def __init__(self, incoming: Layer, name: str) -> None:
+        super().__init__(incoming, incoming.shape, name)
+        self.stream = 0  # set by `number_streams` when the network is finished
+        self.std = f"{name}/std"
+
+    def forward(self, xs: list[Array], how: Pass) -> Array:
+        x = xs[0]
+        if not how.dropout or self.std not in how.params:
+            return x
+        if how.key is None:
+            raise ValueError(f"{self.name}: a stochastic pass needs key= and step= (or deterministic=True)")
+        return x + how.params[self.std] * gaussian_noise(how.ops.xp, how.key, self.stream, how.step, x.shape, x.dtype)
+
+
 class Nonlinearity(Layer):
     """Elementwise 'relu' or 'tanh'."""
 
@@ -315,11 +336,17 @@ def count_params(output: Layer, **tags: bool) -> int:
 
 
 def number_streams(output: Layer) -> Layer:
-    """Give each dropout layer its own noise stream (its position among the dropout layers); returns `output`."""
-    dropouts = [layer for layer in get_all_layers(output) if isinstance(layer, Dropout)]
-    for stream, layer in enumerate(dropouts):
+    """Give each dropout and noise layer its own noise stream (its position among them); returns `output`."""
+    stochastic = [layer for layer in get_all_layers(output) if isinstance(layer, Dropout | GaussianNoise)]
+    for stream, layer in enumerate(stochastic):
         layer.stream = stream
     return output
+
+
+def get_noise_params(output: Layer) -> list[Parameter]:
+    """What stands for σ of each noise layer: its name 'layer/std' and the shape of what the noise is added to; tag 'noise'."""
+    layers = [layer for layer in get_all_layers(output) if isinstance(layer, GaussianNoise)]
+    return [Parameter(layer.std, layer.shape, Constant(0.0), 1, frozenset({NOISE})) for layer in layers]
 
 
 def initial_params(output: Layer, rng: np.random.Generator, dtype: Any = np.float64) -> dict[str, np.ndarray]:

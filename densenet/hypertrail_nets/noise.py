@@ -59,6 +59,27 @@ def random_bits(xp: Any, key: tuple[Any, Any], stream: int, step: Any, shape: tu
     return xp.concatenate([part for word in words for part in (word & low, word >> half)])[:size].reshape(shape)
 
 
+def gaussian_noise(xp: Any, key: tuple[Any, Any], stream: int, step: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Standard normal numbers of `shape` and `dtype`: element e is a pure function of (key, stream, step, e).
+
+        u₁ in (0, 1], u₂ in [0, 1): 24 bits of each Threefry word;  r = √(−2 ln u₁);  z = r cos 2πu₂, r sin 2πu₂
+
+    Same bits before the logarithm everywhere; after it NumPy, JAX and the two precisions agree up to rounding. |z| < 5.8.
+    One Threefry call gives two elements, half of the whole apart. Source: Box, Muller 1958.
+    """
+    size = int(np.prod(shape))
+    half = (size + 1) // 2
+    element, step = xp.arange(half, dtype=xp.uint32), xp.asarray(step).astype(xp.uint32)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^32 is what is wanted
+        layer_key = (key[0], xp.asarray(key[1], dtype=xp.uint32) ^ xp.asarray(stream, dtype=xp.uint32))
+        words = threefry(xp, layer_key, (element, xp.broadcast_to(step, (half,))))
+    first, second = ((word >> xp.asarray(8, dtype=xp.uint32)).astype(dtype) for word in words)
+    unit = xp.asarray(2.0**-24, dtype=dtype)
+    r = xp.sqrt(-2 * xp.log((first + 1) * unit))
+    angle = xp.asarray(2 * np.pi, dtype=dtype) * (second * unit)
+    return xp.concatenate([r * xp.cos(angle), r * xp.sin(angle)])[:size].reshape(shape)
+
+
 def dropout_mask(
     xp: Any, key: tuple[Any, Any], stream: int, step: Any, shape: tuple[int, ...], p: float, dtype: Any
 ) -> Any:

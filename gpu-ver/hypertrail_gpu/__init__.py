@@ -6,6 +6,7 @@
 from typing import Any
 
 from .evaluation import evaluate, hyper_loss
+from .online import adapt
 from .reverse import hypergradient
 from .training import train
 
@@ -26,4 +27,4 @@ def describe() -> dict[str, Any]:
     }
 
 
-__all__ = ["describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

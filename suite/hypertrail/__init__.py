@@ -9,11 +9,13 @@ from .hyperparameters import (
     InitialScale,
     LearningRate,
     Momentum,
+    Noise,
     TrainingInput,
     WeightTransform,
 )
 from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
+from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent
 from .problem import Dynamics, Problem
 from .records import Cost, Hypergradient, Metrics, Training
 
@@ -22,7 +24,14 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "MARTHE",
+    "OSGM",
+    "RTHO",
+    "T1T2",
+    "Adaptive",
+    "Almeida",
     "Checkpoints",
+    "Clarke",
     "Cost",
     "DrMAD",
     "Dynamics",
@@ -31,12 +40,14 @@ __all__ = [
     "FloatReversed",
     "Forward",
     "Hypergradient",
+    "HypergradientDescent",
     "Implicit",
     "InitialScale",
     "Last",
     "LearningRate",
     "Metrics",
     "Momentum",
+    "Noise",
     "NumericalFailure",
     "Problem",
     "Reversible",

@@ -11,13 +11,15 @@ Both engines give the same names the same meaning; in float64 their numbers agre
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .adapting import Block, State
 from .errors import UsageError
 from .hyperparameters import Hyper
 from .keeping import Keep
 from .methods import Method
+from .online import Online
 from .problem import Problem
 from .records import Hypergradient, Metrics, Training
 
@@ -44,6 +46,20 @@ class Engine(Protocol):
         """Gradient of the hyper loss at w_T with respect to every unconstrained hyperparameter array.
 
         Raises UsageError for a combination that cannot work (see refusals.py), NumericalFailure on a non-finite adjoint.
+        """
+
+    def adapt(
+        self,
+        problem: Problem,
+        hyper: Hyper,
+        method: Online,
+        state: State | None = None,
+        blocks: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Block]:
+        """Train while an online method moves the hyperparameters, block by block (adapting.py). state: where to go on from.
+
+        Raises UsageError at once for a combination that cannot work, NumericalFailure in the block where something diverges.
         """
 
     def hyper_loss(self, problem: Problem, training: Training) -> float:

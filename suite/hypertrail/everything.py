@@ -27,6 +27,7 @@ from .hyperparameters import (
     InitialScale,
     LearningRate,
     Momentum,
+    Noise,
     TrainingInput,
     WeightTransform,
 )
@@ -48,6 +49,7 @@ FAMILIES: dict[str, tuple[Hyperparameter, ...]] = {
     "the beginning": (InitialScale("layer", 1.2), L2("network", 1e-2)),
     "data": (ExampleWeight(init=0.4), L2("network", 1e-2)),
     "images": (TrainingInput(),),
+    "noise": (Noise("layer", 0.2), L2("network", 1e-2)),
     "rates": (LearningRate("layer", 0.2), Momentum("network", MOMENTUM)),
     "rates of each step": (LearningRate("network", 0.2, per_step=True), Momentum("layer", MOMENTUM, per_step=True)),
     "rates of each parameter": (LearningRate("parameter", 0.2), L2("unit", 1e-2)),
@@ -116,7 +118,7 @@ def problem(dynamics: str, family: str, seed: int = 0) -> Problem:
 
     rate = 0.02 if dynamics == "adam" else 0.2
     return Problem(
-        network=mlp((8, 8, 1), (5,), dropout=0.2),
+        network=mlp((8, 8, 1), (5,), dropout=0.2, noise=family == "noise"),
         splits=make_splits(data("digits"), 24, 20, 0, 5, seed),
         schedule=BatchSchedule(24, 6, seed),
         steps=STEPS,

@@ -37,9 +37,10 @@ REPRESENTATION = {
     "initial_scale": "ln σ (scale of w₀)",
     "example_weight": "logit of the example's weight",
     "training_input": "pixel, as the network sees it",
+    "noise": "ln σ (noise in training)",
 }
 MEANING = {"W": "weights", "b": "biases", "scale": "scales", "bias": "biases", "network": "the whole network",
-           "train": "training examples", "x": "training images"}  # fmt: skip
+           "train": "training examples", "x": "training images", "std": "noise layers"}  # fmt: skip
 DPI = 150
 TEXT = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E6E6E6",

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hypertrail_nets import Parameter
-from hypertrail_nets.layers import REGULARIZABLE
+from hypertrail_nets.layers import NOISE, REGULARIZABLE
 
 from .errors import UsageError
 
@@ -84,7 +84,7 @@ class Hyperparameter:
 
     def reaches(self, param: Parameter) -> bool:
         """Whether this hyperparameter acts on that tensor."""
-        if self.penalty and REGULARIZABLE not in param.tags:
+        if NOISE in param.tags or (self.penalty and REGULARIZABLE not in param.tags):
             return False
         return self.level != "input" or len(param.shape) >= 2
 
@@ -287,8 +287,30 @@ class TrainingInput(OfExamples):
         return x.astype(np.float64)
 
 
+@dataclass(frozen=True)
+class Noise(Hyperparameter):
+    """σ of the Gaussian noise that a network's noise layers add in training, on the input or on hidden units; u = ln σ.
+
+    It acts through the elementary loss alone: hyper loss and metrics are without noise. Levels: one σ for the network, for each
+    noise layer, for each of its units (channels), for each of its elements. Source: Luketina et al. 2016, section 3.
+    """
+
+    level: str = "layer"
+    init: float = 0.1
+    bounds: tuple[float, float] = (1e-6, 10.0)
+    kind: ClassVar[str] = "noise"
+    levels: ClassVar[tuple[str, ...]] = ("network", "layer", "unit", "parameter")
+    expectation: ClassVar[str] = "expected a positive number (its logarithm is what moves)"
+
+    free, value, slope = L1.free, L1.value, L1.slope
+
+    def reaches(self, param: Parameter) -> bool:
+        return NOISE in param.tags
+
+
 KINDS: dict[str, type[Hyperparameter]] = {
-    c.kind: c for c in (L2, L1, LearningRate, Momentum, WeightTransform, InitialScale, ExampleWeight, TrainingInput)
+    c.kind: c
+    for c in (L2, L1, LearningRate, Momentum, WeightTransform, InitialScale, ExampleWeight, TrainingInput, Noise)
 }
 OF_EXAMPLES = tuple(kind for kind, c in KINDS.items() if issubclass(c, OfExamples))
 

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hypertrail_nets import Layer, Ops, Parameter, get_all_params, get_output, initial_params, initial_running
+from hypertrail_nets import (
+    Layer,
+    Ops,
+    Parameter,
+    get_all_params,
+    get_noise_params,
+    get_output,
+    initial_params,
+    initial_running,
+)
 from hypertrail_nets.layers import REGULARIZABLE
 
 from .errors import UsageError
@@ -128,6 +137,10 @@ class Problem:
             )
         if self.valid_batch is not None and not 1 <= self.valid_batch <= len(self.splits.valid):
             raise UsageError(f"valid_batch {self.valid_batch}, expected 1 … {len(self.splits.valid)} (the valid split)")
+        if "noise" in kinds and not get_noise_params(self.network):
+            raise UsageError(
+                "noise is declared, the network has no noise layer; build it with one, as mlp(…, noise=True)"
+            )
         if self.network.shape != (self.splits.classes,):
             raise UsageError(
                 f"the network gives {self.network.shape} outputs, the data has {self.splits.classes} classes"
@@ -140,6 +153,11 @@ class Problem:
     @cached_property
     def params(self) -> tuple[Parameter, ...]:
         return tuple(get_all_params(self.network, trainable=True))
+
+    @cached_property
+    def targets(self) -> tuple[Parameter, ...]:
+        """All that a hyperparameter can act on: the parameters, and what stands for σ of each noise layer."""
+        return (*self.params, *get_noise_params(self.network))
 
     @property
     def dtype(self) -> np.dtype:
@@ -173,7 +191,7 @@ class Problem:
 
     def initial_hyper(self) -> Hyper:
         """The declared hyperparameters at their init, unconstrained arrays in float64."""
-        return initial_hyper(self.hyperparameters, self.params, self.steps, self.splits.train.x)
+        return initial_hyper(self.hyperparameters, self.targets, self.steps, self.splits.train.x)
 
     def declared(self, kind: str) -> Hyperparameter | None:
         return next((h for h in self.hyperparameters if h.kind == kind), None)
@@ -194,7 +212,7 @@ class Problem:
         out: Values = {}
         for one in self.hyperparameters:
             arrays = {key: xp.asarray(u, dtype=self.precision) for key, u in hyper[one.kind].items()}
-            out[one.kind] = expand(one, arrays, self.params, xp)
+            out[one.kind] = expand(one, arrays, self.targets, xp)
         return out
 
     def constants(self, xp: Any = np) -> Values:
@@ -242,9 +260,11 @@ class Problem:
         """mean_i a_i cross-entropy_i of one training batch in nats, dropout masks of that step (None: dropout off) → scalar.
 
         x (B, …), y (B,). values: as `seen` by this batch; of them count example_weight, a (B,) (else 1), and training_input,
-        (B, …) in the place of x; None: neither.
+        (B, …) in the place of x, and noise, σ by noise layer; None: none of them.
         """
         values = values or {}
+        if "noise" in values:
+            weights = {**weights, **values["noise"]}
         if "training_input" in values:
             x = values["training_input"]["x"]
         # A pass without dropout takes no statistics into the running averages: it is no training step.

@@ -61,6 +61,10 @@ def refuse_method(problem: Problem, method: Method) -> None:
         raise UsageError(
             f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}; use exact"
         )
+    if isinstance(method, Implicit) and problem.declared("noise"):
+        raise UsageError(
+            "implicit differentiation takes the loss without dropout and noise: no gradient for noise; use exact"
+        )
     if isinstance(method, Truncated) and start and method.steps < problem.steps:
         raise UsageError(
             f"truncated to {method.steps} of {problem.steps} steps never reaches w_0: no gradient for initial_scale; use exact "

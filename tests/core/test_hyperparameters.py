@@ -28,10 +28,11 @@ from hypertrail.hyperparameters import (
     expand,
     initial_hyper,
 )
-from hypertrail_nets import Parameter, densenet, get_all_params
+from hypertrail_nets import Parameter, densenet, get_all_params, get_noise_params, mlp
 
 # Kernels, dense weights, scales and biases: every tag and every rank.
 PARAMS = get_all_params(densenet((4, 4, 2), classes=3, depth=3, growth=2, blocks=1, first_output=4))
+PARAMS += get_noise_params(mlp((4, 4, 2), (3,), noise=True))
 STEPS = 3
 IMAGES = np.random.default_rng(6).normal(size=(7, 4, 4, 2)).astype(np.float32)
 ALL = [
@@ -155,7 +156,7 @@ def test_shapes_of_the_arrays_at_each_level():
 
 
 def test_penalties_reach_regularizable_tensors_only_and_dynamics_reach_all():
-    names = {p.name for p in PARAMS}
+    names = {p.name for p in PARAMS if "noise" not in p.tags}
     weights = {p.name for p in PARAMS if "regularizable" in p.tags}
     matrices = {p.name for p in PARAMS if p.name.endswith("W")}
     assert matrices < weights < names
@@ -163,6 +164,8 @@ def test_penalties_reach_regularizable_tensors_only_and_dynamics_reach_all():
         reached = set(expand(one, initial_hyper([one], PARAMS, STEPS, IMAGES)[one.kind], PARAMS))
         if one.kind in OF_EXAMPLES:
             assert not any(one.reaches(p) for p in PARAMS)
+        elif one.kind == "noise":
+            assert reached == {"noise0/std", "noise1/std"}
         elif one.level == "input":
             assert reached == matrices
         else:
@@ -190,7 +193,7 @@ def test_counts_of_what_moves():
     declared = [L2(), LearningRate(per_step=True), Momentum(level="layer")]
     hyper = initial_hyper(declared, PARAMS, STEPS)
     weights = sum(p.size for p in PARAMS if "regularizable" in p.tags)
-    assert count(hyper) == weights + STEPS + len(PARAMS)
+    assert count(hyper) == weights + STEPS + sum("trainable" in p.tags for p in PARAMS)
     assert all(u.dtype == np.float64 for arrays in hyper.values() for u in arrays.values())
     assert set(hyper["learning_rate"]) == {"network"}
     np.testing.assert_allclose(hyper["learning_rate"]["network"], np.full(STEPS, np.log(0.1)))

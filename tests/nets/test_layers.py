@@ -12,6 +12,7 @@ from hypertrail_nets import (
     densenet,
     get_all_layers,
     get_all_params,
+    get_noise_params,
     get_output,
     initial_params,
     initial_running,
@@ -34,6 +35,7 @@ from hypertrail_nets.layers import (
     Pass,
     ScaleBias,
 )
+from hypertrail_nets.noise import gaussian_noise
 
 
 def test_params_come_in_the_order_of_the_layers_with_their_tags():
@@ -230,3 +232,24 @@ def test_a_stochastic_pass_needs_a_key_and_a_deterministic_one_ignores_it(ops):
     on = [get_output(net, w, x, ops, key=key, step=step) for step in (3, 3, 4)]
     np.testing.assert_array_equal(on[0], on[1])
     assert all(not np.array_equal(a, b) for a, b in pairwise([off, on[0], on[2]]))
+
+
+def test_noise_layers_add_what_their_std_says_in_training_only(ops):
+    network = mlp((4,), (3,), dropout=0.2, noise=True)
+    layers = {layer.name: layer for layer in get_all_layers(network)}
+    assert [layers[name].stream for name in ("noise0", "noise1", "dropout1")] == [0, 1, 2]
+    assert [(p.name, p.shape) for p in get_noise_params(network)] == [("noise0/std", (4,)), ("noise1/std", (3,))]
+    assert not any("std" in p.name for p in get_all_params(network)), "a std is no parameter"
+    w = initial_params(network, np.random.default_rng(0))
+    x, key = np.ones((2, 4)), (np.uint32(1), np.uint32(2))
+    std = np.array([0.0, 1.0, 2.0, 3.0])
+
+    def first(params, **how):
+        return get_output(layers["noise0"], params, x, ops, **how)
+
+    np.testing.assert_array_equal(first(w, key=key, step=5), x)
+    np.testing.assert_array_equal(first({**w, "noise0/std": std}, deterministic=True), x)
+    noise = gaussian_noise(np, key, 0, 5, (2, 4), np.float64)
+    np.testing.assert_array_equal(first({**w, "noise0/std": std}, key=key, step=5), x + std * noise)
+    with pytest.raises(ValueError, match="noise0: a stochastic pass needs key"):
+        first({"noise0/std": std})

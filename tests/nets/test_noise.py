@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrail_nets.noise import dropout_mask, random_bits, threefry
+from hypertrail_nets.noise import dropout_mask, gaussian_noise, random_bits, threefry
 
 KEY = (np.uint32(0x13198A2E), np.uint32(0x03707344))
 ONES = 0xFFFFFFFF
@@ -92,3 +92,27 @@ def test_another_key_gives_another_mask():
     shape = (1000,)
     masks = [random_bits(np, (np.uint32(a), np.uint32(b)), 0, 0, shape) for a, b in ((0, 0), (0, 1), (1, 0))]
     assert len({m.tobytes() for m in masks}) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gaussian_noise_is_standard_normal_and_a_function_of_its_place(dtype):
+    z = gaussian_noise(np, KEY, 3, 17, (200, 501), dtype)
+    assert z.dtype == dtype
+    n = z.size
+    assert abs(z.mean()) < 4 / np.sqrt(n)
+    assert abs(z.var() - 1) < 4 * np.sqrt(2 / n)
+    assert abs((z**3).mean()) < 4 * np.sqrt(15 / n)
+    assert abs((z**4).mean() - 3) < 4 * np.sqrt(96 / n)
+    flat = z.ravel()
+    assert abs(np.corrcoef(flat[: n // 2], flat[n // 2 : 2 * (n // 2)])[0, 1]) < 8 / np.sqrt(n), "the two of one pair"
+    np.testing.assert_array_equal(z, gaussian_noise(np, KEY, 3, 17, (200, 501), dtype))
+    for other in (gaussian_noise(np, KEY, 4, 17, (200, 501), dtype), gaussian_noise(np, KEY, 3, 18, (200, 501), dtype)):
+        assert abs(np.corrcoef(flat, other.ravel())[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_gaussian_noise_under_jax_and_in_both_precisions():
+    z = gaussian_noise(np, KEY, 3, 17, (7, 5), np.float64)
+    with jax.enable_x64(True):
+        traced = jax.jit(lambda step: gaussian_noise(jnp, KEY, 3, step, (7, 5), jnp.float64))(17)
+    np.testing.assert_allclose(traced, z, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(gaussian_noise(np, KEY, 3, 17, (7, 5), np.float32), z, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,117 @@
+"""The adaptive method of the thesis: n steps, M validation batches, K steps back, one step by signs. float64."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from hypertrail.adapting import State, output_params
+from hypertrail.hyperparameters import Hyper
+from hypertrail.records import Cost, Params
+
+from ..methods import collapsed
+from ..providers import Place, Provider, Undone
+from ..reverse import Adjoint, add, reverse, zeros
+from ..training import Step, forward
+from .rule import Report, Rule, validation_gradient
+
+
+class Kept:
+    """The last K states of the block, as they were: a provider. Exact."""
+
+    gradients = 0
+
+    def __init__(self, steps: deque[Step]) -> None:
+        self.steps = steps
+
+    def backwards(self) -> Iterator[Place]:
+        for one in reversed(self.steps):
+            yield Place(one.t, one.t, one.t, one.w, one.v)
+
+
+class Watched:
+    """A provider, and the last place that it handed over: where look-ahead goes on from."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self.last: Place | None = None
+
+    @property
+    def gradients(self) -> int:
+        return self.provider.gradients
+
+    def backwards(self) -> Iterator[Place]:
+        for place in self.provider.backwards():
+            self.last = place
+            yield place
+
+
+class AdaptiveRule(Rule):
+    """One block is one move of every declared hyperparameter.
+
+        n steps forward from (w, v);   dw = ∇f(w_T), dv = 0 on M random validation batches
+        for i = T−1 … T−K:   dr += dw v eʳ;  dv ← dv + eʳ dw;  u = −(1−γ) dv;  dλ += 2 λ ln 10 w u;  dw += H u;  dv ← γ dv
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
+
+    Cost: n + M gradients, K gradients with Hessian-vector product, K more where a rate is declared.
+    """
+
+    def start(self, hyper: Hyper, w: Params, v: Params) -> State:
+        if not self.method.mass:
+            return {}
+        return {"u": {kind: {key: np.zeros_like(u) for key, u in arrays.items()} for kind, arrays in hyper.items()}}
+
+    def block(self, state: State) -> tuple[State, Report]:
+        problem, method, hyper = self.problem, self.method, state["hyper"]
+        n, K, start = method.steps, method.last, int(state["step"])
+        T = start + n
+        values, running = problem.values(hyper), state["running"]
+        report, kept, before = Report(), deque(maxlen=K), running
+        for one in forward(problem, values, state["w"], state["v"], start, T):
+            if one.t == T - K:
+                before = running  # batch norm's averages at w_{T−K}
+            report.losses.append(one.loss)
+            running = problem.update_running(running, one.statistics)
+            kept.append(one)
+        w, v = kept[-1].w_next, kept[-1].v_next
+
+        f, dw, direct = validation_gradient(problem, w, values, method.validation_batches, int(state["block"]), T)
+        dvalues = zeros(problem, values)
+        add(dvalues, direct)
+        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w, Cost())
+        undone = method.states == "undone"
+        provider = Watched(Undone(problem.with_(steps=T), values, w, v) if undone else Kept(kept))
+        result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
+        h = collapsed(problem, hyper, result.dvalues)
+
+        moved, memory = self.move(hyper, h, state["memory"])
+        if method.mode != "restore":
+            assert provider.last is not None
+            w, v, running = provider.last.w, provider.last.v, before
+        M = method.validation_batches or len(problem.valid_batches()[0])
+        report.hyper_losses.append(f)
+        report.gradient = h
+        report.cost = Cost(n + M + result.cost.gradients, result.cost.hvps)
+        return {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}, report
+
+    def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:
+        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u); then the averaging."""
+        m, moved, u = self.method.mass, {}, {}
+        averaged = {p.name for p in output_params(self.problem.network)} if self.method.average_output else set()
+        for one in self.problem.hyperparameters:
+            s, kind = self.method.move(one.kind), one.kind
+            direction = {key: -np.sign(d) for key, d in h[kind].items()}
+            if m:
+                direction = {key: m * memory["u"][kind][key] + (1 - m) * d for key, d in direction.items()}
+                u[kind] = direction
+            moved[kind] = {key: one.clip(x + s * direction[key]) for key, x in hyper[kind].items()}
+            for key in averaged & moved[kind].keys():
+                moved[kind][key] = over_classes(moved[kind][key])
+        return moved, {"u": u} if m else {}
+
+
+def over_classes(u: np.ndarray) -> np.ndarray:
+    """The mean over the last axis (the classes, in an array of the output layer), in every place. A scalar stays."""
+    return np.broadcast_to(u.mean(axis=-1, keepdims=True), u.shape).copy() if u.ndim else u

@@ -1,0 +1,98 @@
+"""The adaptive method of the thesis: n steps, M validation batches, K steps back, one step by signs. One program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hypertrail.adapting import State, output_params
+from hypertrail.hyperparameters import Hyper
+from hypertrail.records import Cost
+
+from ..compiled import norm
+from ..functional import zeros
+from .rule import Rule
+
+Array = Any
+Tree = Any
+
+
+class AdaptiveRule(Rule):
+    """One block is one move of every declared hyperparameter.
+
+        n steps forward from (w, v), the last K states kept;   dw = ∇f(w_T), dv = 0 on M random validation batches
+        K steps back:  `functional.reverse_step` at the kept states (or `Compiled._undo_chunk`: undone in floating point)
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
+
+    Cost: n + M gradients and K gradients with Hessian-vector product.
+    """
+
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
+        return {"u": zeros(hyper)} if self.method.mass else {}
+
+    def inputs(self, start: int, block: int) -> Tree:
+        T, K = start + self.method.steps, self.method.last
+        first, last = self.programs.steps(start, T - K), self.programs.steps(T - K, T)
+        return first, last, self.validation_rows([block])[0]
+
+    def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
+        p, method, hyper = self.programs, self.method, state["hyper"]
+        first, last, rows = inputs
+        keep = method.states == "kept"
+        values = p._values(hyper)
+        early, losses, _ = self.steps((state["w"], state["v"], state["running"]), values, data, first)
+        (w, v, running), more, kept = self.steps(early, values, data, last, keep)
+
+        f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
+        if keep:
+            _, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
+            w_before, v_before = early[:2]
+        else:
+            undone, _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
+            w_before, v_before, _, _, dvalues = undone
+        h = p._pull_back(hyper, dvalues)
+
+        moved, memory = self.move(hyper, h, state["memory"])
+        if method.mode != "restore":
+            w, v, running = w_before, v_before, early[2]
+        after = {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}
+        return after, h, self.report(w, jnp.concatenate([losses, more]), f, norm(h))
+
+    def back(self, adjoint: Tree, kept: Tree, values: Tree, data: Tree, xs: Tree) -> Tree:
+        """K exact reverse steps at the kept states, from the last."""
+
+        def backward(adjoint: Tree, x: tuple) -> tuple:
+            (w, v), (indices, t) = x
+            return self.programs.backward(adjoint, w, v, values, data, indices, t), None
+
+        return lax.scan(backward, adjoint, (kept, xs), reverse=True)[0]
+
+    def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:
+        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u); then the averaging."""
+        m = self.method.mass
+        u = jax.tree.map(lambda d: -jnp.sign(d), h)
+        if m:
+            u = jax.tree.map(lambda u, d: m * u + (1 - m) * d, memory["u"], u)
+        moved = {}
+        for kind, arrays in hyper.items():
+            s = self.method.move(kind)
+            moved[kind] = {key: x + s * u[kind][key] for key, x in arrays.items()}
+        moved = self.clip(moved)
+        if self.method.average_output:
+            names = {p.name for p in output_params(self.problem.network)}
+            moved = {
+                kind: {key: over_classes(x) if key in names else x for key, x in arrays.items()}
+                for kind, arrays in moved.items()
+            }
+        return moved, {"u": u} if m else {}
+
+    def cost(self) -> Cost:
+        return Cost(self.method.steps + self.validation_batches(), self.method.last)
+
+
+def over_classes(u: Array) -> Array:
+    """The mean over the last axis (the classes, in an array of the output layer), in every place. A scalar stays."""
+    return jnp.broadcast_to(u.mean(axis=-1, keepdims=True), u.shape) if u.ndim else u

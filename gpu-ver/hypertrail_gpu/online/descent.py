@@ -1,0 +1,92 @@
+"""Hypergradient descent: learning rates that follow ⟨this gradient, the last direction⟩."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hypertrail.adapting import State, unconstrained
+from hypertrail.hyperparameters import Hyper
+
+from ..functional import zeros
+from .rule import Rule, by_name, shared
+
+Array = Any
+Tree = Any
+
+
+# Where the new velocity moves the weights, ∂w/∂α is this many times the velocity, which the state holds already.
+VELOCITIES = {"damped": 1.0, "heavy-ball": -1.0}
+
+
+class DescentRule(Rule):
+    """Each step:
+
+        h = Σ g ⊙ D over what shares an α                D = ∂w/∂α of the step before, 0 at the first
+        α ← clip(α − β h),   or   α ← clip(α (1 − β h / (‖g‖ ‖D‖)))
+        (w, v) ← update with the new α
+
+    D is ± the velocity, times the schedule's factor; for dynamics where it is not, the update's tangent in direction α, which
+    is then carried along. Within a block α itself is carried, not its logarithm. Cost: one gradient a step.
+    """
+
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
+        return {"direction": {} if self.problem.dynamics.kind in VELOCITIES else zeros(w)}
+
+    def inputs(self, start: int, block: int) -> Tree:
+        stop = start + self.method.block
+        factors = self.problem.dynamics.factors(self.problem.steps).astype(self.problem.dtype)
+        return *self.programs.steps(start, stop), np.concatenate([factors[:1], factors])[start:stop]
+
+    def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
+        p, hyper = self.programs, state["hyper"]
+        one = self.problem.declared("learning_rate")
+        fixed = p._values(hyper)
+        sign = VELOCITIES.get(self.problem.dynamics.kind)
+
+        def forward(carry: tuple, x: tuple) -> tuple:
+            (w, v, running, alphas, D), (indices, t, factor_before) = carry, x
+            seen, batch = p.batch(fixed, data, indices)
+            (loss, statistics), g = jax.value_and_grad(p.inner.loss, has_aux=True)(w, seen, batch, t)
+            alphas = self.move(alphas, g, v if sign else D, sign * factor_before if sign else 1.0)
+
+            def update(rate: Tree) -> tuple[Tree, Tree]:
+                return p.inner.update(w, v, g, fixed | {"learning_rate": rate}, t)
+
+            rate = by_name(one, alphas, w)
+            if sign:
+                w, v = update(rate)
+            else:
+                (w, v), (D, _) = jax.jvp(update, (rate,), (jax.tree.map(jnp.ones_like, rate),))
+            return (w, v, self.problem.update_running(running, statistics), alphas, D), loss
+
+        alphas = {key: one.value(u, jnp) for key, u in hyper["learning_rate"].items()}
+        start = (state["w"], state["v"], state["running"], alphas, state["memory"]["direction"])
+        (w, v, running, alphas, D), losses = lax.scan(forward, start, inputs)
+        rate = {key: unconstrained("learning_rate", x, jnp) for key, x in alphas.items()}
+        after = {
+            "w": w,
+            "v": v,
+            "running": running,
+            "hyper": hyper | {"learning_rate": rate},
+            "memory": {"direction": D},
+        }
+        return after, {}, self.report(w, losses)
+
+    def move(self, alphas: dict[str, Array], g: Tree, D: Tree, scale: Array | float) -> dict[str, Array]:
+        """The direction is scale · D."""
+        one, beta = self.problem.declared("learning_rate"), self.method.beta
+        h = {key: scale * x for key, x in shared(one, {p: g[p] * D[p] for p in g}).items()}
+        if self.method.rule == "additive":
+            moved = {key: x - beta * h[key] for key, x in alphas.items()}
+        else:
+            g2, D2 = (shared(one, {p: x**2 for p, x in a.items()}) for a in (g, D))
+            moved = {}
+            for key, x in alphas.items():
+                sizes = jnp.sqrt(g2[key]) * jnp.abs(scale) * jnp.sqrt(D2[key])
+                moved[key] = x * (1 - beta * h[key] / jnp.where(sizes > 0, sizes, 1.0))
+        return {key: jnp.clip(x, *one.bounds) for key, x in moved.items()}

@@ -1,0 +1,101 @@
+"""T1–T2: penalties moved by one elementary step's effect on the validation loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hypertrail.adapting import State, moved_kinds, unconstrained
+from hypertrail.hyperparameters import NETWORK, Hyper
+from hypertrail.problem import Values
+
+from ..compiled import norm
+from ..functional import step
+from .rule import PeriodicRule, move_outer, start_outer
+
+Array = Any
+Tree = Any
+
+
+class T1T2Rule(PeriodicRule):
+    """Every `every` steps, after the step from w_t to w_{t+1}:
+
+        u = −∇C₂(w_{t+1});   h = (∂_λ∇_w C̃₁(w_t))ᵀ u;   λ ← clip(λ − outer(h))
+
+    The product is the tangent of w ↦ ∇_λ C̃₁ in direction u: of the penalties only, the compiler drops the data term, which
+    does not contain λ. Cost: one gradient a step, M for each move.
+    """
+
+    def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
+        return start_outer(self.method.outer, self.moved(hyper))
+
+    def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
+        inner, every = self.programs.inner, self.method.every
+
+        def period(carry: tuple, x: tuple) -> tuple:
+            (*elementary, hyper, memory, _), (xs, rows) = carry, x
+            values = self.programs._values(hyper)
+            before = jax.tree.map(lambda one: one[: every - 1], xs)
+            (w, v, running), losses, _ = self.steps(tuple(elementary), values, data, before)
+            indices, t = jax.tree.map(lambda one: one[-1], xs)
+            seen, batch = self.programs.batch(values, data, indices)
+            w_next, v_next, loss, statistics = step(inner, w, v, seen, batch, t)
+            running = self.problem.update_running(running, statistics)
+
+            f, dw, _ = self.hyper_gradient(w_next, values, valid, rows)
+            h = self.product(w, jax.tree.map(jnp.negative, dw), seen, batch, t)
+            size = norm(h)
+            hyper, memory = self.move(hyper, values, h, size, memory)
+            losses = jnp.concatenate([losses, loss[None]])
+            return (w_next, v_next, running, hyper, memory, h), (losses, f, size)
+
+        hyper = state["hyper"]
+        start = (*(state[key] for key in ("w", "v", "running", "hyper", "memory")), self.moved(hyper))
+        (w, v, running, hyper, memory, h), (losses, f, sizes) = lax.scan(period, start, inputs)
+        skipped = 0
+        if self.method.skip:
+            skipped, sizes = jnp.sum(~jnp.isfinite(sizes)), ()
+        after = {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}
+        return after, h, self.report(w, losses, f, sizes, skipped)
+
+    def product(self, w: Tree, u: Tree, values: Values, batch: Tree, t: tuple) -> Hyper:
+        """h = (∂_λ∇_w C̃₁)ᵀ u, for what moves: λ itself, or its free representation."""
+
+        def slope(w: Tree) -> Values:
+            return jax.grad(self.programs.inner.loss, argnums=1, has_aux=True)(w, values, batch, t)[0]
+
+        dvalues = jax.jvp(slope, (w,), (u,))[1]
+        h: Hyper = {}
+        for kind, arrays in self.held(values).items():
+            one = self.problem.declared(kind)
+            d = {NETWORK: sum(dvalues[kind].values())} if one.level == NETWORK else dvalues[kind]
+            free = self.method.representation == "free"
+            h[kind] = {key: d[key] * one.slope(x) if free else d[key] for key, x in arrays.items()}
+        return h
+
+    def held(self, values: Values) -> Hyper:
+        """The values of what moves, in the structure of the hyperparameters."""
+        held: Hyper = {}
+        for kind in moved_kinds(self.problem, self.method):
+            network = self.problem.declared(kind).level == NETWORK
+            held[kind] = {NETWORK: next(iter(values[kind].values()))} if network else dict(values[kind])
+        return held
+
+    def move(self, hyper: Hyper, values: Values, h: Hyper, size: Array, memory: State) -> tuple[Hyper, State]:
+        """The outer step on λ or on its logarithm, then the bounds, which keep λ positive; nothing where ‖h‖ is not finite."""
+        declared, limit = self.problem.declared, self.method.clip_norm
+        by_value = self.method.representation == "value"
+        factor = jnp.where(size > limit, limit / size, 1.0)
+        here = self.held(values) if by_value else self.moved(hyper)
+        moved, after = move_outer(self.method.outer, here, jax.tree.map(lambda d: factor * d, h), memory)
+        if by_value:
+            moved = {
+                kind: {key: unconstrained(kind, jnp.clip(x, *declared(kind).bounds), jnp) for key, x in arrays.items()}
+                for kind, arrays in moved.items()
+            }
+        good = jnp.isfinite(size)
+        moved = hyper | self.clip(moved)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), (moved, after), (hyper, memory))

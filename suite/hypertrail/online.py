@@ -1,0 +1,373 @@
+"""The online methods, as the caller names them: hyperparameters that move while the network trains.
+
+A declaration is a frozen record of settings. The engines turn it into a small object with a memory and a `block`; the loop
+that runs blocks (`engine.adapt`) does not know which method it runs. Learning rates stay within the bounds of their
+declaration, and so positive; so does every other hyperparameter.
+
+| method | moves | looks at | gradients for a step | state beside w and v |
+|---|---|---|---|---|
+| Adaptive | all declared | validation, K steps back | 1 + (M + 3 K)/n | K states for a moment |
+| T1T2 | L2, L1, noise | validation, 1 step back | 1 + M/every | Adam's |
+| HypergradientDescent | learning rate | the next training batch | 1 | one direction |
+| Almeida | learning rate of each parameter | the next training batch | 1 | two vectors |
+| RTHO | all declared, few | validation, all steps back | 1 + 2 m + M/every | m states |
+| MARTHE | all declared, few | validation, fading | 1 + 2 m + M/every | m states |
+| OSGM | learning rate | the same training batch again | 2 | one vector |
+| Clarke | all declared | validation, a Neumann series | 1 + (M + 3 + 2 terms)/every | Adam's |
+
+None of them looks ahead of what it has seen: the validation split is used up by them, so report a third, untouched split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .errors import UsageError
+from .outer import Adam, Rule
+
+INSIDE_THE_LOSS = ("l2", "l1", "noise")
+
+
+@dataclass(frozen=True)
+class Online:
+    """What every method has: a name, the kinds it can move (empty: every declared one), and the steps of one block."""
+
+    name: ClassVar[str]
+    movable: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def block_steps(self) -> int:
+        """How many elementary steps one block takes, and how many batches of the schedule it needs."""
+        raise NotImplementedError
+
+    @property
+    def advance(self) -> int:
+        """By how many steps of the schedule a block goes on; less than it takes where steps are done again."""
+        return self.block_steps
+
+
+@dataclass(frozen=True)
+class Adaptive(Online):
+    """The adaptive method of the thesis: per-parameter learning rates and L2, moved by the signs of K reversed steps.
+
+        n steps:  v ← γ v − (1−γ) g,  w ← w + eʳ v
+        h_0 = mean gradient of the validation loss over M distinct random batches;  dw = h_0,  dv = 0
+        K steps back, exactly:  dr, dλ += their shares            (Maclaurin et al. 2015, algorithm 2, truncated)
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  sign(0) = 0;  output layer averaged over its classes
+        with mass m:  u ← m u − (1−m) sign(h),  r ← clip(r + s_r u)
+
+    steps: n. validation_batches: M (0: the whole split, in its fixed batches). last: K.
+    moves: the step of each declared kind in the units of its representation: s_r in ln α, s_λ in log10 λ. Tuned pairs
+    (s_λ, s_r): n-K = 5-5: .0005, .001; 120-5: .01, .1; n about 500: .04, .2. The thesis' bounds are
+    LearningRate(bounds=(1e-5, 1)), L2(bounds=(1e-7, 1e-2)); init .1.
+    mode: 'restore' (go on from the end of the block), 'look-ahead' (go on from w_{T−K}, with the batches of the K steps done
+    again; a block then advances n − K steps), 'as-published' (from w_{T−K} too, but the K batches are skipped).
+    states: 'kept' (the last K states, exact, K small) or 'undone' (in floating point, as the thesis did: damped dynamics
+    with γ > 0 only, every step multiplies the rounding error by 1/γ).
+    average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
+    Cost of a block: n + M + about 3 K gradients. Memory: K states.
+    POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
+    how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 5 points
+    lower there than on the test split. Source: the thesis; reference online.md, section 1.
+    """
+
+    steps: int = 131
+    validation_batches: int = 10
+    last: int = 4
+    moves: tuple[tuple[str, float], ...] = (("learning_rate", 0.1), ("l2", 0.01))
+    mass: float = 0.0
+    mode: str = "restore"
+    states: str = "kept"
+    average_output: bool = True
+
+    name = "adaptive"
+
+    def __post_init__(self) -> None:
+        at_least("adaptive steps", self.steps, 1)
+        at_least("adaptive validation_batches", self.validation_batches, 0)
+        one_of("adaptive mode", self.mode, MODES)
+        one_of("adaptive states", self.states, STATES)
+        fraction("adaptive mass", self.mass)
+        if not 1 <= self.last <= self.steps:
+            raise UsageError(f"adaptive last {self.last}, expected 1 … {self.steps} (the steps of a block)")
+        if self.mode != "restore" and self.last == self.steps:
+            raise UsageError(
+                f"adaptive mode {self.mode!r} with last = steps = {self.steps} stays where it is; lower last"
+            )
+        for kind, size in self.moves:
+            positive(f"adaptive move of {kind}", size)
+
+    @property
+    def block_steps(self) -> int:
+        return self.steps
+
+    @property
+    def advance(self) -> int:
+        return self.steps - self.last if self.mode == "look-ahead" else self.steps
+
+    def move(self, kind: str) -> float:
+        """s of one kind. UsageError where none is given."""
+        for known, size in self.moves:
+            if known == kind:
+                return size
+        raise UsageError(f"adaptive moves {dict(self.moves)}: no step for {kind}; add ({kind!r}, its step)")
+
+
+@dataclass(frozen=True)
+class Periodic(Online):
+    """Methods that move every few steps. block: steps in one compiled block, a multiple of `every`: how often there is something
+    to report and to save. It changes no number."""
+
+    every: int = 10
+    block: int = 100
+
+    def __post_init__(self) -> None:
+        at_least(f"{self.name} every", self.every, 1)
+        if self.block < 1 or self.block % self.every:
+            raise UsageError(f"{self.name} block {self.block}, expected a multiple of every = {self.every}")
+
+    @property
+    def block_steps(self) -> int:
+        return self.block
+
+
+@dataclass(frozen=True)
+class T1T2(Periodic):
+    """T1–T2: penalties and noise moved by what one elementary step does to the validation loss.
+
+        θ' = θ − η₁ ∇C̃₁(θ, λ)                          (whatever the dynamics of the problem make of it)
+        h  = −∇C₂(θ') (∂_λ∇_θ C̃₁)(θ, λ)                C₂: validation, no noise, no penalty; C̃₁: the batch of this step
+        h  ← h · min(1, clip_norm / ‖h‖);  not finite: skipped, and counted
+        λ  ← max(lower bound, λ − outer(h))            every `every` steps
+
+    Without momentum h is the hypergradient truncated to K = 1, divided by η₁. Learning rates and momentum are out of its sight.
+    outer: how λ moves (published: Adam, step .001, with Adam at .002 for the weights). representation: 'value' (as
+    published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
+    validation_batches: random ones for each move; 0: the whole split. clip_norm: 3, over all hyperparameters together.
+    skip: False stops the run at a hypergradient that is not finite.
+    Cost: M gradients every `every` steps; noise needs one product with the data's Hessian, L2 and L1 do not.
+    POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
+    small. Source: Luketina, Berglund, Greff, Raiko 2016, equations 6 to 8; published overhead about 30 %.
+    """
+
+    outer: Rule = field(default_factory=lambda: Adam(0.001))
+    representation: str = "value"
+    validation_batches: int = 1
+    clip_norm: float = 3.0
+    skip: bool = True
+
+    name = "t1t2"
+    movable = INSIDE_THE_LOSS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("t1t2 validation_batches", self.validation_batches, 0)
+        one_of("t1t2 representation", self.representation, REPRESENTATIONS)
+        positive("t1t2 clip_norm", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class HypergradientDescent(Online):
+    """Learning rates that follow the product of this gradient with the last direction, at (nearly) no cost.
+
+        h_t = ⟨g_t, ∂w_t/∂α⟩      ∂w_t/∂α: damped v, heavy ball −v', Nesterov −(g + μ v), Adam −m̂/√(v̂ + ε)
+        additive:        α ← α − β h_t
+        multiplicative:  α ← α (1 − β h_t / (‖g_t‖ ‖∂w_t/∂α‖))      nothing moves where a norm is 0
+        w ← one elementary step with the NEW α
+
+    Sums and norms run over all that shares one α (the whole network at level 'network') and come BEFORE the move; the released
+    AdamHD of the authors moves α tensor by tensor. The first step moves nothing. α stays within the declaration's bounds.
+    beta: published 1e-3 for SGD and Nesterov, 1e-7 for Adam (additive; α₀ = 1e-3, batch 128). Additive β has the units of
+    α² over loss: multiply the loss by c and β must be divided by c³ (α₀ by c). The multiplicative rule does not care.
+    Other declared hyperparameters stay where they are. Cost: no gradient; one direction in memory, two passes over it.
+    POOR with noisy batches: E[g_t g_{t−1}] is small against its noise; α follows short-term gains and ends too low
+    (Wu, Ren, Liao, Grosse 2018: short-horizon bias). Source: Baydin, Cornish, Rubio, Schmidt, Wood 2018, algorithms 4 to 6.
+    """
+
+    rule: str = "additive"
+    beta: float = 1e-3
+    block: int = 100
+
+    name = "hypergradient-descent"
+    movable = ("learning_rate",)
+
+    def __post_init__(self) -> None:
+        one_of("hypergradient descent rule", self.rule, RULES)
+        positive("hypergradient descent beta", self.beta)
+        at_least("hypergradient descent block", self.block, 1)
+
+    @property
+    def block_steps(self) -> int:
+        return self.block
+
+
+@dataclass(frozen=True)
+class Almeida(Online):
+    """One learning rate p for each parameter, moved by the agreement of two gradients in a row. SGD only (momentum 0).
+
+        v_i ← γ v_i + (1−γ) g_i(t)²
+        p_i ← p_i · max(½, 1 + k g_i(t) g_i(t−1) / v_i)      unmoved where v_i = 0, and at the first step
+        x_i ← x_i − p_i g_i(t)
+
+    k: how fast p moves (relative, per step). average: γ. v begins at 0, which makes the first moves large (up to
+    k/(1−γ)). Needs LearningRate(level="parameter"). Cost: no gradient; two vectors in memory.
+    POOR: as hypergradient descent, parameter by parameter, so with even less signal in the noise.
+    Source: Almeida, Langlois, Amaral, Plakhov 1998; reference online.md, section 2. k and γ are ours.
+    """
+
+    k: float = 0.01
+    average: float = 0.9
+    block: int = 100
+
+    name = "almeida"
+    movable = ("learning_rate",)
+
+    def __post_init__(self) -> None:
+        positive("almeida k", self.k)
+        fraction("almeida average", self.average)
+        at_least("almeida block", self.block, 1)
+
+    @property
+    def block_steps(self) -> int:
+        return self.block
+
+
+@dataclass(frozen=True)
+class MARTHE(Periodic):
+    """Forward-mode hypergradients with a fading memory; μ = 0 looks one step back, μ = 1 (RTHO) to the beginning.
+
+        Z ← μ A Z + B,   Z_0 = 0          A = ∂(step)/∂(w, v),  B = ∂(step)/∂λ, at the λ in force
+        h = ∇f(w) Z_w + ∂f/∂λ             every `every` steps
+        λ ← clip(λ − outer(h))
+
+    mu: μ. outer: how the unconstrained λ moves. validation_batches: random ones for each move; 0: the whole split.
+    restart: Z ← 0 after each move ("warm restart" of Z; w and v go on). most: more hyperparameters are refused.
+    h is the exact derivative only while λ has been constant, and μ = 1: later Z mixes what former λ did.
+    Cost: one gradient and m tangents (2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
+    dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE), equation 8.
+    """
+
+    mu: float = 0.9
+    outer: Rule = field(default_factory=lambda: Adam(0.01))
+    validation_batches: int = 1
+    restart: bool = False
+    most: int = 64
+    every: int = 1
+
+    name = "marthe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.mu <= 1.0:
+            raise UsageError(f"{self.name} mu {self.mu}, expected 0 ≤ mu ≤ 1")
+        at_least(f"{self.name} validation_batches", self.validation_batches, 0)
+        at_least(f"{self.name} most", self.most, 1)
+
+
+@dataclass(frozen=True)
+class RTHO(MARTHE):
+    """Real-time hyperparameter optimisation: MARTHE with μ = 1, a move every Δ = `every` steps, projected on the bounds.
+
+        Z ← A Z + B;   every Δ steps:  λ ← clip(λ − outer(∇f(w) Z_w + ∂f/∂λ));   Z and s are never reset
+
+    Exact only while λ has been constant: afterwards Z holds derivatives of a trajectory that no single λ would have made.
+    restart=True sets Z (not s) to 0 after each move, which makes h the exact derivative over the last Δ steps.
+    Cost and memory as MARTHE. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 3.3.
+    """
+
+    mu: float = 1.0
+    every: int = 20
+    validation_batches: int = 0
+
+    name = "rtho"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mu != 1.0:
+            raise UsageError(f"rtho mu {self.mu}: it is 1 by definition; use MARTHE(mu={self.mu})")
+
+
+@dataclass(frozen=True)
+class OSGM(Online):
+    """Online scaled gradient methods, hypergradient-descent feedback (HDM), with a diagonal step size P and a null step.
+
+        x⁺ = x − P g,   g = ∇f(x),   g⁺ = ∇f(x⁺)                (f: the loss on this batch, for both)
+        h  = −g⁺ ⊙ g / ‖g‖²
+        G ← G + h²,   P ← clip(P − η h / √(G + ε))              AdaGrad
+        x ← x⁺ only if f(x⁺) < f(x)                             null step
+
+    learning_rate: η, in units of α. SGD only (momentum 0); LearningRate of any level, sums over what shares an α.
+    Cost: 2 gradients a step (deterministic f would give g for the next step for nothing; minibatches do not).
+    POOR with small batches: the null step then compares noise with itself, it accepts what overfits the batch.
+    Source: Gao, Chu, Ye, Udell 2025 (OSGM; HDM); reference online.md, section 2. η and ε are ours.
+    """
+
+    learning_rate: float = 0.01
+    epsilon: float = 1e-12
+    block: int = 100
+
+    name = "osgm"
+    movable = ("learning_rate",)
+
+    def __post_init__(self) -> None:
+        positive("osgm learning_rate", self.learning_rate)
+        positive("osgm epsilon", self.epsilon)
+        at_least("osgm block", self.block, 1)
+
+    @property
+    def block_steps(self) -> int:
+        return self.block
+
+
+@dataclass(frozen=True)
+class Clarke(Periodic):
+    """Implicit differentiation of the update map, by a truncated Neumann series, while training goes on.
+
+        Φ(w, λ) = w after one step with v held;   A = ∂Φ/∂w,  B = ∂Φ/∂λ,  both at the present w, with the latest batch
+        h = Σ_{j ≤ terms} ∇f(w) Aʲ B + ∂f/∂λ        (→ ∇f (1 − A)⁻¹ B: the fixed point of Φ)
+        λ ← clip(λ − outer(h))                      every `every` steps
+
+    terms: look-back distance (0: one step, as T1–T2 but for every kind). Learning rates have a gradient here, other than in
+    implicit differentiation of L: Φ contains them.
+    Cost: M gradients and one gradient with 1 + terms HVPs every `every` steps; published 2 to 3 times plain training.
+    POOR far from a fixed point, where ∇f Aʲ B is not what the steps to come will do; directions of curvature below 1/(α terms)
+    are cut short. Source: Clarke, Oldewage, Hernández-Lobato 2022, equation 6 and algorithm 1.
+    """
+
+    terms: int = 5
+    outer: Rule = field(default_factory=lambda: Adam(0.05))
+    validation_batches: int = 1
+
+    name = "clarke"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("clarke terms", self.terms, 0)
+        at_least("clarke validation_batches", self.validation_batches, 0)
+
+
+MODES = ("restore", "look-ahead", "as-published")
+STATES = ("kept", "undone")
+RULES = ("additive", "multiplicative")
+REPRESENTATIONS = ("value", "free")
+
+
+def one_of(what: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise UsageError(f"{what} {word!r}, expected one of {', '.join(known)}")
+
+
+def at_least(what: str, number: int, least: int) -> None:
+    if number < least:
+        raise UsageError(f"{what} {number}, expected at least {least}")
+
+
+def positive(what: str, number: float) -> None:
+    if not 0.0 < number < float("inf"):
+        raise UsageError(f"{what} {number}, expected a positive number")
+
+
+def fraction(what: str, number: float) -> None:
+    if not 0.0 <= number < 1.0:
+        raise UsageError(f"{what} {number}, expected at least 0 and below 1")
