@@ -21,9 +21,13 @@ SHORT = {
     "interpolation": "--engine cpu --networks softmax mnist-mlp --steps 3 --points 4",
     "schedules-mnist": "--engine cpu --hidden 5 --steps 5 --meta-iterations 1 --train 60 --batch 20 --select 60 --test 60",
     "ard-mnist": "--engine cpu --steps 5 --meta-iterations 1 --train 60 --batch 20 --valid 60 --select 60 --test 60",
+    "learned-data-mnist": "--engine cpu --steps 5 --meta-iterations 1 --valid 60 --select 60 --test 60",
+    "completions-mnist": "--engine cpu --lengths 10 --meta-iterations 1 --methods drmad-C4 --train 60 --valid 60 --test 60",
+    "drmad-vs-exact": "--engine cpu --steps 20 --reference-steps 0 --train 60 --valid 60",
 }
 
-ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedules-mnist", "ard-mnist")
+ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedules-mnist", "ard-mnist", "learned-data-mnist",
+            "completions-mnist", "drmad-vs-exact")  # fmt: skip
 
 
 def commands(root: Path) -> list[str]:
@@ -50,7 +54,7 @@ def datasets(root: Path) -> Path:
 def test_all_of_them_are_known_here(root):
     """A command that is added to the README without being run anywhere fails here."""
     known = {"make demo", "make test", "hypertrail list", "hypertrail compare RUN_A RUN_B", "hypertrail report RUN",
-             "hypertrail run drmad-digits", "hypertrail verify drmad-digits",
+             "hypertrail run drmad-digits", "hypertrail verify drmad-digits", "hypertrail verify everything",
              "hypertrail run rosenbrock"}  # fmt: skip
     assert set(commands(root)) == known | {f"hypertrail run {name} --data-dir FOLDER" for name in ON_FILES}
 

@@ -167,7 +167,7 @@ def of_engine(engine: str, mine: dict[str, dict[str, Any]]) -> Section:
     columns = ["", "train s", "back s", "× time", "× back", "MB", "× memory", "cosine"]
     text = (
         f"T = {mine['plain']['steps']:,}. × time: training and reverse pass, over those of DrMAD (C1); × back: the reverse pass "
-        "alone; MB: states that it reads; cosine: with the exact hypergradient. The paper says 45 (time) and 100 (memory) "
+        "alone; MB: states kept for it; cosine: with the exact hypergradient. The paper says 45 (time) and 100 (memory) "
         "for the exact way with Python integers."
     )
     words = {"cpu": "The reference engine (NumPy, float64)", "gpu": "The compiled engine"}
