@@ -119,7 +119,10 @@ class TrueLine(NamedTuple):
         return w, v, self.indices[i], tuple(one[i] for one in self.t)
 
 
-@pytest.mark.parametrize(("network", "declared"), [("mlp", "everything"), ("densenet", "penalties")])
+@pytest.mark.parametrize(
+    ("network", "declared"),
+    [("mlp", "everything"), pytest.param("densenet", "penalties", marks=pytest.mark.slow)],
+)
 def test_line_kernel_fed_with_the_true_states_is_exact(make, relative, network, declared):
     problem = make(network, declared)
     hyper = problem.initial_hyper()

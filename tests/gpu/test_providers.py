@@ -208,6 +208,7 @@ def test_a_bit_that_was_changed_is_noticed(make):
         gpu.hypergradient(problem, problem.initial_hyper(), training, Exact())
 
 
+@pytest.mark.slow
 def test_reversal_works_on_float32_gradients_too(make, relative):
     problem = make("densenet", "penalties", precision="float32", dynamics=Dynamics("damped", 0.3, 0.9), steps=12)
     hyper = problem.initial_hyper()

@@ -177,7 +177,9 @@ def test_training_and_hypergradients(make, network, kind):
         np.testing.assert_allclose(mine.adjoint_norms, theirs.adjoint_norms, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=pytest.mark.slow if name == "densenet" else ()) for name in NETWORKS]
+)
 def test_completions_on_penalties(make, network):
     """Penalties alone: every completion goes, C0 among them, and no velocity is kept."""
     problem = make(network).with_(hyperparameters=(L2("parameter", 1e-2), L1("layer", 1e-3)))

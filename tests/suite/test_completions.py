@@ -49,14 +49,7 @@ def test_completions(small_mnist, tmp_path, capsys):
     assert (tmp_path / "a" / "figures" / "cosine.png").stat().st_size > 10_000
 
 
-def test_a_length_that_diverges_stops_alone(small_mnist, tmp_path, capsys):
-    words = ["--lengths", "10", "12", "--meta-iterations", "1", "--train", "60", "--valid", "20", "--test", "10"]
-    said = run(capsys, tmp_path / "a", "completions-mnist", *words, "--methods", "drmad-C4", "--l2", "0.01",
-               "--learning-rate", "0.5", "--momentum", "0.999999")  # fmt: skip
-    assert {line["steps"] for line in read_metrics(tmp_path / "a")} == {10, 12}
-    assert "T = 10" in said
-
-
+@pytest.mark.slow
 def test_every_exact_way_is_the_same(small_mnist, tmp_path, capsys):
     words = ["--steps", "20", "--reference-steps", "6", "--train", "60", "--valid", "20"]
     said = run(capsys, tmp_path / "a", "drmad-vs-exact", *words)
