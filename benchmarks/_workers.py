@@ -25,6 +25,7 @@ def environment(threads: int) -> dict[str, str]:
     env |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        env["NPROC"] = "1"  # the size of XLA's own pool, which would take every core there is
     return env | {"JAX_PLATFORMS": "cpu"}
 
 

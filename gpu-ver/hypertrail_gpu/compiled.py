@@ -30,8 +30,8 @@ Array = Any
 Tree = Any
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
-CHUNK_BYTES = 24 << 20  # of states, as much as a segment of the store; two chunks are in memory at a time
-FEW_STEPS, FEW_BYTES = 16, 256 << 20  # but of a large network so many steps, or bytes, before the host is asked again
+CHUNK_BYTES = 256 << 20
+DISK_BYTES = 24 << 20  # of the states that go to HDF5: as much as a segment, of which several are in memory at a time
 
 
 @contextmanager
@@ -60,6 +60,7 @@ class Compiled:
         self.train_data = jnp.asarray(train.x, problem.dtype), jnp.asarray(train.y)
         self.valid_data = jax.tree.map(jnp.asarray, problem.valid_batches())
         self.chunk = chunk_length(problem)
+        self.disk_chunk = chunk_length(problem, DISK_BYTES)
         self.state_bytes = state_bytes(problem)
         # Compiled per object, not per class: when the object goes, its programs and the data they hold go too.
         self.others: dict[str, Any] = {}
@@ -288,10 +289,9 @@ def state_bytes(problem: Problem) -> int:
     return sum(p.size for p in problem.params) * problem.dtype.itemsize * numbers
 
 
-def chunk_length(problem: Problem) -> int:
+def chunk_length(problem: Problem, most: int = CHUNK_BYTES) -> int:
     """Steps per compiled chunk: a divisor of T (else of an epoch) near the target, so that no odd rest compiles again."""
-    size = state_bytes(problem)
-    target = min(problem.steps, CHUNK_STEPS, max(1, CHUNK_BYTES // size, min(FEW_STEPS, FEW_BYTES // size)))
+    target = min(problem.steps, CHUNK_STEPS, max(1, most // state_bytes(problem)))
     for whole in (problem.steps, problem.schedule.steps_per_epoch):
         divisors = [k for k in range(1, target + 1) if whole % k == 0]
         if divisors[-1] * 2 > target:

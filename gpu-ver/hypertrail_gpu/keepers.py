@@ -71,8 +71,9 @@ class StateKeeper(Keeper):
         self.trajectory, self.on_host, self.first = trajectory, on_host, first
 
     def spans(self, programs: Compiled) -> Iterator[tuple[int, int, bool]]:
+        stored = isinstance(self.trajectory, StoredTrajectory)
         yield from cut(0, self.first, programs.chunk, False)
-        yield from cut(self.first, programs.problem.steps, programs.chunk, True)
+        yield from cut(self.first, programs.problem.steps, programs.disk_chunk if stored else programs.chunk, True)
 
     def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
         if kept:

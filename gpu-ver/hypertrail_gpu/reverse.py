@@ -16,6 +16,7 @@ from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, M
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable, bytes_read
 from hypertrail.refusals import refuse
+from hypertrail_data import StoredTrajectory
 
 from .compiled import Compiled, compiled
 from .drmad import before_tail, line, pieces
@@ -114,7 +115,8 @@ def walk(
     if isinstance(training.trajectory, Checkpointed):
         provider: Recomputed | Stored = Recomputed(training, programs, values)
     else:
-        provider = Stored(training, programs.chunk, problem.dtype)
+        stored = isinstance(training.trajectory, StoredTrajectory)
+        provider = Stored(training, programs.disk_chunk if stored else programs.chunk, problem.dtype)
     return reverse_states(programs, adjoint, provider, training, values, first, progress)
 
 
@@ -133,6 +135,14 @@ def reverse_states(
     """
     T = programs.problem.steps
     norms = np.empty(T)
+    waiting: Any = None
+
+    def look(start: int, stop: int, some: Any) -> None:
+        norms[start:stop] = some
+        finite(norms, start, stop)
+        if progress:
+            progress(T - start, T - first)
+
     for start, stop, states in provider.backwards(first):
         if programs.keeps_velocity and not any(name.startswith("v/") for name in states):
             raise UsageError(
@@ -141,10 +151,11 @@ def reverse_states(
             )
         xs = programs.steps(start, stop)
         adjoint, some = programs.reverse_chunk(adjoint, states, values, programs.train_data, xs)
-        norms[start:stop] = some
-        finite(norms, start, stop)
-        if progress:
-            progress(T - start, T - first)
+        # The device is now busy with this chunk; meanwhile the one before is looked at and the next one is read.
+        if waiting is not None:
+            look(*waiting)
+        waiting = start, stop, some
+    look(*waiting)
     if first == 0 and (start or any(np.any(states["w/" + name][0] != one) for name, one in training.initial.items())):
         raise VerificationFailure(
             f"the trajectory leads back to step {start}, but not to the w_0 of this run; train again"
