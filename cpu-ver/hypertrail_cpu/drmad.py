@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, speed_matched_steps, tail_steps
+from hypertrail.methods import DrMAD, speed_matched_steps
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Params, Training
 
@@ -53,13 +53,6 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
         rho = np.arange(T) / T
     batch_steps = np.arange(N) if method.first_batches else np.arange(N) * T // N
     return Line(w0, wT, rho, batch_steps, np.arange(N), rate_of(problem, hyper), ahead=old(problem))
-
-
-def tail_of(problem: Problem, hyper: Hyper, method: DrMAD) -> int:
-    """K of completion C5: method.tail, or `tail_steps` of the SMALLEST momentum, whose steps lose the most; at most T."""
-    gammas = problem.values(hyper)["momentum"].values()
-    K = tail_steps(min(float(np.min(one)) for one in gammas)) if method.tail is None else method.tail
-    return min(K, problem.steps)
 
 
 def line_before_tail(problem: Problem, hyper: Hyper, training: Training, method: DrMAD, w: Params, stop: int) -> Line:

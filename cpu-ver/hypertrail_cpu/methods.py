@@ -10,12 +10,12 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable, bytes_read
 from hypertrail.refusals import refuse
 
-from .drmad import float64, line, line_before_tail, pieces, tail_of
+from .drmad import float64, line, line_before_tail, pieces
 from .forward import forward_mode
 from .implicit import implicit
 from .losses import in_float64
@@ -97,7 +97,7 @@ def walk(
         return result, {"drift": drift}
     assert isinstance(method, DrMAD)
     if method.completion == "C5":
-        K = tail_of(problem, hyper, method)
+        K = tail_of(method, problem.values(hyper)["momentum"].values(), T)
         tail = go(undone(), K, to=T - K) if K else None
         if K == T:
             return tail, {"tail": K}

@@ -6,8 +6,8 @@
 from typing import Any
 
 from .evaluation import evaluate, hyper_loss
+from .methods import hypergradient
 from .online import adapt
-from .reverse import hypergradient
 from .training import train
 
 name = "gpu"

@@ -47,7 +47,7 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
     return stretch(problem, training.initial, training.final, 0, T, N, min(T, method.max_steps)), N
 
 
-def before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, tail: int) -> tuple[Line, int]:
+def line_before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, tail: int) -> tuple[Line, int]:
     """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there (all its steps if under 5)."""
     T = N = problem.steps - tail
     if T >= 5:

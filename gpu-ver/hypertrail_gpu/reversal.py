@@ -55,7 +55,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
     with jax.enable_x64(True):
         programs = compiled(problem)
         values = programs.values(hyper)
-        fractions = momentum_fractions(programs, values)
+        fractions = fractions_of(programs, values)
         values = effective(problem, values, fractions)
         initial = programs.initial_weights(values)
         refuse_start(initial)
@@ -282,7 +282,7 @@ def unscale_all(V: Tree, B: Tree, fractions: Tree) -> tuple[Tree, Tree]:
     return {k: one[0] for k, one in done.items()}, {k: one[1] for k, one in done.items()}
 
 
-def momentum_fractions(programs: Compiled, values: Tree) -> dict[str, Array]:
+def fractions_of(programs: Compiled, values: Tree) -> dict[str, Array]:
     """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars.
 
     Four roundings of the problem's precision are taken off before: logit γ and back must not make a .75 the next fraction.
@@ -292,7 +292,7 @@ def momentum_fractions(programs: Compiled, values: Tree) -> dict[str, Array]:
     return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR * hair), jnp.int64) for name, one in momentum.items()}
 
 
-def buffer_steps(gamma: float) -> int:
+def capacity(gamma: float) -> int:
     """After so many steps B must be put aside; 274, 549, 1350 at γ = .9, .95, .98.
 
     K = ⌊(62 − 16 − log2(1/(1−γ)) − 1) / log2(1/γ)⌋
@@ -302,7 +302,7 @@ def buffer_steps(gamma: float) -> int:
 
 def span_steps(problem: Problem, fractions: Tree) -> int:
     """Steps between two fresh buffers: what fits, or a divisor of T near it, so that no odd rest compiles again."""
-    most = min(problem.steps, *(max(1, buffer_steps(int(n) / DENOMINATOR)) for n in fractions.values()))
+    most = min(problem.steps, *(max(1, capacity(int(n) / DENOMINATOR)) for n in fractions.values()))
     divisors = [k for k in range(1, most + 1) if problem.steps % k == 0]
     return divisors[-1] if divisors[-1] * 1.25 > most else most
 

@@ -19,7 +19,7 @@ from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 
 from .compiled import compiled, precision
-from .keepers import Keeper, keeper_for
+from .keeping import Nothing, keeper
 from .reversal import train_reversibly
 
 
@@ -35,7 +35,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     started = time.perf_counter()
     with precision(problem):
         programs = compiled(problem)
-        keeper = keeper_for(keep, programs)
+        kept = keeper(keep, programs)
         values = programs.values(hyper)
         initial = programs.initial_weights(values)
         w0 = jax.tree.map(jnp.asarray, initial)
@@ -44,22 +44,22 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         history: list[tuple[np.ndarray, np.ndarray]] = []
         try:
             waiting: Any = None
-            for start, stop, states in keeper.spans(programs):
-                origins = keeper.before(start, state, w0)
+            for start, stop, states in kept.spans(programs):
+                origins = kept.before(start, state, w0)
                 xs = programs.steps(start, stop)
                 state, size, done = programs.train_chunk(states, state, origins, values, programs.train_data, xs)
                 # The device is now busy with this chunk; meanwhile the one before is looked at and written.
                 if waiting is not None:
-                    history.append(finish(*waiting, keeper))
+                    history.append(finish(*waiting, kept))
                     if progress:
                         progress(start, problem.steps)
                 waiting = start, size, done
-            history.append(finish(*waiting, keeper))
+            history.append(finish(*waiting, kept))
             if progress:
                 progress(problem.steps, problem.steps)
-            trajectory = keeper.result()
+            trajectory = kept.result()
         except BaseException:
-            keeper.close()
+            kept.close()
             raise
         final, velocity, running = jax.tree.map(np.asarray, state)
         weights = jax.tree.map(np.asarray, programs.weights(state[0], values))
@@ -84,7 +84,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     )
 
 
-def finish(start: int, size: Any, done: Any, keeper: Keeper) -> tuple[Any, Any]:
+def finish(start: int, size: Any, done: Any, keeper: Nothing) -> tuple[Any, Any]:
     """Look at a finished chunk: raise on a loss that is not finite (or on weights that are not, at its end, ‖w‖ = size),
     store its states, return losses and distances from w_0."""
     losses, distances, kept = done

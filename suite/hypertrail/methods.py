@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from .errors import UsageError
 
@@ -169,6 +171,12 @@ def tail_steps(gamma: float) -> int:
     So many steps can be undone in float32 before the error has grown a hundredfold. 0 at γ = 0.
     """
     return int(20 / (3 * -math.log2(gamma))) if gamma > 0 else 0
+
+
+def tail_of(method: DrMAD, momenta: Iterable[np.ndarray], steps: int) -> int:
+    """K of completion C5: method.tail, or `tail_steps` of the SMALLEST momentum, whose steps lose the most; at most T."""
+    K = tail_steps(min(float(np.min(one)) for one in momenta)) if method.tail is None else method.tail
+    return min(K, steps)
 
 
 def speed_matched_steps(distances: Sequence[float], total: float, steps: int, method: DrMAD) -> int:

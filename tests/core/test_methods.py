@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hypertrail import DrMAD, Exact, UsageError
-from hypertrail.methods import parse_method, speed_matched_steps
+from hypertrail.methods import parse_method, speed_matched_steps, tail_of
 
 
 @pytest.mark.parametrize("multiplier", ["0.01", "0.07", "0.1", "0.3", "0.35", "0.5", "0.7", "0.9", "1"])
@@ -84,3 +84,12 @@ def test_names_are_parsed_back(method):
 def test_methods_that_do_not_exist(build, message):
     with pytest.raises(UsageError, match=message):
         build()
+
+
+def test_tail_is_that_of_the_smallest_momentum():
+    """K = int(20 / (3 (−log2 γ))): 90 at .95, 43 at .9; never more than T; what is asked for goes first."""
+    momenta = [np.array(0.95), np.array([0.9, 0.99])]
+    assert tail_of(DrMAD("C5"), momenta[:1], 1000) == 90
+    assert tail_of(DrMAD("C5"), momenta, 1000) == 43
+    assert tail_of(DrMAD("C5"), momenta, 20) == 20
+    assert tail_of(DrMAD("C5", tail=7), momenta, 1000) == 7

@@ -160,7 +160,7 @@ def test_fixed_point_multiplication_is_undone_to_the_bit():
             V = jnp.asarray(np.concatenate([rng.integers(-(2**62), 2**62, 500), [0, 1, -1, 2**62 - 1, -(2**62)]]))
             B = jnp.zeros_like(V)
             states = []
-            for _ in range(max(reversal.buffer_steps(n / d), 1)):
+            for _ in range(max(reversal.capacity(n / d), 1)):
                 states.append((np.asarray(V), np.asarray(B)))
                 new, kept = reversal.scale(V, B, jnp.asarray(n), jnp.asarray(shift))
                 expected = [(v // d * n + (b * d + v % d) % n, (b * d + v % d) // n)
@@ -175,7 +175,7 @@ def test_fixed_point_multiplication_is_undone_to_the_bit():
 
 
 def test_buffer_schedule_and_effective_momentum(make):
-    assert [reversal.buffer_steps(g) for g in (0.9, 0.95, 0.98)] == [274, 549, 1350]
+    assert [reversal.capacity(g) for g in (0.9, 0.95, 0.98)] == [274, 549, 1350]
     problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=300)
     kept = trained(problem, Reversible()).trajectory
     assert all(0 <= g - 0.9 <= 1.5e-5 for g in kept.momentum.values())

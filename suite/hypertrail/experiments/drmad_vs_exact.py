@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from ..display import Voice
 
+PAPER = 45, 100  # times DrMAD's time and memory, of the exact way with Python integers
 YARDSTICK = "drmad-C1-first"  # the authors' code
 LABELS = {
     "plain": "training alone",
@@ -140,20 +141,15 @@ def compare(engine: Any, problem: Problem, ways: dict[str, tuple[Keep, Method | 
 
 def show(folder: Path) -> list[Section]:
     lines = read_metrics(folder)
-    sections = []
-    for engine in dict.fromkeys(line["engine"] for line in lines):
-        mine = {line["way"]: line for line in lines if line["engine"] == engine}
-        sections.append(of_engine(engine, mine))
     caption = "Time and memory of every way, in units of DrMAD's (C1)"
     with figures.style():
-        sections[-1] = Section(
-            sections[-1].title,
-            sections[-1].text,
-            sections[-1].columns,
-            sections[-1].rows,
-            {caption: figures.save(folder, "ways", draw(lines))},
-        )
-    return sections
+        pictures = {caption: figures.save(folder, "ways", draw(lines))}
+    by_engine = {
+        engine: {line["way"]: line for line in lines if line["engine"] == engine}
+        for engine in dict.fromkeys(line["engine"] for line in lines)
+    }
+    sections = [of_engine(engine, mine) for engine, mine in by_engine.items()]
+    return [*sections, Section("Side by side", pictures=pictures)]
 
 
 def whole(line: dict[str, Any]) -> float:
@@ -178,32 +174,44 @@ def of_engine(engine: str, mine: dict[str, dict[str, Any]]) -> Section:
     columns = ["", "train s", "back s", "× time", "× back", "MB", "× memory", "cosine"]
     text = (
         f"T = {mine['plain']['steps']:,}. × time: training and reverse pass, over those of DrMAD (C1); × back: the reverse pass "
-        "alone; MB: states kept for it; cosine: with the exact hypergradient. The paper says 45 (time) and 100 (memory) "
-        "for the exact way with Python integers."
+        "alone; MB: states kept for it; cosine: with the exact hypergradient. "
+        f"The paper says {PAPER[0]} (time) and {PAPER[1]} (memory) for the exact way with Python integers."
     )
     words = {"cpu": "The reference engine (NumPy, float64)", "gpu": "The compiled engine"}
     return Section(words[engine], text, columns, rows)
 
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
+    """Bars for every way and engine: time and memory in units of DrMAD's, and where the paper put the exact way."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
     colours = {"gpu": figures.BLUE, "cpu": figures.ORANGE}
     words = {"gpu": "compiled engine", "cpu": "reference engine"}
-    for engine in dict.fromkeys(line["engine"] for line in lines):
+    names = [name for name in LABELS if any(line["way"] == name and "reverse" in line for line in lines)]
+    found = list(dict.fromkeys(line["engine"] for line in lines))
+    figure = Figure(figsize=(9.5, 0.9 + 0.42 * len(names)), layout="constrained")
+    time, memory = figure.subplots(1, 2, sharey=True)
+    height = 0.8 / len(found)
+    for k, engine in enumerate(found):
         mine = {line["way"]: line for line in lines if line["engine"] == engine and "reverse" in line}
         yard = mine[YARDSTICK]
-        x = [line["bytes"] / yard["bytes"] for line in mine.values()]
-        y = [whole(line) / whole(yard) for line in mine.values()]
-        axes.loglog(x, y, "o", color=colours[engine], label=words[engine])
-        for name, at, up in zip(mine, x, y, strict=True):
-            axes.annotate(LABELS[name], (at, up), (5, 3), textcoords="offset points", fontsize=7, color=colours[engine])
-    axes.plot(100, 45, "*", markersize=11, color=figures.BLACK, label="the paper's exact way")
-    axes.set(
-        xlabel="memory of the trajectory, in units of DrMAD's", ylabel="training and reverse pass, in units of DrMAD's"
-    )
-    axes.set_xlim(right=axes.get_xlim()[1] * 6)
-    axes.legend(loc="lower right")
+        label = f"{words[engine]}, T = {yard['steps']:,}"
+        at = [names.index(name) + (k - (len(found) - 1) / 2) * height for name in mine]
+        for axes, units in (
+            (time, [whole(line) / whole(yard) for line in mine.values()]),
+            (memory, [line["bytes"] / yard["bytes"] for line in mine.values()]),
+        ):
+            bars = axes.barh(at, units, height, color=colours[engine], label=label)
+            axes.bar_label(bars, [f"{x:,.0f}" if x >= 100 else f"{x:.2g}" for x in units], padding=2, fontsize=7)
+    for axes, limit, what in (
+        (time, PAPER[0], "training and reverse pass"),
+        (memory, PAPER[1], "memory of the trajectory"),
+    ):
+        axes.axvline(limit, color=figures.BLACK, linestyle=":", label="the paper's exact way")
+        axes.set(xscale="log", xlabel=f"{what}, in units of DrMAD's (C1)")
+        axes.set_xlim(right=axes.get_xlim()[1] * 2)
+        axes.grid(axis="y", visible=False)
+    time.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    time.invert_yaxis()
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

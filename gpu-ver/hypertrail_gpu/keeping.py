@@ -29,21 +29,7 @@ Tree = Any
 SHARE = 0.5  # of the free memory that `auto` lets a trajectory have
 
 
-def keeper_for(keep: Keep, programs: Compiled) -> Keeper:
-    if isinstance(keep, Checkpoints):
-        return CheckpointKeeper(keep.at(programs.problem.steps))
-    if isinstance(keep, Last):
-        return StateKeeper(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
-    place = room_for(programs) if keep == "auto" else keep
-    if isinstance(place, Path):
-        trajectory = StoredTrajectory.create(place)
-        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
-            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
-        return StateKeeper(trajectory, on_host=True)
-    return Keeper() if place == "ends" else StateKeeper(MemoryTrajectory(), on_host=place == "host")
-
-
-class Keeper:
+class Nothing:
     """keep='ends': nothing but w_0 and w_T, which the training record holds anyway. The others extend it."""
 
     def spans(self, programs: Compiled) -> Iterator[tuple[int, int, bool]]:
@@ -64,7 +50,7 @@ class Keeper:
         """Let go, after a failure: what is durable stays."""
 
 
-class StateKeeper(Keeper):
+class States(Nothing):
     """Every state from step `first` on, in a trajectory: on the device, in the host's RAM or in HDF5 segments."""
 
     def __init__(self, trajectory: MemoryTrajectory | StoredTrajectory, on_host: bool = False, first: int = 0) -> None:
@@ -88,7 +74,7 @@ class StateKeeper(Keeper):
         self.trajectory.close()
 
 
-class CheckpointKeeper(Keeper):
+class Starts(Nothing):
     """The states before the steps `at`, velocities with them: training can start again from each."""
 
     def __init__(self, at: list[int]) -> None:
@@ -108,6 +94,20 @@ class CheckpointKeeper(Keeper):
 
     def result(self) -> Checkpointed:
         return self.kept
+
+
+def keeper(keep: Keep, programs: Compiled) -> Nothing:
+    if isinstance(keep, Checkpoints):
+        return Starts(keep.at(programs.problem.steps))
+    if isinstance(keep, Last):
+        return States(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
+    place = room_for(programs) if keep == "auto" else keep
+    if isinstance(place, Path):
+        trajectory = StoredTrajectory.create(place)
+        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
+            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
+        return States(trajectory, on_host=True)
+    return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 
 
 def cut(start: int, stop: int, length: int, states: bool) -> Iterator[tuple[int, int, bool]]:
