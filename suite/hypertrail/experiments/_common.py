@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -53,7 +54,13 @@ class Study:
     """The run's own folder, instead of a new one in runs-dir. If it holds this very run, finished, nothing is done."""
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
+        """What a field of a certain name must be, in every experiment: UsageError with the field, its value and this."""
+        for field in fields(self):
+            check = CHECKS.get(field.name)
+            value = getattr(self, field.name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if check and one is not None:
+                    check(field.name.replace("_", "-"), one)
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,6 @@ class Common(Study):
     trajectory: Literal["memory", "disk", "auto", "checkpoints", "reversible"] = "memory"
     """What is kept for the exact hypergradient: every state in memory (RAM or device), on disk (HDF5 in the run folder) or where
     there is room (auto); checkpoints: √T states, the rest computed again; reversible: integers that can be undone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("meta-iterations", self.meta_iterations, 0)
 
 
 def built(make: Callable[[C], P], config: C) -> P:
@@ -102,3 +105,16 @@ def positive(name: str, value: float) -> None:
 def fraction(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UsageError(f"{name} {value:g}, expected at least 0 and below 1")
+
+
+CHECKS: dict[str, Callable[[str, float], None]] = {
+    **dict.fromkeys(
+        ("seed", "meta_iterations", "updates", "reference_steps", "select", "test"), partial(at_least, least=0)
+    ),
+    **dict.fromkeys(
+        ("steps", "batch", "train", "valid", "valid_batch", "images", "hidden"), partial(at_least, least=1)
+    ),
+    **dict.fromkeys(("depth", "growth", "blocks", "first_output", "drop_epoch"), partial(at_least, least=1)),
+    **dict.fromkeys(("learning_rate", "sgd_rate", "outer_rate", "l2", "largest", "init_scale", "epochs"), positive),
+    **dict.fromkeys(("momentum", "dropout", "drop", "outer_mass"), fraction),
+}

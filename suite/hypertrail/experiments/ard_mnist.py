@@ -37,7 +37,7 @@ from ..hyperparameters import L2, LN10
 from ..outer import GradientDescent, Rule
 from ..problem import Dynamics, Problem
 from ..sections import Section
-from ._common import Common, MethodName, at_least, fraction, positive
+from ._common import Common, MethodName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,16 +75,6 @@ class Config(Common):
     """Images for choices between runs; never optimised."""
     test: int = 10_000
     """Images that are only reported (of the official test set)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "batch", "train", "valid"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "init_scale", "l2", "largest", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        fraction("momentum", self.momentum)
 
 
 def problem(config: Config) -> Problem:

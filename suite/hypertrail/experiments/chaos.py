@@ -35,7 +35,7 @@ from ..methods import Exact
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built, fraction, positive
+from ._common import Study, at_least, built, positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,13 +72,7 @@ class Config(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("values", self.values, 3)
-        for name in ("steps", "batch", "train"):
-            at_least(name, getattr(self, name), 1)
-        for units in self.hidden:
-            at_least("hidden", units, 1)
-        positive("init-scale", self.init_scale)
         positive("high - low", self.high - self.low)
-        fraction("momentum", self.momentum)
 
 
 def problem(config: Config) -> Problem:

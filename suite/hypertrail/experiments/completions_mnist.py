@@ -41,7 +41,7 @@ from ..records import Hypergradient, Training
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
-from ._common import Study, at_least, built, positive
+from ._common import Study, at_least, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,8 +87,6 @@ class Config(Study):
         at_least("meta-iterations", self.meta_iterations, 1)
         for word in self.methods:
             parse_method(word)
-        for name in ("l2", "learning_rate", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
 
 
 def problem(config: Config) -> Problem:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from ..hyperparameters import L2
 from ..outer import Rule, SignMomentum
 from ..problem import Dynamics, Problem
-from ._common import Common, at_least, fraction, positive
+from ._common import Common
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,6 @@ class Config(Common):
     """Images for choices between runs; the thesis has none."""
     test: int = 10_000
     """Images that are only reported (of the official test set)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in (
-            "depth",
-            "growth",
-            "blocks",
-            "first_output",
-            "batch",
-            "drop_epoch",
-            "train",
-            "valid",
-            "valid_batch",
-        ):
-            at_least(name.replace("_", "-"), getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
-        for name in ("epochs", "sgd_rate", "l2", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("dropout", "momentum", "outer_mass"):
-            fraction(name.replace("_", "-"), getattr(self, name))
 
 
 def problem(config: Config) -> Problem:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from ..hyperparameters import L2
 from ..outer import Rule, SignMomentum
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName, at_least, fraction, positive
+from ._common import Common, MethodName
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,6 @@ class Config(Common):
     """Images for choices between runs; never optimised."""
     test: int = 597
     """Images that are only reported."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("depth", "growth", "blocks", "steps", "batch", "train", "valid"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "l2", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("dropout", "momentum", "drop", "outer_mass"):
-            fraction(name.replace("_", "-"), getattr(self, name))
 
 
 def problem(config: Config) -> Problem:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from ..hyperparameters import WeightTransform
 from ..outer import Rule, Sign
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName, at_least, fraction, positive
+from ._common import Common, MethodName
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,6 @@ class Config(Common):
     """Images for choices between runs; the paper has none."""
     test: int = 5_000
     """Images that are only reported (of the official test set)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "batch", "train", "valid"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        for units in self.hidden:
-            at_least("hidden", units, 1)
-        for name in ("learning_rate", "init_scale", "l2", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        fraction("momentum", self.momentum)
 
 
 def problem(config: Config) -> Problem:

@@ -79,7 +79,6 @@ class Config(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("steps", self.steps, 20)
-        at_least("reference-steps", self.reference_steps, 0)
 
 
 def problem(config: Config) -> Problem:

@@ -63,8 +63,6 @@ class Config(Study):
         super().__post_init__()
         at_least("networks", len(self.networks), 1)
         at_least("points", self.points, 4)
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
 
 
 def on_digits(config: Config, network: Callable[..., Any]) -> Problem:

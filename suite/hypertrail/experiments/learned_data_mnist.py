@@ -27,7 +27,7 @@ import numpy as np
 from ..hyperparameters import TrainingInput
 from ..outer import GradientDescent, Rule
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName, at_least, fraction, positive
+from ._common import Common, MethodName
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,6 @@ class Config(Common):
     """Images for choices between runs; never optimised."""
     test: int = 10_000
     """Images that are only reported (of the official test set)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "images", "valid"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "init_scale", "outer_rate"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        fraction("momentum", self.momentum)
 
 
 def problem(config: Config) -> Problem:

@@ -31,7 +31,7 @@ from .. import arrays, figures, outer
 from ..errors import NumericalFailure
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Precision, Study, at_least, fraction, positive
+from ._common import Precision, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,14 +60,6 @@ class Config(Study):
     """Step of the outer damped momentum."""
     outer_mass: float = 0.9
     """Mass of the outer damped momentum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("updates", self.updates, 0)
-        at_least("steps", self.steps, 1)
-        positive("outer-rate", self.outer_rate)
-        for name in ("momentum", "outer_mass"):
-            fraction(name.replace("_", "-"), getattr(self, name))
 
 
 def study(config: Config, run: Run, voice: Voice) -> None:

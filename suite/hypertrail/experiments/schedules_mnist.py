@@ -42,7 +42,7 @@ from ..outer import Adam, AdamHips, Rule
 from ..problem import Problem
 from ..runs import read_metrics
 from ..sections import Section
-from ._common import Common, MethodName, at_least, fraction, positive
+from ._common import Common, MethodName, positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,15 +86,7 @@ class Config(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch", "train"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("select", "test"):
-            at_least(name, getattr(self, name), 0)
-        for units in self.hidden:
-            at_least("hidden", units, 1)
-        for name in ("learning_rate", "init_scale", "outer_rate", "momentum"):
-            positive(name.replace("_", "-"), getattr(self, name))
-        fraction("momentum", self.momentum)
+        positive("momentum", self.momentum)
 
 
 def problem(config: Config) -> Problem:
