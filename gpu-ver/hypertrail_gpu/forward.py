@@ -26,6 +26,7 @@ from hypertrail.records import Cost, Hypergradient, Training
 from .compiled import Compiled, compiled, precision
 from .functional import step
 
+Array = Any
 Tree = Any
 
 
@@ -118,8 +119,8 @@ def one_hot(hyper: Hyper, m: int, dtype: np.dtype) -> Hyper:
     return out
 
 
-def unflatten(h: np.ndarray, hyper: Hyper) -> Hyper:
-    """(m,) numbers back into the structure of `hyper`."""
+def unflatten(h: Array, hyper: Hyper) -> Hyper:
+    """(m,) numbers back into the structure of `hyper`, in the order of `one_hot`."""
     out: Hyper = {}
     at = 0
     for kind, arrays in hyper.items():

@@ -154,6 +154,16 @@ def blocks_left(problem: Problem, method: Online, step: int) -> int:
     return 0 if room < 0 else 1 + room // method.advance
 
 
+def blocks_asked(problem: Problem, method: Online, step: int, blocks: int | None) -> int:
+    """How many blocks to do from `step` on: `blocks`, or all that fit. UsageError for more than that, or fewer than none."""
+    left = blocks_left(problem, method, step)
+    if blocks is not None and not 0 <= blocks <= left:
+        raise UsageError(
+            f"{blocks} blocks of {method.name}, expected 0 to {left}: so many fit into the {problem.steps} steps of the problem"
+        )
+    return left if blocks is None else blocks
+
+
 def validation_size(problem: Problem) -> int:
     return problem.valid_batch or len(problem.splits.valid)
 

@@ -409,7 +409,7 @@ def test_failures_are_named_and_what_was_before_stays(make):
 
 def test_too_many_blocks_and_what_only_the_compiled_engine_has(make):
     problem = make(hyperparameters=(LearningRate("network", 0.2),), dynamics=SGD, steps=6)
-    with pytest.raises(UsageError, match="7 blocks of hypergradient-descent, room for 6"):
+    with pytest.raises(UsageError, match="7 blocks of hypergradient-descent, expected 0 to 6"):
         cpu.adapt(problem, problem.initial_hyper(), HypergradientDescent(block=1), blocks=7)
     with pytest.raises(UsageError, match="no osgm; use the compiled engine"):
         cpu.adapt(problem, problem.initial_hyper(), OSGM(block=1))

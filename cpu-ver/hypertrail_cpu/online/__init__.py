@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hypertrail.adapting import Block, State, blocks_left, numpy_state, refuse, taken_up
+from hypertrail.adapting import Block, State, blocks_asked, numpy_state, refuse, taken_up
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
@@ -56,12 +56,7 @@ def adapt(
     rule = RULES[type(method)](problem, method)
     first = first_state(problem, hyper if state is None else problem.initial_hyper(), rule)
     here = first if state is None else taken_up(first, numpy_state(state))
-    left = blocks_left(problem, method, int(here["step"]))
-    if blocks is not None and blocks > left:
-        raise UsageError(
-            f"{blocks} blocks of {method.name}, room for {left} in the {problem.steps} steps of the problem"
-        )
-    return walk(rule, here, left if blocks is None else blocks, progress)
+    return walk(rule, here, blocks_asked(problem, method, int(here["step"]), blocks), progress)
 
 
 def first_state(problem: Problem, hyper: Hyper, rule: Rule) -> State:

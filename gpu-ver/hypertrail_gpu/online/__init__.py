@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.adapting import Block, State, blocks_left, numpy_state, refuse, taken_up
+from hypertrail.adapting import Block, State, blocks_asked, numpy_state, refuse, taken_up
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
@@ -63,12 +63,7 @@ def adapt(
         rule = programs.program(f"online {method}", lambda: RULES[type(method)](programs, method))
         first = first_state(programs, hyper if state is None else problem.initial_hyper(), rule)
         here = first if state is None else taken_up(first, state)
-    left = blocks_left(problem, method, int(here["step"]))
-    if blocks is not None and blocks > left:
-        raise UsageError(
-            f"{blocks} blocks of {method.name}, room for {left} in the {problem.steps} steps of the problem"
-        )
-    return walk(rule, here, left if blocks is None else blocks, progress)
+    return walk(rule, here, blocks_asked(problem, method, int(here["step"]), blocks), progress)
 
 
 def first_state(programs: Compiled, hyper: Hyper, rule: Rule) -> State:

@@ -13,7 +13,7 @@ from hypertrail.hyperparameters import Hyper, count
 from hypertrail.records import Cost
 
 from ..compiled import norm
-from ..forward import one_hot
+from ..forward import one_hot, unflatten
 from ..functional import step, zeros
 from .rule import PeriodicRule, move_outer, start_outer
 
@@ -80,15 +80,3 @@ class TangentRule(PeriodicRule):
         plain = super().cost()
         plain.hvps = self.method.block * count(self.problem.initial_hyper())
         return plain
-
-
-def unflatten(h: Array, hyper: Hyper) -> Hyper:
-    """(m,) numbers back into the structure of `hyper`, in the order of `forward.one_hot`."""
-    out: Hyper = {}
-    at = 0
-    for kind, arrays in hyper.items():
-        out[kind] = {}
-        for key, u in arrays.items():
-            out[kind][key] = h[at : at + u.size].reshape(u.shape)
-            at += u.size
-    return out
