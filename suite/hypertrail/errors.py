@@ -26,3 +26,9 @@ class VerificationFailure(Exception):
     """Two derivations of one number disagree beyond the tolerance table."""
 
     exit_code = 4
+
+
+class Stopped(Exception):
+    """A signal asked for an end; all that was computed is on the disk. The same command on the same folder goes on from there."""
+
+    exit_code = 75

@@ -10,7 +10,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     lock                                    held while a process writes here
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 
-A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/.
+A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/; what its
+parts found lies in parts/.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import stopping
 from .arrays import write_atomic
 from .errors import UsageError
 
@@ -144,6 +146,20 @@ class Run:
 
     def hypergradient(self, meta_iteration: int) -> Path:
         return self.path / "hypergradients" / f"{meta_iteration:04d}.npz"
+
+    def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.
+
+        name: letters, digits, '.', '-', '_'. After it, a run that was asked to stop stops (`stopping.here`). A study whose
+        every number comes through its parts can be stopped and taken up again anywhere.
+        """
+        path = self.path / "parts" / f"{name}.json"
+        if not path.is_file():
+            found = compute()
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            stopping.here(f"part {name}")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def done(self, summary: dict[str, Any]) -> None:
         """The last file of a run that came to its end."""
