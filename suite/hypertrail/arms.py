@@ -65,14 +65,12 @@ class Arm:
     """name: its own within a run, of letters, digits, '.', '-'. start: (kind, value) in place of the declared init, everywhere.
 
     schedule: constant, step or cosine, of the learning rate, block by block; only where the method leaves rates alone.
-    family: arms of one family differ in settings, of which one is chosen on the select split (race.py); default: the name.
     """
 
     name: str
     method: Online
     start: tuple[tuple[str, float], ...] = ()
     schedule: str = "constant"
-    family: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9.-]+", self.name):
@@ -137,7 +135,7 @@ def train(
 
     every: blocks between two measurements, each with a save. seen(gradients spent, budget) after each block. Returns
 
-        arm, family, schedule, method, start, seed, budget, every       what was asked
+        arm, schedule, method, start, seed, budget, every       what was asked
         steps, gradients, hvps, price       where it ended, what it has cost, the price of one block
         failed                              None, or what was not finite, and at which step
         block                               {"steps", "loss", "hyper_loss", "seconds"}: a list each, one entry per block;
@@ -212,7 +210,6 @@ def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tu
     """The record and state that `path` holds; where there is none, those of the start."""
     first: Record = {
         "arm": arm.name,
-        "family": arm.family or arm.name,
         "schedule": arm.schedule,
         "method": {"name": arm.method.name, **as_json(asdict(arm.method))},
         "start": dict(arm.start),
