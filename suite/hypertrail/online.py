@@ -275,8 +275,8 @@ class MARTHE(Periodic):
     restart: Z ← 0 after each move ("warm restart" of Z; w and v go on). most: more hyperparameters are refused.
     h is the exact derivative only while λ has been constant, and μ = 1: later Z mixes what former λ did.
     Cost: one gradient and m tangents (2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
-    dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE). Their released code (AdaTune) has
-    the same two ends, and rules for μ and for the outer step of their own, which are left out here.
+    dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE). Their released code (AdaTune)
+    has the same two ends, and rules for μ and for the outer step of their own, which are left out here.
     """
 
     mu: float = 0.9
@@ -304,8 +304,8 @@ class RTHO(MARTHE):
 
     Exact only while λ has been constant: afterwards Z holds derivatives of a trajectory that no single λ would have made.
     restart=True sets Z (not s) to 0 after each move, which makes h the exact derivative over the last Δ steps.
-    Cost and memory as MARTHE. Source: Franceschi, Donini, Frasconi, Pontil 2017, on real-time hyperparameter updates by the forward
-    mode; in their released code (RFHO): the forward mode initialised once, a move every hyper batch, values kept positive.
+    Cost and memory as MARTHE. Source: Franceschi, Donini, Frasconi, Pontil 2017, on real-time updates by the forward mode; in
+    their released code (RFHO): the forward mode, initialised once, a move after every hyper batch, values kept positive.
     """
 
     mu: float = 1.0
