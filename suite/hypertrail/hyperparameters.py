@@ -292,7 +292,7 @@ class Noise(Hyperparameter):
     """σ of the Gaussian noise that a network's noise layers add in training, on the input or on hidden units; u = ln σ.
 
     It acts through the elementary loss alone: hyper loss and metrics are without noise. Levels: one σ for the network, for each
-    noise layer, for each of its units (channels), for each of its elements. Source: Luketina et al. 2016, section 3.
+    noise layer, for each of its units (channels), for each of its elements. Source: Luketina et al. 2016.
     """
 
     level: str = "layer"
