@@ -15,6 +15,7 @@ import hypertrail_data
 from hypertrail import UsageError, cli, experiments, outer
 from hypertrail.experiments import (
     _common,
+    almeida_quadratic,
     ard_mnist,
     chaos,
     completions_mnist,
@@ -22,16 +23,29 @@ from hypertrail.experiments import (
     drmad_digits,
     drmad_mnist,
     drmad_vs_exact,
+    hd_mnist,
     interpolation,
     learned_data_mnist,
     rosenbrock,
+    rtho_mnist,
     schedules_mnist,
+    t1t2_mnist,
 )
 from hypertrail.hyperparameters import count
 from hypertrail_nets import count_params
 
 LOOPS = (ard_mnist, drmad_densenet, drmad_digits, drmad_mnist, learned_data_mnist, schedules_mnist)
-STUDIES = (chaos, completions_mnist, drmad_vs_exact, interpolation, rosenbrock)
+STUDIES = (
+    almeida_quadratic,
+    chaos,
+    completions_mnist,
+    drmad_vs_exact,
+    hd_mnist,
+    interpolation,
+    rosenbrock,
+    rtho_mnist,
+    t1t2_mnist,
+)
 MODULES = sorted((*LOOPS, *STUDIES), key=lambda module: module.__name__)
 
 

@@ -15,7 +15,7 @@ and one of 96; the order of the images.
 
 Hardware: MINUTES
 Measured: NUMBERS
-Published: PUBLISHED
+The paper's numbers: PUBLISHED
 """
 
 from __future__ import annotations

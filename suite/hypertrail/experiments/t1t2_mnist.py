@@ -7,7 +7,7 @@ The picture of Luketina, Berglund, Greff, Raiko (2016): final errors over a grid
 trained three times: with the hyperparameters kept where they start, moved by T1–T2 (every 10th step), and from the beginning with
 what T1–T2 ended at, kept; all with the same images, first weights and batches, and the same budget of gradients.
 
-Smaller than theirs: a rectifier network 784-100-100-10 without batch norm, 2,000 training images, 2,000 steps of Adam, so that
+Smaller than theirs: a rectifier network 784-100-100-10 without batch norm, 2,000 training images, 1,000 steps of Adam, so that
 regularisation matters and two cores can train the grid. The outer step is Adam's on log10 λ and ln σ (`--representation value`:
 on λ and σ themselves, as they did, with a step for each; see online.T1T2).
 
@@ -54,7 +54,7 @@ class Config(Study):
     """σ of the grid, likewise."""
     starts: int = 8
     """Runs of T1–T2, from points drawn over the grid (uniform in the logarithms)."""
-    steps: int = 2000
+    steps: int = 1000
     """The budget of every run, in gradients: T of a run without T1–T2; a multiple of 100."""
     batch: int = 100
     """Examples per step."""
@@ -64,7 +64,7 @@ class Config(Study):
     """Adam's, for the weights."""
     every: int = 10
     """Steps between two moves of T1–T2; it divides 100."""
-    outer_rate: float = 0.03
+    outer_rate: float = 0.05
     """Adam's, for log10 λ and ln σ (or λ and σ)."""
     representation: Literal["free", "value"] = "free"
     """What T1–T2 moves: the logarithms, or the values themselves."""
