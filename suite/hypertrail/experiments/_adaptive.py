@@ -34,7 +34,7 @@ class Race(Study):
     """Blocks between two measurements of all splits, each with a save from which a killed run goes on."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Where α starts: the grid of the schedules, and of the adaptive method where its start is chosen too."""
-    penalties: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
+    penalties: tuple[float, ...] = (1e-4, 1e-3)
     """Where every L2 penalty starts: the other side of that grid."""
     momentum: float = 0.9
     """γ of the damped momentum."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class Config(_adaptive.Race):
     """Settings of adaptive-digits."""
 
-    penalties: tuple[float, ...] = (1e-4, 1e-3)
-    """Where every L2 penalty starts: the other side of the grid."""
+    every: int = 5
+    """Blocks between two measurements of all splits, each with a save from which a killed run goes on."""
     batch: int = 32
     """Examples per step, and of a validation batch."""
     maps: tuple[int, int] = (6, 12)
