@@ -132,7 +132,7 @@ def run(capsys, folder, name, words):
 
 @pytest.mark.slow
 def test_adaptive_digits(tmp_path, capsys):
-    words = "--budget 160 --every 1 --penalties 1e-4 --maps 1 1 --hidden 3"
+    words = "--budget 160 --every 1 --penalties 1e-4 --hidden 3"
     said, page = run(capsys, tmp_path / "run", "adaptive-digits", words)
     result = race.read(tmp_path / "run")
     assert [one.family for one in result.runners] == [

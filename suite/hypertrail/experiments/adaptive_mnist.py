@@ -3,7 +3,7 @@
     hypertrail run adaptive-mnist --data-dir FOLDER
     hypertrail run adaptive-mnist --data-dir FOLDER --seeds 1 --rates 0.3 --penalties 1e-4       (a minute)
 
-784-100-100-10, batches of 50 in a fixed order. Who runs, and how it is judged: as in adaptive-digits.
+784-50-50-10, batches of 50 in a fixed order. Who runs, and how it is judged: as in adaptive-digits.
 
 Hardware: one of two CPU cores, MNIST files at hand.
 Measured: not yet.
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class Config(_adaptive.Race):
     """Settings of adaptive-mnist."""
 
-    hidden: tuple[int, ...] = (100, 100)
+    budget: int = 8_000
+    """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
+    hidden: tuple[int, ...] = (50, 50)
     """Units of each hidden layer (tanh)."""
     dropout: float = 0.0
     """Share of hidden units dropped in training."""
