@@ -138,8 +138,9 @@ def train(
         arm, schedule, method, start, seed, budget, every       what was asked
         steps, gradients, hvps, price       where it ended, what it has cost, the price of one block
         failed                              None, or what was not finite, and at which step
-        block                               {"steps", "loss", "hyper_loss", "seconds"}: a list each, one entry per block;
-                                            steps: taken in a block; losses: means; seconds: the first one compiles
+        block                               {"steps", "loss", "hyper_loss", "seconds", "processor"}: a list each, one entry
+                                            per block; steps: taken in it; losses: means; seconds on the wall and of the
+                                            processor: the first block after a start compiles
         points                              [{"block", "step", "gradients", "metrics": {split: {"loss", "error", …}}}]
         hyper                               {kind: {tensor: [[mean, 5, 25, 50, 75, 95 %], …]}}, unconstrained; the start, then
                                             one for each point; one tensor, 'network', where the method moves nothing
@@ -159,8 +160,9 @@ def train(
     record, state = begun(problem, arm, budget, every, path)
     if not over(record):
         try:
+            clock = time.process_time()
             for block in blocks(engine, problem, arm, state, record):
-                count(record, block)
+                count(record, block, time.process_time() - clock)
                 if (block.index + 1) % every == 0 or over(record):
                     measure(record, engine, problem, block, arm)
                     save(path, record, block.state)
@@ -169,6 +171,7 @@ def train(
                     seen(record["gradients"], budget)
                 if over(record):
                     break
+                clock = time.process_time()
         except NumericalFailure as failure:  # what the last save left stays; once more it would end the same way
             record["failed"] = str(failure)
     return record | {"digest": digest(arrays.load(path)["state"]) if path.is_file() else None}
@@ -226,14 +229,14 @@ def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tu
     spread = spreads(arm, arm.first_hyper(problem))
     return first | {
         "steps": 0, "gradients": 0, "hvps": 0, "price": 0, "failed": None,
-        "block": {"steps": [], "loss": [], "hyper_loss": [], "seconds": []},
+        "block": {"steps": [], "loss": [], "hyper_loss": [], "seconds": [], "processor": []},
         "points": [],
         "hyper": {kind: {key: [one] for key, one in tensors.items()} for kind, tensors in spread.items()},
         "evaluation_seconds": 0.0,
     }, None  # fmt: skip
 
 
-def count(record: Record, block: Block) -> None:
+def count(record: Record, block: Block, processor: float) -> None:
     """A block is done: what it cost, and its losses."""
     record["price"] = price(block.cost)
     record["gradients"] += record["price"]
@@ -244,6 +247,7 @@ def count(record: Record, block: Block) -> None:
         "loss": float(block.losses.mean()),
         "hyper_loss": float(block.hyper_losses.mean()) if block.hyper_losses.size else None,
         "seconds": block.cost.seconds,
+        "processor": processor,
     }.items():
         record["block"][key].append(value)
 

@@ -88,7 +88,8 @@ class Adaptive(Online):
     mode: 'restore' (go on from the end of the block), 'look-ahead' (go on from w_{T−K}, with the batches of the K steps done
     again; a block then advances n − K steps), 'as-published' (from w_{T−K} too, but the K batches are skipped).
     states: 'kept' (the last K states, exact, K small) or 'undone' (in floating point, as the thesis did: damped dynamics
-    with γ > 0 only, every step multiplies the rounding error by 1/γ).
+    with γ > 0 only, every step multiplies the rounding error by 1/γ). Measured on adaptive-mnist's network in float32 at γ .9:
+    undoing changes dr by 1e-7 of its norm at K = 4 and 2e-6 at K = 20, dλ by less, not one of 84,510 signs, and no time.
     average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
     Cost of a block: n + M + about 3 K gradients. Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away

@@ -10,8 +10,22 @@ averaged over the run, f the loss without noise; a rule that does not mind a bad
 Almeida's rule and HDM have one step size for each weight, which helps along the axes and little across them. Noise decides:
 the product of two gradients in a row is then mostly noise, and HDM's null step accepts what suits the batch.
 
-Hardware: MINUTES
-Measured: NUMBERS
+Hardware: one CPU core: 1 minute of processor time, compilation included.
+Measured: seed 0, float64, regret from step sizes .001 / .1 / 1.9 at the start (2 is where gradient descent diverges):
+
+    rule               along the axes           the same, noisy       turned                    the same, noisy
+    fixed              .48 / .013 / .00053      .48 / .019 / 1.4      .51 / .0071 / .00011      .51 / .0099 / .68
+    descent, β .1      .0037 / .0036 / .00053   .014 / .014 / .011    .0008 / .0008 / .00011    .0051 / .0050 / .0064
+    multiplicative .03 diverges                 .079 / .015 / .014    diverges                  .063 / .0076 / .0092
+    Almeida, k .1      .012 / .0004 / .00006    .018 / .0020 / .0028  .012 / .0004 / .0001      .030 / .0087 / .0050
+    HDM, η 1           .00007 / .00007 / .00006 .20 / .20 / .20       .00005 / .00005 / .00005  .097 / .097 / .097
+
+So: without noise HDM finds the step sizes in a few steps from anywhere, and Almeida's rule arrives a little later; the
+multiplicative rule of hypergradient descent diverges, since two gradients in a row point the same way until α is beyond 2 and
+it then falls as slowly as it has risen. With noise the order turns round: HDM never arrives (its null step judges by the batch),
+Almeida's rule is the best along the axes (by 7 to 10 against the best fixed rate) and no better than hypergradient descent across
+them. Only hypergradient descent with a bold β is never bad: within a factor of two of the best fixed rate, from any start, where
+there is noise. But β and k are two settings more; with k .01 or β .01 half of the gain is gone.
 The paper's number: none that we could lay beside it (Almeida, Langlois, Amaral, Plakhov 1998).
 """
 
@@ -233,6 +247,7 @@ def show(folder: Path) -> list[Section]:
         words = (
             f"Regret, and in brackets the steps until f is below {tolerance:g} of its start, for each step size at the start"
             + (" (medians over the draws)." if PROBLEMS[name][1] else ".")
+            + " A step of HDM costs two gradients, of the others one."
         )
         sections.append(Section(name[0].upper() + name[1:], words, ["", *(f"{rate:g}" for rate in rates)], rows))
     with figures.style():
