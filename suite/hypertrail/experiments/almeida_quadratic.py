@@ -118,6 +118,7 @@ class Quadratic(Problem):
     """L = mean over the batch of ½ (w − ξ)ᵀ H (w − ξ); ξ are the rows x of the splits, w the one weight array of the network."""
 
     H: np.ndarray | None = None
+    """(n, n), symmetric and positive definite."""
 
     def data_loss(
         self, ops: Any, weights: Any, x: Any, y: Any, step: Any, collect: Any = None, values: Any = None
