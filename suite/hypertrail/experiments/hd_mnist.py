@@ -1,7 +1,7 @@
 """Hypergradient descent on MNIST: does one learning rate that moves by itself replace the choice of it?
 
     hypertrail run hd-mnist --data-dir FOLDER
-    hypertrail run hd-mnist --data-dir FOLDER --models logreg                  (MINUTES)
+    hypertrail run hd-mnist --data-dir FOLDER --models logreg           (2.5 minutes)
     hypertrail run hd-mnist --data-dir FOLDER --mlp-epochs 100        (as published; for a GPU)
 
 Baydin, Cornish, Rubio, Schmidt, Wood (2018), with the settings of their released code: softmax regression, and a rectifier
@@ -13,9 +13,21 @@ plain training with other α, which is what a moving α competes with, and the m
 Ours differs: α stays above 1e-8 (theirs goes below 0, and stays there for whole stretches); 468 batches an epoch, instead of 468
 and one of 96; the order of the images.
 
-Hardware: MINUTES
-Measured: NUMBERS
-The paper's numbers: PUBLISHED
+Hardware: one CPU core: softmax regression 2.5 minutes of processor time (--models logreg), MLPMINUTES.
+Measured: seed 0, float32, loss on test after 10 epochs, theirs in brackets (softmax regression at its end; perceptron at epoch
+10 of their runs), and for softmax regression the other arms:
+
+                         SGD            SGD-HD         SGDN           SGDN-HD        Adam           Adam-HD
+    softmax regression   .3723 (.3737)  .2849 (.2878)  .2843 (.2846)  .2744 (.2719)  .2676 (.2719)  .2679 (.2723)
+    perceptron           MLPNUMBERS
+    α .01 / .1, plain    .2848 / .2819                 .2733 / .4929
+    multiplicative       .2884                         .2752                         .2683
+
+So theirs is reproduced to .005, and it says less than it seems: α = .001 is too small for SGD, hypergradient descent repairs that
+within a quarter of an epoch (α .035) and ends where plain α = .01 ends; one more decade of a grid is better (.2819). For Nesterov
+α = .01 does as well as the moving one, and for Adam nothing is won. α of SGD-HD ends at .004, below every good fixed one (short
+horizon), and at epoch 8 it touches its lower bound for a while.
+The paper's numbers: above; for the perceptron they stop at epoch 100: .1489, .0968, .0614, .0600, .0628, –.
 """
 
 from __future__ import annotations
@@ -226,6 +238,9 @@ def row(one: dict[str, Any], epochs: int) -> list[str]:
     return [label(one), ours[0], *number, *ours[1:], *(f"{x:.3g}" for x in (rates[0], max(rates), rates[-1]))]
 
 
+TICKS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
+
+
 def draw(found: list[dict[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
@@ -245,8 +260,13 @@ def draw(found: list[dict[str, Any]]) -> Figure:
             if at and epoch <= at[-1]:
                 test.plot(epoch, value, marker="x", color=look["color"], linestyle="none", markersize=6)
     rate.set(title="Learning rate", yscale="log", ylabel="α")
-    batch.set(title="Loss of the batches, by blocks", yscale="log", ylabel="nats")
-    test.set(title="Loss on the test set (×: published)", yscale="log")
+    rate.set_ylim(bottom=max(rate.get_ylim()[0], 1e-5))  # at its lower bound α leaves the picture
+    batch.set(title="Loss of the batches", yscale="log", ylabel="nats")
+    test.set(title="Loss on test (×: theirs)", yscale="log")
+    for axes in (batch, test):
+        low, high = axes.get_ylim()
+        axes.set_yticks([x for x in TICKS if low < x < high], [f"{x:g}" for x in TICKS if low < x < high])
+        axes.minorticks_off()
     for axes in (rate, batch, test):
         axes.set_xlabel("epoch")
     figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=5)
