@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import hypertrail_data
 from hypertrail import Almeida, HypergradientDescent, Plain, UsageError, cli, runs
-from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist
+from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
 from hypertrail_nets import count_params
 
 
@@ -138,15 +137,16 @@ def test_hd_mnist(blank_mnist, tmp_path, capsys):
 # -- t1t2-mnist ----------------------------------------------------------------------------------------------------------
 
 
-def test_t1t2_mnist(blank_mnist, tmp_path, capsys):
+def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(t1t2_mnist, "BLOCK", 20)
     words = ["--train", "20", "--valid", "20", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "4"]
-    words += ["--penalties", "1e-4", "1e-2", "--noises", "0.1", "1", "--starts", "2", "--steps", "200"]
+    words += ["--penalties", "1e-4", "1e-2", "--noises", "0.1", "1", "--starts", "2", "--steps", "40"]
     line = run("t1t2-mnist", tmp_path / "run", *words)
     assert [(one["l2"], one["noise"]) for one in line["grid"]] == [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
-    assert [one["steps"] for one in line["grid"]] == [200] * 4
+    assert [one["steps"] for one in line["grid"]] == [40] * 4
     for one in line["runs"]:
         path = np.array(one["path"])
-        assert one["moved"]["steps"] == 100, "ten looks at valid a block: the second block does not fit into the budget"
+        assert one["moved"]["steps"] == 20, "two looks at valid a block: the second block does not fit into the budget"
         assert path.shape == (2, 2)
         assert np.all(path[0] != path[1])
         assert 1e-4 <= path[0, 0] <= 1e-2
@@ -185,14 +185,13 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     assert "grid of 2" in capsys.readouterr().out
 
 
-def test_rtho_prices_are_those_of_the_engines(blank_mnist):
+@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_rtho_prices_are_those_of_the_engines(name, blank_mnist, monkeypatch):
     from hypertrail import engines
 
-    config = rtho_mnist.Config(train=20, valid=10, select=10, test=10, batch=5, hidden=(3,), steps=200, every=(100,))
-    here = rtho_mnist.problem(config)
-    for name in ("cpu", "gpu"):
-        engine = engines.load(name)
-        for method in (Plain(rtho_mnist.BLOCK), *rtho_mnist.moving(config).values()):
-            block = next(iter(engine.adapt(here, here.initial_hyper(), method)))
-            cost = SimpleNamespace(gradients=block.cost.gradients, hvps=block.cost.hvps)
-            assert cost.gradients + 2 * cost.hvps == rtho_mnist.price_of_block(method, here, name)
+    monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
+    config = rtho_mnist.Config(train=20, valid=10, select=10, test=10, batch=5, hidden=(3,), steps=4, every=(2,))
+    here, engine = rtho_mnist.problem(config), engines.load(name)
+    for method in (Plain(4), *rtho_mnist.moving(config).values()):
+        block = next(iter(engine.adapt(here, here.initial_hyper(), method)))
+        assert block.cost.gradients + 2 * block.cost.hvps == rtho_mnist.price_of_block(method, here, name)
