@@ -159,7 +159,7 @@ def parse_method(word: str) -> Method:
     if word.startswith("drmad-"):
         completion = word.removeprefix("drmad-")
         return DrMAD(completion.removesuffix(FIRST), first_batches=completion.endswith(FIRST))
-    if word.startswith("truncated-") and word.removeprefix("truncated-").isdigit():
+    if word.startswith("truncated-") and word.removeprefix("truncated-").isdecimal():
         return Truncated(int(word.removeprefix("truncated-")))
     known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}"]
     raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")
