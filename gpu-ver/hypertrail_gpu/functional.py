@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hypertrail.errors import UsageError
 from hypertrail.verify import LEVELS, START, derivative
 
 Tree = Any
@@ -120,7 +121,7 @@ def filled(tree: Tree, moving: Tree) -> Tree:
 
 
 class Run(NamedTuple):
-    """w, v: the state after T steps; losses: (T,); w_path, v_path: the states w_0 … w_{T−1}, v_0 … v_{T−1}, stacked."""
+    """w, v: the state after T steps; losses: (T,); w_path, v_path: the states before step 0, every, 2 every, …, stacked."""
 
     w: Tree
     v: Tree
@@ -139,41 +140,68 @@ class Result(NamedTuple):
     v0: Tree
 
 
-@partial(jax.jit, static_argnums=0)
-def train(inner: Inner, w0: Tree, v0: Tree, hyper: Tree, batches: Tree) -> Run:
+@partial(jax.jit, static_argnums=0, static_argnames="every")
+def train(inner: Inner, w0: Tree, v0: Tree, hyper: Tree, batches: Tree, *, every: int = 1) -> Run:
     """T elementary steps in one compiled scan, T the length of the leading axis of `batches`.
 
-    Cost: T gradients; memory: T states. Compiles once for each `inner` (keep the object) and set of shapes.
+    every: keep the state of each so many steps only, the reverse pass computes the others again: T/every + every states in
+    place of T, for one more training; √T is the least. Raises UsageError where it does not divide T.
+    Cost: T gradients; memory: T/every states. Compiles once for each `inner` (keep the object), `every` and set of shapes.
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = length(batches)
+    if every < 1 or steps % every:
+        raise UsageError(f"train: a state every {every} steps, expected a divisor of the {steps} steps")
 
     def forward(state: tuple, x: tuple) -> tuple:
-        (w, v), (batch, t) = state, x
-        w_next, v_next, loss, _ = step(inner, w, v, hyper, batch, t)
-        return (w_next, v_next), (loss, w, v)
+        w, v, loss, _ = step(inner, *state, hyper, *x)
+        return (w, v), loss
 
-    (w, v), (losses, w_path, v_path) = lax.scan(forward, (w0, v0), (batches, jnp.arange(steps)))
-    return Run(w, v, losses, w_path, v_path)
+    def stretch(state: tuple, xs: tuple) -> tuple:
+        after, losses = lax.scan(forward, state, xs) if every > 1 else forward(state, xs)
+        return after, (losses, state)
+
+    (w, v), (losses, (w_path, v_path)) = lax.scan(stretch, (w0, v0), stretches((batches, jnp.arange(steps)), every))
+    return Run(w, v, losses.reshape(steps), w_path, v_path)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def hypergradient(inner: Inner, hyper_loss: Callable[..., Any], run: Run, hyper: Tree, batches: Tree) -> Result:
-    """Exact gradient of hyper_loss(w_T, hyper) through all T steps, by the stored states of `run`.
+    """Exact gradient of hyper_loss(w_T, hyper) through all T steps, by the kept states of `run`.
 
-    Cost: T gradients with their HVPs, one gradient of the hyper loss. Equal to `jax.grad` through the unrolled loop.
+    Cost: T gradients with their HVPs, one gradient of the hyper loss; T gradients more where `run` kept a state every so many
+    steps. Equal to `jax.grad` through the unrolled loop.
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = length(batches)
+    every = steps // length((run.w_path, run.v_path))
     value, (dw, dhyper) = jax.value_and_grad(hyper_loss, argnums=(0, 1))(run.w, hyper)
 
     def backward(adjoint: tuple, x: tuple) -> tuple:
-        (dw, dv, dhyper), (batch, t, w, v) = adjoint, x
+        (dw, dv, dhyper), ((batch, t), (w, v)) = adjoint, x
         dw, dv, more = reverse_step(inner, w, v, hyper, batch, t, dw, dv)
         return (dw, dv, add(dhyper, more)), None
 
+    def again(state: tuple, x: tuple) -> tuple:
+        return step(inner, *state, hyper, *x)[:2], state
+
+    def stretch(adjoint: tuple, x: tuple) -> tuple:
+        xs, state = x
+        _, states = lax.scan(again, state, xs)
+        return lax.scan(backward, adjoint, (xs, states), reverse=True)
+
     start = (dw, zeros(floats(run.v)), dhyper)
-    path = (batches, jnp.arange(steps), run.w_path, run.v_path)
-    (dw, dv, dhyper), _ = lax.scan(backward, start, path, reverse=True)
+    path = (stretches((batches, jnp.arange(steps)), every), (run.w_path, run.v_path))
+    (dw, dv, dhyper), _ = lax.scan(stretch if every > 1 else backward, start, path, reverse=True)
     return Result(value, dhyper, dw, dv)
+
+
+def length(tree: Tree) -> int:
+    """Of the leading axis."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def stretches(tree: Tree, every: int) -> Tree:
+    """(T, …) → (T/every, every, …); every = 1: as it is."""
+    return tree if every == 1 else jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), tree)
 
 
 class Slopes(NamedTuple):
