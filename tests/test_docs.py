@@ -116,6 +116,42 @@ def test_from_the_paper_to_the_code(root: Path):
         assert all(FUNCTION.search(cell) or cell in ("–", "the same") for cell in cells[2:]), row
 
 
+# -- numbers --------------------------------------------------------------------------------------------------------------
+
+
+def numbers(text: str) -> set[str]:
+    """What was measured, as written: numbers with a point or with three digits and more."""
+    return set(re.findall(r"\d*\.\d+(?:e\d+)?|\d[\d,]{2,}", text))
+
+
+def measured(page: Path, known: set[str]) -> list[tuple[set[str], str]]:
+    """(experiments, row) for each row of a table that names experiments itself, or under a heading that does."""
+    rows, named = [], set()
+    for line in prose(page).splitlines():
+        if line.startswith("#"):
+            named = known & set(re.findall(r"`([\w-]+)", line))
+        if line.startswith("| ") and (about := known & set(re.findall(r"`([\w-]+)", line)) or named):
+            rows.append((about, line))
+    return rows
+
+
+def test_what_an_experiment_measured_is_what_its_docstring_says(root: Path):
+    """A number has one home: where a page repeats an experiment's, it must still stand in the experiment."""
+    from hypertrail.experiments import load, names
+
+    pages = [
+        page for page in sorted((root / "docs").glob("*.md")) if page.name != "paper-to-code.md"
+    ]  # numbers of sections
+    rows = [(page.name, *row) for page in pages for row in measured(page, set(names()))]
+    assert len(rows) > 15
+    stale = {}
+    for page, about, row in rows:
+        said = numbers(" ".join(str(load(one).__doc__) for one in about))
+        if wrong := numbers(re.sub(r"\]\([^)]*\)", "]", row)) - said:
+            stale[f"{page}: {row[:40]}"] = wrong
+    assert stale == {}
+
+
 # -- links ------------------------------------------------------------------------------------------------------------------
 
 
