@@ -197,6 +197,19 @@ def test_the_index_names_every_page(root: Path):
     assert {page.name for page in (root / "docs").glob("*.md")} - {"README.md"} <= index
 
 
+def test_every_method_has_its_page(root: Path):
+    from hypertrail import methods, online
+
+    offline = ("exact", "drmad", "truncated", "forward", "implicit")
+    text = "".join((root / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in offline)
+    assert [one.__name__ for one in methods.Method.__args__ if f"`{one.__name__}" not in text] == []
+    text = (root / "docs" / "online.md").read_text(encoding="utf-8")
+    declared = [one for one in vars(online).values() if isinstance(one, type) and issubclass(one, online.Online)]
+    named = [one.__name__ for one in declared if hasattr(one, "name")]
+    assert len(named) >= 8
+    assert [one for one in named if f"| `{one}`" not in text] == []
+
+
 def test_every_python_file_that_a_page_names_exists(root: Path):
     folders = ("suite", "cpu-ver", "gpu-ver", "densenet", "data", "tests", "benchmarks")
     files = [f"/{path.relative_to(root)}" for folder in folders for path in (root / folder).rglob("*.py")]
