@@ -160,7 +160,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             while here.schedule.steps_per_epoch % block:
                 block -= 1
             blocks = here.schedule.steps_per_epoch // block
-            every = 1 if model == "logreg" else blocks * max(1, config.mlp_epochs // 2)  # 70,000 images take a while
+            every = 1 if model == "logreg" else blocks * -(-config.mlp_epochs // 2)  # 70,000 images take a while
             for arm in contenders(config, model, optimiser, block):
 
                 def seen(done: int, budget: int, name: str = arm.name) -> None:
