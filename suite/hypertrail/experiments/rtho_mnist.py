@@ -29,9 +29,9 @@ So every moving run is better than its start, and the more so the more often it 
 none reaches the grid, whose price is that of three or four of them. Training anew with the end of RTHO is better than the run
 that found it, by .3 and .5 points. The memory over all steps is worth .6 points over an emptied one from the slow start and
 nothing from the other.
-Beside the exact hypergradient (float64, slow start, Δ 50): the same to 5e-15 at all lengths while nothing moves. Moved, it is 1.02,
-1.005, .96 of it (α, μ, λ) after 100 steps, 1.15, 1.08, 1.12 after 400, 2.1, 2.0, −.03 after 1,600: twice too long, and λ has lost
-its sign.
+Beside the exact hypergradient (float64, slow start, Δ 50): the same to 5e-15 at all lengths while nothing moves. Moved, it is
+1.02, 1.005, .96 of it (α, μ, λ) after 100 steps, 1.15, 1.08, 1.12 after 400, 2.1, 2.0, −.03 after 1,600: twice too long, and λ
+has lost its sign.
 The paper's number: none for MNIST; there a phone recogniser, where RTHO beat random search in a tenth of the time or less.
 """
 
