@@ -1,6 +1,6 @@
 """The command line. Dispatch by hand, so that help and list import neither JAX nor matplotlib; tyro reads the fields.
 
-    hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN
+    hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN ... | plot RUN FIGURE | …
 
 Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 disk full, 130/143 signals.
 Every expected error is one line on stderr; HYPERTRAIL_TRACEBACK=1 shows where it came from.
@@ -37,8 +37,11 @@ commands:
   run EXPERIMENT         run one; writes a folder under runs/ with numbers, figures and report.html
   verify EXPERIMENT      check its hypergradient: finite differences, and the other engine
   verify everything      every method, hyperparameter and dynamics against each other on a tiny network
-  compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
-  report RUN             write report.html and the figures of a run folder anew
+  compare RUN_A RUN_B    two run folders side by side, step by step: losses, weights, hypergradients, where they part
+  report RUN [RUN ...]   an interactive page about one run, or several side by side, in a folder with its figures
+  plot RUN [FIGURE]      one figure of a run as PNG, PDF or SVG; without a name: which ones there are
+  export-tensorboard RUN [RUN ...]
+                         scalars and histograms of runs as TensorBoard's event files
 
 hypertrail run EXPERIMENT --help    every setting of an experiment and what it means
 hypertrail --version
@@ -102,11 +105,11 @@ def dispatch(words: list[str]) -> int:
     if rest[:1] in (["-h"], ["--help"]):
         print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
         return 0
-    wanted = operands.replace("...", "").split()
+    wanted = re.sub(r"\[.*?\]|\.\.\.", "", operands).split()
     given = rest[: len(wanted)]
     if len(given) < len(wanted) or any(word.startswith("-") for word in given):
         raise UsageError(f"hypertrail {command} needs {' '.join(wanted)}; see hypertrail {command} --help")
-    if "..." not in operands and len(rest) > len(wanted):
+    if "..." not in operands and "[" not in operands and len(rest) > len(wanted):
         raise UsageError(f"hypertrail {command} takes {operands or 'nothing'}, got {' '.join(rest)} as well")
     return action(words, *given)
 
@@ -197,14 +200,48 @@ def verify_command(words: list[str], name: str) -> int:
 def compare_command(words: list[str], a: str, b: str) -> int:
     from . import compare
 
-    return compare.main(Path(a), Path(b))
+    _, out = operands_and_out(words, at_most=2)
+    return compare.main(Path(a), Path(b), out)
 
 
-def report_command(words: list[str], folder: str) -> int:
-    from .report import write_report
+def report_command(words: list[str], *first: str) -> int:
+    from . import report
 
-    print(f"report: {write_report(Path(folder))}")
-    return 0
+    folders, out = operands_and_out(words)
+    return report.main([Path(one) for one in folders], out)
+
+
+def plot_command(words: list[str], folder: str) -> int:
+    from . import plot
+
+    (_, *names), out = operands_and_out(words, at_most=2)
+    return plot.main(Path(folder), names[0] if names else None, out)
+
+
+def export_tensorboard_command(words: list[str], *first: str) -> int:
+    from . import events
+
+    folders, out = operands_and_out(words)
+    return events.main([Path(one) for one in folders], out)
+
+
+def operands_and_out(words: list[str], at_most: int | None = None) -> tuple[list[str], Path | None]:
+    """What stands behind the command, and the path behind --out wherever it stands."""
+    command, *rest = words
+    operands, out, place = [], None, iter(rest)
+    for word in place:
+        if word == "--out" or word.startswith("--out="):
+            given = next(place, "") if word == "--out" else word.removeprefix("--out=")
+            if not given:
+                raise UsageError(f"hypertrail {command} --out needs a path; see hypertrail {command} --help")
+            out = Path(given)
+        elif word.startswith("-"):
+            raise UsageError(f"hypertrail {command} knows no {word}, only --out; see hypertrail {command} --help")
+        else:
+            operands.append(word)
+    if at_most is not None and len(operands) > at_most:
+        raise UsageError(f"hypertrail {command} takes at most {at_most} names, got {' '.join(operands)}")
+    return operands, out
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
@@ -216,8 +253,31 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
         "Check an experiment's hypergradient against finite differences and the other engine; `everything`: all methods, "
         "hyperparameters and dynamics on a tiny network.",
     ),
-    "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
-    "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),
+    "compare": (
+        compare_command,
+        "RUN_A RUN_B [--out DIR]",
+        "Two run folders side by side, meta-iteration by meta-iteration and step by step, and where they part beyond the "
+        "tolerance table.\n--out DIR: the same as compare.csv, and as a figure, compare.png and compare.pdf.",
+    ),
+    "report": (
+        report_command,
+        "RUN [RUN ...] [--out DIR]",
+        "A folder with index.html about one run, or several side by side: interactive figures (the report extra) that need "
+        "no network, tables, and every figure as PNG and PDF.\n--out DIR: the folder; else RUN/report, or for several runs "
+        "a new reports/<time> in the folder that holds them.",
+    ),
+    "plot": (
+        plot_command,
+        "RUN [FIGURE] [--out FILE]",
+        "One figure of a run; without a name, which figures there are.\n--out FILE: ends in .png, .pdf or .svg; else "
+        "RUN/figures/FIGURE.png.",
+    ),
+    "export-tensorboard": (
+        export_tensorboard_command,
+        "RUN [RUN ...] [--out DIR]",
+        "Scalars and histograms of runs as event files for `tensorboard --logdir DIR` (the track extra).\n--out DIR: the "
+        "folder, with one in it for each run; else RUN/tensorboard, of each run.",
+    ),
 }
 
 

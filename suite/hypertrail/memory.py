@@ -1,11 +1,18 @@
-"""Freed memory that can be used again: one setting of the C library."""
+"""How much memory this process has held, and a setting of the C library that lets freed memory be used again."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 M_ARENA_MAX = -8
+
+
+def peak() -> int:
+    """Most bytes of RAM that this process has held at once so far (its largest resident set)."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # bytes there, KiB on Linux
 
 
 def one_arena() -> bool:

@@ -5,13 +5,15 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     metrics.jsonl  log.txt                  one line per meta-iteration; what was printed
     states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
-    trajectory/                             only with --trajectory disk
-    figures/  report.html
+    steps/0000.npz …                        elementary loss of every step, ‖dw‖ of every step back
+    trajectory/                             only with --trajectory disk: that of the last hypergradient
+    figures/  report.html                   one page that needs nothing but itself, made at the end
+    report/  tensorboard/                   where `hypertrail report` and `export-tensorboard` were asked for
     lock                                    held while a process writes here
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 
-A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/; what its
-parts found lies in parts/.
+A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/; what
+its parts found lies in parts/.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "log.txt",
     "report.html",
 )
-META_LOOP = ("states", "hypergradients", "figures")  # the folders that a meta loop writes to
+META_LOOP = ("states", "hypergradients", "steps", "figures")  # the folders that a meta loop writes to
 WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HYPERTRAIL_DATA")
@@ -146,6 +148,9 @@ class Run:
 
     def hypergradient(self, meta_iteration: int) -> Path:
         return self.path / "hypergradients" / f"{meta_iteration:04d}.npz"
+
+    def steps(self, meta_iteration: int) -> Path:
+        return self.path / "steps" / f"{meta_iteration:04d}.npz"
 
     def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.

@@ -228,8 +228,8 @@ def test_a_run_says_and_writes_everything(finished):
         assert word in answer.stdout
     assert answer.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     there = {p.name for p in folder.iterdir()}
-    assert there == {"config.json", "env.json", "command.txt", "metrics.jsonl", "log.txt", "states", "hypergradients", "figures",
-                     "report.html", "lock", "DONE"}  # fmt: skip
+    assert there == {"config.json", "env.json", "command.txt", "metrics.jsonl", "log.txt", "states", "hypergradients", "steps",
+                     "figures", "report.html", "lock", "DONE"}  # fmt: skip
     assert "meta-iteration 0: T 6" in (folder / "log.txt").read_text()
     env = json.loads((folder / "env.json").read_text())
     assert env["engine"]["engine"] == "cpu"
