@@ -53,7 +53,7 @@ def metrics(views: Views) -> Figure:
     )
     label(layout, left, META, "nats per example", rangemode="tozero")
     label(layout, right, META, "% of examples", rangemode="tozero")
-    return {"data": data, "layout": layout}
+    return whole(data, layout)
 
 
 def metrics_of_several(views: Views) -> Figure:
@@ -76,7 +76,7 @@ def metrics_of_several(views: Views) -> Figure:
             layout["yaxis" + panel[1][1:]]["rangemode"] = "tozero"
     for n, panel in enumerate(errors):
         label(layout, panel, META, "" if n else "% of examples", rangemode="tozero")
-    return {"data": data, "layout": layout}
+    return whole(data, layout)
 
 
 def training(views: Views) -> Figure:
@@ -94,12 +94,12 @@ def training(views: Views) -> Figure:
         for i, one in enumerate(views):
             if one.losses:
                 k = max(one.losses)
-                look = look_of(i, one) | {"name": f"{escape(one.label)} ({META} {k})"}
+                look = look_of(i, one) | {"name": f"{words(one.label)} ({META} {k})"}
                 data.append(curve(panel, *static.smoothed(one.losses[k]), mode="lines", **look))
     label(layout, panel, "elementary step", "elementary loss, penalties included")
     if static.span([trace["y"] for trace in data]) > 30:
-        logarithmic(layout["yaxis"])
-    return {"data": data, "layout": layout}
+        logarithmic(layout["yaxis"], [trace["y"] for trace in data])
+    return whole(data, layout)
 
 
 # -- hypergradients -----------------------------------------------------------------------------------------------------
@@ -127,20 +127,20 @@ def norms(views: Views) -> Figure:
                                   line={"color": colour, "dash": "dash"}))  # fmt: skip
         label(layout, panel, META, "" if n else "norm of the hypergradient")
         if static.span([trace["y"] for trace in data[first:]]) > 10:
-            logarithmic(layout["yaxis" + panel[1][1:]])
-    return {"data": data, "layout": layout}
+            logarithmic(layout["yaxis" + panel[1][1:]], [trace["y"] for trace in data[first:]])
+    return whole(data, layout)
 
 
 def agreement(views: Views) -> Figure:
     views = [one for one in views if one.compared]
     kinds = list(dict.fromkeys(kind for one in views for kind in one.compared[0]["agreement"]))
-    words = ["cosine", "% with the exact sign", "norm / exact norm"]
+    axis_words = ["cosine", "% with the exact sign", "norm / exact norm"]
     titles = [[title + ("" if len(kinds) == 1 else f": {kind.replace('_', ' ')}") for _, title, *_ in static.PANELS]
               for kind in kinds]  # fmt: skip
     layout, rows = panels(titles, height=110 + 290 * len(kinds))
     data = []
     for row, kind in zip(rows, kinds, strict=True):
-        for panel, (key, _, _, reference, _), said in zip(row, static.PANELS, words, strict=True):
+        for panel, (key, _, _, reference, _), said in zip(row, static.PANELS, axis_words, strict=True):
             scale = 100.0 if key == "signs" else 1.0
             for i, one in enumerate(views):
                 found = [x for x in one.compared if kind in x["agreement"]]
@@ -159,13 +159,13 @@ def agreement(views: Views) -> Figure:
                 {"type": "line", "xref": f"{panel[0]} domain", "x0": 0, "x1": 1, "yref": panel[1], "y0": reference,
                  "y1": reference, "line": {"color": GREY, "width": 1, "dash": "dash"}, "layer": "below"}
             )  # fmt: skip
-    return {"data": data, "layout": layout}
+    return whole(data, layout)
 
 
 def agreement_layers(one: View) -> Figure:
     many, names = static.tensors_compared(one)
     layout, (row,) = panels([[title for _, title, *_ in static.PANELS]], height=190 + 15 * len(names), gap=0.03)
-    ticks = [escape(name if len(many) == 1 else f"{kind} {name}") for kind, name in names]
+    ticks = [words(name if len(many) == 1 else f"{kind} {name}") for kind, name in names]
     k = [line["meta_iteration"] for line in one.compared]
     data = []
     for panel, (key, *_) in zip(row, static.PANELS, strict=True):
@@ -188,7 +188,7 @@ def agreement_layers(one: View) -> Figure:
               tickfont={"size": 10}, showgrid=False)  # fmt: skip
     layout["hovermode"] = "closest"
     layout["margin"]["b"] = 100
-    return {"data": data, "layout": layout}
+    return whole(data, layout)
 
 
 # -- hyperparameters ----------------------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ def hyperparameters(kind: str, role: str, views: Views) -> Figure:
     spreads = [one.spreads.get(kind, {}).get(role, {}) for one in views]
     if len(views) == 1 and all(spread[0].size == 1 for spread in spreads[0].values()):
         data = [
-            curve(panel, np.arange(len(u)), [x.item() for x in u], name=escape(name)) for name, u in spreads[0].items()
+            curve(panel, np.arange(len(u)), [x.item() for x in u], name=words(name)) for name, u in spreads[0].items()
         ]
-        return {"data": data, "layout": layout}
+        return whole(data, layout)
     layout["hovermode"] = "closest"
     choices = []
     for name in ([None] if len(names) > 1 else []) + names:
@@ -259,9 +259,9 @@ def quantiles(panel: tuple[str, str], u: Spread, look: dict[str, Any]) -> list[d
         f"5 %: {a:.3g}, 25 %: {b:.3g}, 75 %: {c:.3g}, 95 %: {d:.3g}"
         for a, b, c, d in zip(low, first, third, high, strict=True)
     ]
-    words = f"{META} %{{x}}<br>median %{{y:.3g}}<br>%{{text}}<extra>%{{fullData.name}}</extra>"
+    hover = f"{META} %{{x}}<br>median %{{y:.3g}}<br>%{{text}}<extra>%{{fullData.name}}</extra>"
     return [
-        curve(panel, k, middle, **{**look, "mode": "lines", "text": around, "hovertemplate": words}),
+        curve(panel, k, middle, **{**look, "mode": "lines", "text": around, "hovertemplate": hover}),
         curve(panel, k, first, showlegend=alone, **thin),
         curve(panel, k, third, showlegend=False, **thin),
     ]
@@ -292,10 +292,10 @@ def cost(views: Views) -> Figure:
                               mode="lines+markers" if len(views) == 1 else "markers", line={"color": colour},
                               marker={"symbol": symbol}))  # fmt: skip
     axis = META if len(views) == 1 else "run"
-    for panel, words in ((seconds, "seconds"), (work, "gradients (with HVP: 2)"), (memory, "MiB")):
-        label(layout, panel, axis, words, rangemode="tozero")
+    for panel, said in ((seconds, "seconds"), (work, "gradients (with HVP: 2)"), (memory, "MiB")):
+        label(layout, panel, axis, said, rangemode="tozero")
     layout["barmode"] = "stack"
-    return {"data": data, "layout": layout}
+    return whole(data, layout)
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------------
@@ -353,13 +353,34 @@ def label(layout: dict[str, Any], panel: tuple[str, str], x: str, y: str, **axis
     layout["yaxis" + panel[1][1:]] |= {**line, "title": {"text": y, "standoff": 4}, **axis}
 
 
-def logarithmic(axis: dict[str, Any]) -> None:
-    axis |= {"type": "log", "exponentformat": "power", "minexponent": 4}
+def whole(data: list[dict[str, Any]], layout: dict[str, Any]) -> Figure:
+    """The figure, with room below it for as many rows of legend as its names need."""
+    names = [trace["name"] for trace in data if "name" in trace and trace.get("showlegend", True)]
+    rows = -(-sum(52 + 6.5 * len(name) for name in names) // LEGEND_WIDTH) if len(names) > 1 else 0
+    more = max(0, int(rows) - 1) * 20
+    layout["height"] += more
+    layout["margin"]["b"] += more
+    return {"data": data, "layout": layout}
 
 
-def around_one(axis: dict[str, Any], curves: Sequence[list[float | None]]) -> None:
+LEGEND_WIDTH = 850  # pixels: of the page at its widest, with some to spare
+
+
+def words(text: str) -> str:
+    """What a user named, as plotly shows it unread."""
+    return escape(text, quote=False)
+
+
+def logarithmic(axis: dict[str, Any], curves: Sequence[Sequence[float | None]]) -> None:
+    """Ticks at 1, 2, 5 where the values span little, else at powers of ten."""
+    decades = np.log10(max(static.span([[v for v in y if v is not None and v > 0] or [1.0] for y in curves]), 1.0))
+    ticks = {"dtick": "D2"} if decades < 2 else {"dtick": 1} if decades < 9 else {"nticks": 8}
+    axis |= {"type": "log", "exponentformat": "power", "minexponent": 4, **ticks}
+
+
+def around_one(axis: dict[str, Any], curves: Sequence[Sequence[float | None]]) -> None:
     """A logarithmic axis that holds the values and 1."""
-    logarithmic(axis)
+    logarithmic(axis, [*curves, [1.0]])
     known = [one for y in curves for one in y if one is not None and one > 0] or [1.0]
     axis["range"] = [float(np.log10(end)) for end in (min(min(known) / 1.5, 0.4), max(max(known) * 1.5, 2.5))]
 
@@ -372,7 +393,7 @@ def curve(panel: tuple[str, str], x: Any, y: Any, **look: Any) -> dict[str, Any]
 def look_of(i: int, one: View) -> dict[str, Any]:
     style = static.look(i)
     line = {"color": style["color"], "dash": LINES[style["linestyle"]]}
-    return {"line": line, "name": escape(one.label, quote=False), "legendgroup": one.letter}
+    return {"line": line, "name": words(one.label), "legendgroup": one.letter}
 
 
 def scale(colours: Sequence[str]) -> list[list[Any]]:

@@ -29,29 +29,30 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 15px/1.5 "Source Sans 3", "Helvetica Neue", Helvetica, Arial, sans-serif; color: var(--ink); background: #fff;
        max-width: 66rem; margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 2px solid var(--accent);
+h1 { font-size: 1.9em; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15em; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 2px solid var(--accent);
      overflow-wrap: anywhere; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
+h3 { font-size: 1em; margin: 1.6rem 0 .3rem; }
 p { margin: .4rem 0 .8rem; overflow-wrap: anywhere; } .soft { color: var(--soft); }
-nav { margin: 1rem 0; font-size: .93rem; } nav a { margin-right: 1.1em; white-space: nowrap; }
+nav { margin: 1rem 0; font-size: .93em; } nav a { margin-right: 1.1em; white-space: nowrap; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
-.state { display: inline-block; padding: 0 .6em; border-radius: .8em; color: #fff; background: var(--accent); font-size: .9rem; }
+.state { display: inline-block; padding: 0 .6em; border-radius: .8em; color: #fff; background: var(--accent); font-size: .9em; }
 .state.bad { background: var(--bad); }
 code, pre { font: .86em/1.45 "Source Code Pro", Menlo, Consolas, monospace; }
 pre { background: #f6f6f6; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 4px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0 1rem; font-size: .93rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0 1rem; font-size: .93em; }
 th, td { padding: .22rem .9rem .22rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--ink); }
 td { border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, table.words td, table.words th { text-align: left; }
 table.words td { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
-table.words td:first-child { white-space: nowrap; }
+table.words td:first-child, td.when { white-space: nowrap !important; }
+td.said { min-width: 14rem !important; }
 figure { margin: 1rem 0 1.8rem; break-inside: avoid; } figure img { width: 100%; height: auto; display: block; }
-figcaption { color: var(--soft); font-size: .92rem; margin-bottom: .3rem; }
+figcaption { color: var(--soft); font-size: .92em; margin-bottom: .3rem; }
 .files { white-space: nowrap; margin-left: .8em; font-size: .88em; }
-.choice { font-size: .9rem; color: var(--soft); } .choice select { font: inherit; max-width: 100%; }
+.choice { font-size: .9em; color: var(--soft); } .choice select { font: inherit; max-width: 100%; }
 .plot { display: none; min-width: 40rem; }
 @media screen { .live .plot { display: block; } .live img { display: none; } }
 @media print { body { margin: 0; padding: 0; max-width: none; font-size: 10pt; } h2, h3 { break-after: avoid; }
@@ -234,10 +235,15 @@ def state(one: View) -> str:
 
 
 def where_and_when(one: View) -> str:
-    words = [one.name, str(one.env.get("time", ""))]
+    words = [one.name, started(one)]
     engine, host = one.record["config"].get("engine"), one.env.get("host")
     words.append(f"{engine} engine on {host}" if engine and host else "")
     return " · ".join(word for word in words if word)
+
+
+def started(one: View) -> str:
+    """Date and time to the minute, as the machine of the run had them."""
+    return str(one.env.get("time", ""))[:16].replace("T", " ")
 
 
 def command(one: View) -> str:
@@ -296,7 +302,9 @@ def costs(views: Sequence[View]) -> str:
         by = {stage: [line["cost"][stage] for line in one.lines if stage in line["cost"]] for stage in stages}
         for stage in stages if len(views) == 1 else ():
             rows.append([stage, *sums(by[stage], stage == "train"), ""])
-        rows.append(["in all" if len(views) == 1 else one.letter, *sums([c for cs in by.values() for c in cs], True), peak])
+        rows.append(
+            ["in all" if len(views) == 1 else one.letter, *sums([c for cs in by.values() for c in cs], True), peak]
+        )
     if not rows:
         return ""
     first = "stage" if len(views) == 1 else "run"
@@ -330,7 +338,7 @@ def runs_table(views: Sequence[View]) -> str:
         rows.append(
             f"<tr><td>{escape(one.letter)}</td><td>{escape(one.name)}</td><td>{escape(one.record['experiment'])}</td>"
             f"<td>{escape(str(config.get('engine', '')))}</td><td>{escape(str(one.env.get('host', '')))}</td>"
-            f"<td>{escape(str(one.env.get('time', '')))}</td><td>{state(one)}</td></tr>"
+            f'<td class="when">{escape(started(one))}</td><td class="said">{state(one)}</td></tr>'
         )
     head = "".join(f"<th>{one}</th>" for one in ("run", "folder", "experiment", "engine", "host", "started", "state"))
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"

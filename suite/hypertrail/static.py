@@ -60,7 +60,7 @@ def metrics(views: Views) -> Figure:
     left.set(title="Loss", ylabel="cross-entropy (nats per example)")
     right.set(title="Error", ylabel="error (% of examples)")
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
         meta_axis(axes, one.k)
     legend_below(figure, left, 5)
     return figure
@@ -85,7 +85,7 @@ def metrics_of_several(views: Views) -> Figure:
     losses[0].set_ylabel("cross-entropy (nats per example)")
     errors[0].set_ylabel("error (% of examples)")
     for axes in (*losses, *errors[:-1]):
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     for axes in (losses[-1], *errors[:-1]):  # the lowest of each column
         meta_axis(axes, k)
         axes.set_xlabel("meta-iteration")
@@ -98,6 +98,13 @@ def metrics_of_several(views: Views) -> Figure:
 def label(one: View) -> str:
     """What a legend calls a run; a dollar would begin a formula."""
     return one.label.replace("$", r"\$")
+
+
+def from_zero(axes: Axes) -> None:
+    """The y axis from 0 (or from what is below it) to a little above the highest value."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.lines] or [np.zeros(1)])
+    low, high = min(float(np.nanmin(values)), 0.0), float(np.nanmax(values))
+    axes.set_ylim(1.05 * low, 1.05 * high or 1.0)
 
 
 def meta_axis(axes: Axes, k: Sequence[int]) -> None:
@@ -131,7 +138,7 @@ def training(views: Views) -> Figure:
     axes.margins(x=0.01)
     if span([line.get_ydata() for line in axes.lines]) > 30:
         axes.set_yscale("log")
-    legend_below(figure, axes, 6 if len(views) == 1 else 2)
+    legend_below(figure, axes, 3 if len(views) == 1 else 2)
     return figure
 
 
@@ -164,7 +171,7 @@ def norms(views: Views) -> Figure:
     from matplotlib.figure import Figure
 
     kinds = kinds_of(views)
-    figure = Figure(figsize=(9.5 if len(kinds) > 1 else 6.5, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     row = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(row, kinds, strict=True):
         for i, one in enumerate(views):
