@@ -45,8 +45,8 @@ class Pair:
     """One meta-iteration of both runs.
 
     metrics: name → (a, b, relative difference). hyper: kind → relative difference of the hyperparameters in force. steps:
-    what both kept of every step. agreement: of a's hypergradient with b's, "l2", and "l2, exact" where both took that beside; with
-    every tensor; empty in the closing meta-iteration, or where the two do not have the same hyperparameters.
+    what both kept of every step. agreement: of a's hypergradient with b's, "l2", and "l2, exact" where both took that beside;
+    with every tensor; empty in the closing meta-iteration, or where the two do not have the same hyperparameters.
     """
 
     index: int
