@@ -84,7 +84,7 @@ class Parting:
 
     def __str__(self) -> str:
         at = "" if self.step is None else f", step {self.step}" + (" of the way back" if self.what == ADJOINT else "")
-        return f"meta-iteration {self.index}{at}: {self.what} differs by {self.difference:.1e}"
+        return f"meta-iteration {self.index}{at}: relative difference of {self.what} {self.difference:.1e}"
 
 
 # -- what both runs have --------------------------------------------------------------------------------------------------

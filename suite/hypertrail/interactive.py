@@ -328,8 +328,8 @@ def panels(
             n += 1
             x, y = (f"{one}{n}" if n > 1 else one for one in "xy")
             left = c * (width + gap)
-            layout["xaxis" + x[1:]] = {"domain": [left, left + width], "anchor": y}
-            layout["yaxis" + y[1:]] = {"domain": [max(top - tall, 0), top], "anchor": x}
+            layout["xaxis" + x[1:]] = {"domain": [left, min(left + width, 1.0)], "anchor": y}
+            layout["yaxis" + y[1:]] = {"domain": [max(top - tall, 0.0), min(top, 1.0)], "anchor": x}
             layout["annotations"].append(
                 {"text": f"<b>{title}</b>", "xref": "paper", "yref": "paper", "x": left, "y": top, "xanchor": "left",
                  "yanchor": "bottom", "showarrow": False, "font": {"size": 13}}

@@ -52,7 +52,7 @@ def test_shares_of_a_distribution_add_up_to_one(run_folder):
         (bins,) = (trace for trace in choice["data"] if trace["type"] == "heatmap")
         np.testing.assert_allclose(np.sum(bins["z"], axis=0), 1.0, atol=1e-5)
     pooled = np.concatenate([u[1] for u in tensors.values()])
-    median = next(trace for trace in figure["choices"][0]["data"] if trace["name"] == "median")
+    median = next(trace for trace in figure["choices"][0]["data"] if trace.get("name") == "median")
     assert median["y"][1] == pytest.approx(np.median(pooled), rel=1e-5)
 
 
