@@ -263,8 +263,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
         report_command,
         "RUN [RUN ...] [--out DIR]",
         "A folder with index.html about one run, or several side by side: interactive figures (the report extra) that need "
-        "no network, tables, and every figure as PNG and PDF.\n--out DIR: the folder; else RUN/report, or for several runs "
-        "a new reports/<time> in the folder that holds them.",
+        "no network, tables, and every figure as PNG and PDF.\n--out DIR: the folder; else RUN/report (and RUN/report.html, "
+        "the same in one file with still pictures), or for several runs a new reports/<time> in the folder that holds them.",
     ),
     "plot": (
         plot_command,

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from . import experiments
 from .catalogue import COST, CURVES, HYPER, HYPERGRADIENT
 from .engines import SPLITS
-from .runs import COMMAND, WHERE
+from .runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
 from .sections import Section
 from .view import View
 
@@ -117,7 +117,7 @@ class Page:
         links = "".join(f'<a href="#s{i}">{escape(heading)}</a> ' for i, (heading, _) in enumerate(parts))
         body = [*head, f"<nav>{links}</nav>"]
         for i, (heading, inside) in enumerate(parts):
-            body += [f'<h2 id="s{i}">{escape(heading)}</h2>', *inside]
+            body += [f'<section id="s{i}">\n<h2>{escape(heading)}</h2>', *inside, "</section>"]
         scripts = f'<script src="{PLOTLY}"></script>\n<script>{SCRIPT}</script>\n' if self.live else ""
         return (
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
@@ -322,13 +322,20 @@ def peaks(one: View) -> list[int]:
     return [max((line.get("memory", {}).get(key) or 0 for line in one.lines), default=0) for key in ("host", "device")]
 
 
+TELLING = (REPORT, "report", "tensorboard", "figures", LOG, LOCK, DONE, FAILED)
+
+
 def disk(views: Sequence[View]) -> str:
-    """What lies in the folders of the runs: a row for each entry, a column for each run. A report in it is not counted."""
-    found = [{key: value for key, value in one.sizes.items() if key not in ("report", "tensorboard")} for one in views]
+    """What lies in the folders of the runs: a row for each entry, a column for each run. What only tells of the run is not
+    counted: it comes and goes, and this page is part of it."""
+    found = [{key: value for key, value in one.sizes.items() if key not in TELLING} for one in views]
     names = sorted(dict.fromkeys(name for one in found for name in one), key=lambda n: -max(x.get(n, 0) for x in found))
     rows = [[name, *(size(one[name]) if name in one else "–" for one in found)] for name in names]
     rows.append(["in all", *(size(sum(one.values())) for one in found)])
-    return table(["on disk", *([""] if len(views) == 1 else [one.letter for one in views])], rows)
+    return table(
+        ["on disk (without figures, reports and log)", *([""] if len(views) == 1 else [one.letter for one in views])],
+        rows,
+    )
 
 
 def runs_table(views: Sequence[View]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,12 +42,14 @@ def write_report(folder: Path, state: str | None = None, own: Sequence[Section] 
 def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, bool]:
     """The page about one run or several, with its figures and plotly beside it; returns (index.html, whether it is interactive).
 
-    out: its folder; None: report/ in the run's own, or a new reports/<time> in the folder that holds all of them. The
-    figures lie in figures/ as PNG and PDF, those that are of one of several runs in a folder with its letter. An
-    earlier report is replaced. UsageError where a folder is no run, or where `out` holds anything else.
+    out: its folder; None: report/ in the run's own, whose report.html and figures are written anew as well, or a new
+    reports/<time> in the folder that holds all of several. The figures lie in figures/ as PNG and PDF, those that are of one of
+    several runs in a folder with its letter. An earlier report is replaced. UsageError where a folder is no run, or
+    where `out` holds anything else.
     """
     shown = views(folders)
     plotly = plotly_script()
+    into_the_run = out is None and len(folders) == 1
     out = out or default_folder(folders)
     refuse_occupied(out)
     drawn = out / "figures"
@@ -65,6 +68,11 @@ def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path
     if plotly is not None:
         write_atomic(out / PLOTLY, plotly)
     write_atomic(out / INDEX, Page(shown, pictures, own, out, plotly is not None).html())
+    if into_the_run:
+        (folders[0] / "figures").mkdir(exist_ok=True)
+        for file in drawn.glob("*.png"):
+            shutil.copyfile(file, folders[0] / "figures" / file.name)
+        write_atomic(folders[0] / REPORT, Page(shown, pictures, own).html())
     return out / INDEX, plotly is not None
 
 
