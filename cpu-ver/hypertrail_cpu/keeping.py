@@ -37,6 +37,9 @@ class Nothing:
     def save(self) -> None:
         pass
 
+    def flush(self) -> None:
+        """Return when what was saved is as safe as it can be made."""
+
     def finish(self) -> None:
         return None
 
@@ -65,8 +68,11 @@ class States:
                 states |= {f"v/{name}": np.stack([one.v[name] for one in block]) for name in block[0].v}
             self.trajectory.append(block[0].t, states)
 
-    def finish(self) -> Trajectory:
+    def flush(self) -> None:
         self.trajectory.flush()
+
+    def finish(self) -> Trajectory:
+        self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
         return self.trajectory
 
     def abandon(self) -> None:
@@ -101,6 +107,9 @@ class Starts:
     def save(self) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def finish(self) -> Checkpointed:
         return Checkpointed(self.at, self.states, [np.array(d) for d in self.distances])
 
@@ -108,8 +117,9 @@ class Starts:
         pass
 
 
-def keeper(keep: Keep, problem: Problem, state_bytes: int) -> Nothing | States | Starts:
-    """The keeper of one run. state_bytes: of the arrays that one stored state holds.
+def keeper(keep: Keep, problem: Problem, state_bytes: int, begun: int = 0) -> Nothing | States | Starts:
+    """The keeper of one run. state_bytes: of the arrays that one stored state holds; begun: the steps whose states an earlier
+    start has left in the folder.
 
     'auto' takes memory if T states fit into half of what `available_memory` finds, else a new folder of HDF5 segments where
     temporary files go, removed when the trajectory is closed or let go of, and at the latest when Python ends.
@@ -117,7 +127,8 @@ def keeper(keep: Keep, problem: Problem, state_bytes: int) -> Nothing | States |
     """
     velocity = problem.needs_velocity()
     if isinstance(keep, Path):
-        return States(hypertrail_data.StoredTrajectory.create(keep, meta=meta(problem)), velocity)
+        store = hypertrail_data.StoredTrajectory
+        return States(store.open(keep, "a", begun) if begun else store.create(keep, meta=meta(problem)), velocity)
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(problem.steps))
     if isinstance(keep, Last):

@@ -10,6 +10,9 @@
 | Checkpoints(n) | n states, √T by default | recomputes each stretch between two of them | n states and one stretch |
 | Last(K) | the last K states | only truncated methods go | K states |
 | Reversible() | integers and what γ took from them | undoes them, to the bit | 1 state, log2(1/γ) bits a number and step |
+
+With a Path, training returns while the last segments are still being written, and the reverse pass begins with those; all is on
+the disk when the reverse pass, `trajectory.flush()` or `trajectory.close()` has returned. They raise what went wrong.
 """
 
 from __future__ import annotations
@@ -68,6 +71,11 @@ class Reversible:
 
 Keep = str | Path | Checkpoints | Last | Reversible
 WORDS = ("ends", "memory", "host", "auto")
+
+
+def from_middle(keep: Keep) -> bool:
+    """Whether a training that was stopped can go on from its middle (midway.py): what it keeps is on the disk, or nothing."""
+    return keep == "ends" or isinstance(keep, Path)
 
 
 def check(keep: Keep) -> None:
