@@ -44,7 +44,7 @@ def draw(found: Sequence[Pair], epsilon: float, why: str) -> Figure:
         axes.set_ylabel("relative difference" if axes is not gradients else "difference")
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, FLOOR / 2), min(max(top, 3 * epsilon), 3.0))
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
     words = "0 is drawn at the lower edge, 1e-17" if any(drawn_at_floor(axes) for axes in figure.axes) else ""
     figure.supxlabel(words, fontsize=8, color="#555555")
     return figure
@@ -52,6 +52,15 @@ def draw(found: Sequence[Pair], epsilon: float, why: str) -> Figure:
 
 def above_floor(values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.maximum(np.asarray(values, dtype=np.float64), FLOOR)
+
+
+MOST = 1000  # points of a curve; of a longer one the largest of each window is drawn
+
+
+def worst(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first steps of the windows, largest differences in them): nothing that stands out is lost."""
+    starts = np.arange(0, len(differences), -(-len(differences) // MOST))
+    return starts, above_floor(np.maximum.reduceat(differences, starts))
 
 
 def drawn_at_floor(axes: Axes) -> bool:
@@ -67,7 +76,7 @@ def steps(axes: Axes, title: str, what: str, found: Sequence[Pair], missing: str
         return say(axes, missing)
     for k in spaced(list(kept), 5):
         colour = colormaps["Blues"](0.35 + 0.6 * k / max(max(kept), 1))
-        axes.plot(above_floor(kept[k].difference), color=colour, linewidth=1, label=f"meta-iteration {k}")
+        axes.plot(*worst(kept[k].difference), color=colour, linewidth=1, label=f"meta-iteration {k}")
     axes.set_xlabel("elementary step")
 
 
@@ -83,7 +92,7 @@ def walks(axes: Axes, found: Sequence[Pair], why: str) -> None:
         for one in pair.steps:
             if one.what in (WEIGHTS, VELOCITY, ADJOINT):
                 colour = {WEIGHTS: BLUE, VELOCITY: GREEN, ADJOINT: ORANGE}[one.what]
-                axes.plot(above_floor(one.difference), color=colour, linewidth=1, label=one.what)
+                axes.plot(*worst(one.difference), color=colour, linewidth=1, label=one.what)
     if why and not here:
         say(axes, f"weights: {why}")
 

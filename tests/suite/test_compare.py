@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import hypertrail_data
-from hypertrail import UsageError, arrays, compare, diagnostics
+from hypertrail import UsageError, arrays, compare, compare_figure, diagnostics
 
 
 def test_a_run_agrees_with_itself(run_folder, capsys):
@@ -128,6 +128,16 @@ def test_a_changed_loss_is_found_in_the_folders(run_folder, tmp_path, capsys):
     with Image.open(tmp_path / "out" / "compare.png") as image:
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     assert (tmp_path / "out" / "compare.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_long_curve_is_thinned_and_keeps_what_stands_out():
+    d = np.full(20_001, 1e-12)
+    d[12_345] = 0.5
+    starts, values = compare_figure.worst(d)
+    assert len(starts) <= compare_figure.MOST
+    assert values.max() == 0.5
+    assert starts[np.argmax(values)] <= 12_345 < starts[np.argmax(values) + 1]
+    np.testing.assert_array_equal(compare_figure.worst(d[:7])[0], np.arange(7))
 
 
 def test_runs_without_steps_are_compared_as_far_as_they_go(run_folder, tmp_path, capsys):

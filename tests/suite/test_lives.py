@@ -38,7 +38,8 @@ def plain(folder):
         line.pop("memory")
         for cost in line["cost"].values():
             cost.pop("seconds")
-    files = {p.name: p for part in ("states", "hypergradients") for p in sorted((folder / part).iterdir())}
+    parts = ("states", "hypergradients", "steps")
+    files = {f"{part}/{p.name}": p for part in parts for p in sorted((folder / part).iterdir())}
     assert runs.status(folder) == "done"
     return lines, {name: path.read_bytes() for name, path in files.items()}
 
