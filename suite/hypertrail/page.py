@@ -343,11 +343,12 @@ def runs_table(views: Sequence[View]) -> str:
     for one in views:
         config = one.record["config"]
         rows.append(
-            f"<tr><td>{escape(one.letter)}</td><td>{escape(one.name)}</td><td>{escape(one.record['experiment'])}</td>"
+            f"<tr><td>{escape(one.letter)}</td><td>{escape(one.name)}</td>"
+            f'<td class="said">{state(one)}</td><td>{escape(one.record["experiment"])}</td>'
             f"<td>{escape(str(config.get('engine', '')))}</td><td>{escape(str(one.env.get('host', '')))}</td>"
-            f'<td class="when">{escape(started(one))}</td><td class="said">{state(one)}</td></tr>'
+            f'<td class="when">{escape(started(one))}</td></tr>'
         )
-    head = "".join(f"<th>{one}</th>" for one in ("run", "folder", "experiment", "engine", "host", "started", "state"))
+    head = "".join(f"<th>{one}</th>" for one in ("run", "folder", "state", "experiment", "engine", "host", "started"))
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"
     return f'<div class="wide"><table class="words">\n{inside}</table></div>'
 

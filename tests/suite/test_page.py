@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -226,6 +227,31 @@ def test_the_browser_would_complain(of_one, browser, tmp_path):
     answer = browser(broken / "index.html", "--dump-dom")
     assert complaints(answer) == [] or "plotly.min.js" in complaints(answer)[0]
     assert drawn(answer.stdout)[1:] == (0, 0)  # not one is live: the pictures are shown
+
+
+@pytest.mark.slow
+def test_the_menu_shows_another_tensor(run_folder, of_one, browser, tmp_path):
+    """Choose the third entry, as a reader would, and read back what is drawn."""
+    folder = shutil.copytree(of_one.parent, tmp_path / "report")
+    choose = """<script>addEventListener("load", () => setTimeout(() => {
+      const menu = document.querySelector("select"), plot = menu.closest("figure").querySelector(".plot");
+      menu.selectedIndex = 2;
+      menu.dispatchEvent(new Event("change"));
+      const text = menu.options[2].text;
+      const bins = plot.data.find((one) => one.type === "heatmap").z.length;
+      const tensor = JSON.stringify(plot.data.find((one) => one.name === "median").y);
+      document.title = ["shown", text, bins, tensor].join("|");
+    }, 3000));</script>"""
+    page = (folder / "index.html").read_text(encoding="utf-8").replace("</body>", choose + "</body>")
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    answer = browser(folder / "index.html", "--dump-dom")
+    assert complaints(answer) == []
+    _, text, bins, medians = re.search(r"<title>(.*)</title>", answer.stdout).group(1).split("|")
+    tensors = views([run_folder])[0].spreads["l2"]["W"]
+    name = list(tensors)[1]
+    assert text == f"{name} ({tensors[name][0].size:,})"
+    assert bins == "40"
+    np.testing.assert_allclose(json.loads(medians), [np.median(u) for u in tensors[name]], rtol=1e-5)
 
 
 @pytest.mark.slow
