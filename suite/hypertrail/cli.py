@@ -168,6 +168,8 @@ def into_folder(
         voice = display.Voice(run.log)
         with recorded(run):
             voice.say(f"run folder: {path}")
+            if not run.fresh:
+                voice.say("it holds this run, not finished: goes on where that was")
             with voice:
                 if study:
                     run.keep_lines(0)  # they come again, out of parts/ where they were long in coming
