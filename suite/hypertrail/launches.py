@@ -1,0 +1,90 @@
+"""The folder of a launch: which runs it is made of, where they lie, and which jobs were asked to do them.
+
+runs/launches/<time>-<experiment>/
+    launch.json     the runs: folder, seed, cell of the grid, command, jobs so far; written before and after each submission
+    jobs/           submitit's own: what was submitted, and what the jobs printed (<job>_0_log.out, .err)
+    lock            who submits now
+
+A run lies where its configuration says, runs/<experiment>/launched-<config hash>-s<seed>/, whichever launch asked for it. So the
+same launch again finds what is finished, and a larger one begins with what the smaller one did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .arrays import write_atomic
+from .errors import UsageError
+
+LAUNCH, LAUNCHES, JOBS = "launch.json", "launches", "jobs"
+
+
+@dataclass
+class Planned:
+    """One run of a launch. words: what `hypertrail` is called with; jobs: ids, the last one counts."""
+
+    folder: Path
+    hash: str
+    seed: int
+    cell: dict[str, str]
+    words: list[str]
+    jobs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Launch:
+    """cluster: of the last submission, 'slurm' or 'local'; command: what was typed."""
+
+    path: Path
+    experiment: str
+    command: str
+    cluster: str
+    runs: list[Planned]
+
+    def write(self) -> None:
+        """launch.json, whole or not at all. Folders of runs stand in it as seen from here: the tree may be moved."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        here = self.path.resolve()
+        runs = [asdict(one) | {"folder": os.path.relpath(one.folder.resolve(), here)} for one in self.runs]
+        record = {"experiment": self.experiment, "command": self.command, "cluster": self.cluster, "runs": runs}
+        write_atomic(self.path / LAUNCH, json.dumps(record, indent=1) + "\n")
+
+
+def read(path: Path) -> Launch:
+    """What `write` wrote. UsageError where `path` is not the folder of a launch."""
+    if not (path / LAUNCH).is_file():
+        raise UsageError(f"{path} is not the folder of a launch (it has no {LAUNCH})")
+    record = json.loads((path / LAUNCH).read_text(encoding="utf-8"))
+    runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
+    return Launch(path, record["experiment"], record["command"], record["cluster"], runs)
+
+
+def all_in(runs_dir: Path) -> Iterator[Launch]:
+    """Every launch of a runs folder, the newest first."""
+    found = sorted((runs_dir / LAUNCHES).glob(f"*/{LAUNCH}"), reverse=True)
+    return (read(file.parent) for file in found)
+
+
+def same(runs_dir: Path, experiment: str, hashes: Sequence[str]) -> Launch | None:
+    """The newest launch of the very same runs."""
+    for one in all_in(runs_dir):
+        if one.experiment == experiment and sorted(run.hash for run in one.runs) == sorted(hashes):
+            return one
+    return None
+
+
+def by_folder(runs_dir: Path) -> dict[Path, tuple[Launch, Planned]]:
+    """Resolved folder → the newest launch that has it, and the run there."""
+    out: dict[Path, tuple[Launch, Planned]] = {}
+    for launch in all_in(runs_dir):
+        for run in launch.runs:
+            known = out.get(run.folder.resolve())
+            if known is None or (run.jobs and not known[1].jobs):
+                out[run.folder.resolve()] = (launch, run)
+    return out
+
