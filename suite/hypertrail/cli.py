@@ -109,14 +109,14 @@ def dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}, expected one of {', '.join(COMMANDS)}; see hypertrail --help")
     action, operands, what = COMMANDS[command]
-    if rest[:1] in (["-h"], ["--help"]) and not operands.startswith("["):
+    if rest[:1] in (["-h"], ["--help"]) and not operands.startswith("["):  # those read their own words
         print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
         return 0
-    wanted = [] if operands.startswith("[") else operands.replace("...", "").split()  # [: the command reads them itself
+    wanted = re.sub(r"\[.*?\]|\.\.\.", "", operands).split()
     given = rest[: len(wanted)]
     if len(given) < len(wanted) or any(word.startswith("-") for word in given):
         raise UsageError(f"hypertrail {command} needs {' '.join(wanted)}; see hypertrail {command} --help")
-    if "..." not in operands and len(rest) > len(wanted):
+    if "..." not in operands and "[" not in operands and len(rest) > len(wanted):
         raise UsageError(f"hypertrail {command} takes {operands or 'nothing'}, got {' '.join(rest)} as well")
     return action(words, *given)
 

@@ -237,7 +237,8 @@ def shown(found: Sequence[Group]) -> list[str]:
     """The numbers for the eye: of a meta loop hyper loss and the error that was not optimised, of a study its first three."""
     names = list(dict.fromkeys(name for group in found for name in group.numbers))
     if "hyper_loss" not in names:
-        return names[:3]
+        moving = [one for one in names if len({value for group in found for value in group.numbers.get(one, ())}) > 1]
+        return (moving or names)[:3]
     return ["hyper_loss", *[one for one in ("test_error", "select_error", "valid_error") if one in names][:1]]
 
 
@@ -250,6 +251,7 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     """A row for each number: along the lines (left, where there is more than one), and at the end, seed by seed (right)."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     series, names = curves(found), shown(found)
     along = max(len(one) for one in series.values()) > 1
@@ -262,19 +264,24 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     grid_of = out.subplots(len(names), columns, squeeze=False, width_ratios=[3, 2] if along else [1])
     axis = x_of(found)
     for name, panels in zip(names, grid_of, strict=True):
-        factor, label = (100, f"{name.replace('_', ' ')} (%)") if name.endswith("_error") else (1, name.replace("_", " "))
+        factor, label = (
+            (100, f"{name.replace('_', ' ')} (%)") if name.endswith("_error") else (1, name.replace("_", " "))
+        )
         for i, ((which, line), shade) in enumerate(zip(series.items(), shades, strict=False)):
             if along:
                 draw_along(panels[0], name, factor, axis, line, shade, which)
             draw_end(panels[-1], name, factor, i, line[-1], shade, which)
         if along:
             panels[0].set(xlabel=(axis or "line of metrics").replace("_", " "), ylabel=label)
-            panels[0].set_title("mean and 95 % interval over seeds")
+            panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set(xlabel=label, yticks=range(len(series)), ylim=(len(series) - 0.4, -0.6))
         panels[-1].set_yticklabels([] if along else [one or "all" for one in series])
-        panels[-1].set_title("at the end: seeds, mean, 95 % interval")
+    grid_of[0][-1].set_title("at the end: each seed, mean, 95 % interval")
     if along:
-        out.legend(*grid_of[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=1 if len(series) > 3 else 2)
+        grid_of[0][0].set_title("mean and 95 % interval over seeds (Student's t)")
+        out.legend(
+            *grid_of[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=1 if len(series) > 3 else 2
+        )
     out.suptitle(experiment, x=0.01, ha="left", fontweight="bold")
     return out
 
@@ -286,7 +293,9 @@ def x_of(found: Sequence[Group]) -> str | None:
     return moving[-1] if moving else None
 
 
-def draw_along(axes: Any, name: str, factor: float, axis: str | None, line: list[Group], shade: Any, which: str) -> None:
+def draw_along(
+    axes: Any, name: str, factor: float, axis: str | None, line: list[Group], shade: Any, which: str
+) -> None:
     there = [(i, one) for i, one in enumerate(line) if name in one.numbers]
     if not there:
         return

@@ -1,7 +1,7 @@
 """Seeds and grids: which runs a launch is made of, as words for the experiment's own parser.
 
-    --seeds 0:10                     seeds 0 … 9
-    --grid method=exact,drmad-C4 steps=50,100      every method with every number of steps: four cells
+--seeds 0:10                     seeds 0 … 9
+--grid method=exact,drmad-C4 steps=50,100      every method with every number of steps: four cells
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mean and interval of a few numbers, by Student's t. No library: for whole degrees of freedom the distribution is a short sum."""
+"""Mean and interval of a few numbers, by Student's t. For whole degrees of freedom its distribution is a short sum."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantile(ν: int, level: float = LEVEL) -> float:
 
 
 def inside(t: float, ν: int) -> float:
-    """P(|T| ≤ t) for ν whole degrees of freedom: Abramowitz and Stegun 26.7.3 (odd ν) and 26.7.4 (even ν), θ = arctan(t / √ν)."""
+    """P(|T| ≤ t) for ν whole degrees of freedom, with θ = arctan(t / √ν): Abramowitz and Stegun 26.7.3 (odd), 26.7.4 (even)."""
     θ = math.atan(t / math.sqrt(ν))
     s, c = math.sin(θ), math.cos(θ)
     if ν % 2:

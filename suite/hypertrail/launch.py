@@ -117,7 +117,7 @@ def plan(experiment: str, config: type, options: Options, settings: list[str]) -
     for cell in grid.cells(axes):
         words = [*settings, *grid.as_words(cell, config)]
         try:
-            one = parse(config, words, f"hypertrail run {experiment}", None)
+            one = parse(config, words, f"hypertrail launch {experiment} --help or hypertrail run {experiment}", None)
         except UsageError as refused:
             raise UsageError(f"{grid.words_of(cell)}: {refused}" if cell else str(refused)) from None
         for seed in seeds:
@@ -128,12 +128,12 @@ def plan(experiment: str, config: type, options: Options, settings: list[str]) -
     first: dict[str, Planned] = {}
     for run in planned:
         if run.hash in first:
-            raise UsageError(f"grid: {words(first[run.hash])} and {words(run)} are the same run; leave one out")
+            raise UsageError(f"grid: {title(first[run.hash])} and {title(run)} are the same run; leave one out")
         first[run.hash] = run
     return planned
 
 
-def words(run: Planned) -> str:
+def title(run: Planned) -> str:
     return f"{grid.words_of(run.cell)} seed={run.seed}".strip()
 
 
@@ -176,7 +176,9 @@ def minutes(text: str) -> int:
     """Slurm's ways to write a time → whole minutes, rounded up: m, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if match is None:
-        raise UsageError(f"time {text!r}, expected minutes, hours:minutes:seconds or days-hours such as 90, 2:30:00 or 1-12")
+        raise UsageError(
+            f"time {text!r}, expected minutes, hours:minutes:seconds or days-hours such as 90, 2:30:00 or 1-12"
+        )
     days, *rest = match.groups()
     a, b, c = (int(one or 0) for one in rest)
     if days is None and rest[2] is None:
@@ -195,9 +197,7 @@ def job_of(run: Planned, asked: submitting.Resources) -> submitting.Job:
     return submitting.Job(tuple(run.words), asked.requeues)
 
 
-def show(
-    experiment: str, base: Path, planned: Sequence[Planned], options: Options, asked: submitting.Resources
-) -> int:
+def show(experiment: str, base: Path, planned: Sequence[Planned], options: Options, asked: submitting.Resources) -> int:
     """The runs and the script."""
     print(f"{len(planned)} runs of {experiment}:")
     for run in planned:
@@ -245,7 +245,7 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     def started(place: int, job: str) -> None:
         todo[place].jobs.append(job)
         launch.write()
-        print(f"started {words(todo[place])}: {todo[place].folder}", flush=True)
+        print(f"started {title(todo[place])}: {todo[place].folder}", flush=True)
 
     print(f"{len(todo)} runs, {asked.at_once or 1} at a time; hypertrail status {launch.path}", flush=True)
     by = submitting.to_processes(launch.path / launches.JOBS, asked, jobs, started)
@@ -256,5 +256,5 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
         raise Stopped(f"stopped by {by}; the same launch again goes on")
     bad = [(run, one) for run, one in zip(launch.runs, states, strict=True) if one.kind in ("failed", "lost", "")]
     for run, one in bad:
-        print(f"{words(run)}: {one.kind or 'not started'}{': ' if one.message else ''}{one.message}")
+        print(f"{title(run)}: {one.kind or 'not started'}{': ' if one.message else ''}{one.message}")
     return 0 if not bad else 1

@@ -14,14 +14,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from . import lock
 from .arrays import write_atomic
 from .errors import UsageError
 
-LAUNCH, LAUNCHES, JOBS = "launch.json", "launches", "jobs"
+LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
 
 
 @dataclass
@@ -88,3 +89,16 @@ def by_folder(runs_dir: Path) -> dict[Path, tuple[Launch, Planned]]:
                 out[run.folder.resolve()] = (launch, run)
     return out
 
+
+@contextmanager
+def submitting(path: Path) -> Iterator[None]:
+    """Nobody else submits this launch meanwhile. UsageError where somebody does."""
+    path.mkdir(parents=True, exist_ok=True)
+    holder = lock.writer(path / LOCK)
+    if holder is not None:
+        raise UsageError(f"{path} is being launched by {holder}; wait for it, or look with hypertrail status {path}")
+    held = lock.Lock(path / LOCK)
+    try:
+        yield
+    finally:
+        held.release()

@@ -1,9 +1,9 @@
 """How far runs are: one line each, from what lies in their folders, and from Slurm where it is at hand.
 
-    waiting   in the queue of Slurm, or behind others of a local launch      running   somebody writes to its folder
-    stopped   let go in good order, unfinished: launch it again              done
-    failed    with its message: it could not go on                           lost      its process is gone, its job too
-    (empty)   launched, but never started
+waiting   in the queue of Slurm, or behind others of a local launch      running   somebody writes to its folder
+stopped   let go in good order, unfinished: launch it again              done
+failed    with its message: it could not go on                           lost      its process is gone, its job too
+(empty)   launched, but never started
 """
 
 from __future__ import annotations
@@ -145,7 +145,14 @@ def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[
         now = State("lost", f"{now.message}; see {one.launch.path / launches.JOBS / jobs[-1]}_0_log.err")
     name = f"{one.experiment}/{one.folder.name}"
     return Row(
-        one.experiment, name, one.seed, grid.words_of(cell), now, progress(one, lines), metrics(lines), jobs[-1] if jobs else ""
+        one.experiment,
+        name,
+        one.seed,
+        grid.words_of(cell),
+        now,
+        progress(one, lines),
+        metrics(lines),
+        jobs[-1] if jobs else "",
     )
 
 

@@ -63,7 +63,9 @@ class Job:
 
         code = cli.main(list(self.words))
         if code in STOPPED and self.requeues > int(os.environ.get("SLURM_RESTART_COUNT", 0)) and still_ours():
-            signal.raise_signal(signal.SIGUSR2)  # submitit: keeps `checkpoint()`, calls scontrol requeue, ends the process
+            signal.raise_signal(
+                signal.SIGUSR2
+            )  # submitit: keeps `checkpoint()`, calls scontrol requeue, ends the process
         if code:
             raise SystemExit(code)
 
@@ -124,7 +126,9 @@ def slurm_executor(folder: Path, resources: Resources) -> Any:
         def affinity(cls) -> int:
             return 1
 
-    executor = (submitit.SlurmExecutor if shutil.which("srun") else Anywhere)(folder, max_num_timeout=resources.requeues)
+    executor = (submitit.SlurmExecutor if shutil.which("srun") else Anywhere)(
+        folder, max_num_timeout=resources.requeues
+    )
     executor.update_parameters(**parameters(resources))
     return executor
 
@@ -140,7 +144,9 @@ def script(folder: Path, resources: Resources, jobs: int) -> str:
 def to_slurm(folder: Path, resources: Resources, jobs: Sequence[Job]) -> list[str]:
     """Submit them as one array; their ids. UsageError with Slurm's words where it refuses."""
     if shutil.which("sbatch") is None:
-        raise UsageError("there is no Slurm here (sbatch is not on the PATH); name --cluster local, or look with --dry-run")
+        raise UsageError(
+            "there is no Slurm here (sbatch is not on the PATH); name --cluster local, or look with --dry-run"
+        )
     submitit = imported()
     try:
         submitted = slurm_executor(folder, resources).submit_array(list(jobs))
