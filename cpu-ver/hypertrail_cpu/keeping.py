@@ -66,7 +66,7 @@ class States:
             self.trajectory.append(block[0].t, states)
 
     def finish(self) -> Trajectory:
-        self.trajectory.flush()
+        self.trajectory.hand_over()
         return self.trajectory
 
     def abandon(self) -> None:

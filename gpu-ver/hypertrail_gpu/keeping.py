@@ -67,7 +67,7 @@ class States(Nothing):
 
     def result(self) -> MemoryTrajectory | StoredTrajectory:
         if isinstance(self.trajectory, StoredTrajectory):
-            self.trajectory.flush()
+            self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
         return self.trajectory
 
     def close(self) -> None:
