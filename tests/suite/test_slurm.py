@@ -102,7 +102,7 @@ class Slurm:
         until(lambda: (here / "munge.socket").exists())
         self.spawn("slurmctld", "-D", "-i", "-f", here / "slurm.conf")
         self.spawn("slurmd", "-D", "-f", here / "slurm.conf", "-N", "here")
-        until(lambda: self.call("sinfo", "-h", "-o", "%T").stdout.strip() == "idle\nidle\nidle")
+        until(lambda: set(self.call("sinfo", "-h", "-o", "%T").stdout.split()) == {"idle"})
 
     def spawn(self, program, *words) -> None:
         with open(self.folder / f"{program}.out", "w") as out:
