@@ -272,7 +272,7 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
                 draw_along(panels[0], name, factor, axis, line, shade, which)
             draw_end(panels[-1], name, factor, i, line[-1], shade, which)
         if along:
-            panels[0].set(xlabel=(axis or "line of metrics").replace("_", " "), ylabel=label)
+            panels[0].set(xlabel=(axis or "line of metrics").replace("_", "-"), ylabel=label)
             panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set(xlabel=label, yticks=range(len(series)), ylim=(len(series) - 0.4, -0.6))
         panels[-1].set_yticklabels([] if along else [one or "all" for one in series])

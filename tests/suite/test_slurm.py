@@ -51,7 +51,8 @@ PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=20
 ReturnToService=2
-NodeName=here NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName=here NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:1 State=UNKNOWN
 PartitionName=low Nodes=here Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=grace Nodes=here PriorityTier=1 GraceTime=60 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=here PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
@@ -59,7 +60,7 @@ PartitionName=high Nodes=here PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE S
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 # Some seconds of work on the reference engine, in steps of a fraction of one.
 SMALL = ["--engine", "cpu", "--depth", "4", "--growth", "2", "--blocks", "1", "--train", "64", "--valid", "32", "--batch", "16",
-         "--steps", "20", "--precision", "float64", "--no-compare-exact"]  # fmt: skip
+         "--steps", "40", "--precision", "float64", "--no-compare-exact"]  # fmt: skip
 
 
 def found(program: str) -> str | None:
@@ -92,6 +93,7 @@ class Slurm:
         conf = CONF.format(host=host, ports=ports, user=getpass.getuser(), folder=folder)
         (folder / "slurm.conf").write_text(conf)
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        (folder / "gres.conf").write_text("NodeName=here Name=gpu File=/dev/null\n")  # to be asked for; nobody opens it
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
@@ -199,33 +201,107 @@ def log(folder: Path) -> str:
     return (folder / "log.txt").read_text()
 
 
+def of_array(job: str) -> bool:
+    return re.fullmatch(r"\d+_\d+", job) is not None
+
+
 def test_an_array_that_is_preempted_and_requeued_ends_with_the_same_bits(slurm):
-    words = ("--seeds", "0:2", "--meta-iterations", "40", "--partition", "low", "--time", "10")
+    words = ("--seeds", "0:2", "--meta-iterations", "25", "--partition", "low", "--time", "10", "--cpus", "2")
     folder, jobs, (a, b) = launch(slurm, *words)
-    assert re.fullmatch(r"\d+_0 \d+_1", " ".join(jobs))
+    assert all(map(of_array, jobs))
     until(lambda: at_work(a, b))
-    assert "2 runs: 2 running" in slurm.hypertrail("status", folder)
-    assert "nothing to submit" in slurm.hypertrail("launch", "drmad-digits", *SMALL, *words)
+    assert "2 of 2 runs: running\nnothing to submit" in slurm.hypertrail("launch", "drmad-digits", *SMALL, *words)
 
     high = slurm.take_the_node()  # no time of grace: Slurm sends SIGTERM and requeues
     until(lambda: slurm.queue().get(high) in ("RUNNING", None))
-    said = slurm.hypertrail("status", folder)
-    assert "2 runs: 2 waiting" in said
+    assert "2 runs: 2 waiting" in slurm.hypertrail("status", folder)
     assert all("stopped by SIGTERM after" in log(one) for one in (a, b)), log(a)
     slurm.at_once(*jobs)
     until(lambda: all("taken up by process" in log(one) for one in (a, b)))
+    assert "2 runs: 2 running" in slurm.hypertrail("status", folder)
 
     slurm.ask("scontrol", "requeue", jobs[0])
     until(lambda: log(a).count("stopped by SIGTERM") == 2)
     slurm.at_once(jobs[0])
-    until(lambda: not slurm.queue(), 120)
+    until(lambda: not slurm.queue(), 300)
     assert "2 runs: 2 done" in slurm.hypertrail("status", folder)
 
     for seed, one in enumerate((a, b)):
         alone = slurm.work / f"alone-{seed}"
-        slurm.hypertrail("run", "drmad-digits", *SMALL, "--meta-iterations", "40", "--seed", seed, "--run-dir", alone)
+        slurm.hypertrail("run", "drmad-digits", *SMALL, "--meta-iterations", "25", "--seed", seed, "--run-dir", alone)
         assert numbers(one) == numbers(alone)
     assert "nothing to submit" in slurm.hypertrail("launch", "drmad-digits", *SMALL, *words)
-    said = slurm.hypertrail("collect", folder)
-    assert "2 runs counted" in said
+    assert "2 runs counted" in slurm.hypertrail("collect", folder)
     assert (folder / "collected" / "drmad-digits.png").stat().st_size > 10_000
+
+
+def test_a_stopped_job_requeues_itself_and_a_cancelled_one_does_not(slurm):
+    words = ("--seeds", "7", "--meta-iterations", "25", "--partition", "grace", "--time", "10")
+    folder, (job,), (run,) = launch(slurm, *words)
+    assert not of_array(job)
+    until(lambda: at_work(run))
+    slurm.take_the_node()  # with time of grace: a job that ends in it is not requeued by Slurm
+    until(lambda: slurm.queue().get(job) == "PENDING")
+    assert log(run).count("stopped by SIGTERM") == 1
+    assert "Restarts=1" in slurm.ask("scontrol", "show", "job", job)
+    slurm.at_once(job)
+    until(lambda: "taken up by process" in log(run))
+
+    slurm.ask("scancel", job)
+    until(lambda: job not in slurm.queue())
+    assert log(run).count("stopped by SIGTERM") == 2
+    assert "1 runs: 1 stopped" in slurm.hypertrail("status", folder)
+    assert "JobState=CANCELLED" in slurm.ask("scontrol", "show", "job", job)
+
+    again, (other,), (same,) = launch(slurm, *words)
+    assert (again, same) == (folder, run)
+    assert other != job
+    until(lambda: not slurm.queue(), 300)
+    assert runs.status(run) == "done"
+
+
+def test_when_its_time_is_up_it_stops_and_is_requeued(slurm):
+    words = ("--seeds", "8", "--meta-iterations", "1000", "--time", "1", "--notice", "40")
+    folder, (job,), (run,) = launch(slurm, *words)
+    until(lambda: slurm.queue().get(job) == "PENDING" and run.exists(), 90)
+    assert log(run).count("stopped by SIGUSR2") == 1
+    assert "1 runs: 1 waiting" in slurm.hypertrail("status", folder)
+    slurm.ask("scancel", job)
+
+
+def test_what_slurm_refuses_is_one_line(slurm):
+    done = slurm.call(sys.executable, "-m", "hypertrail", "launch", "rosenbrock", "--partition", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"hypertrail: Slurm refused the jobs: .*invalid partition specified: nowhere.*\n", done.stderr)
+
+
+def test_the_script_of_a_dry_run_is_what_is_submitted(slurm):
+    words = ("launch", "rosenbrock", "--engine", "cpu", "--steps", "5", "--seeds", "20:22", "--setup", "true")
+    shown = slurm.hypertrail(*words, "--dry-run")
+    shown = shown[shown.index("#!/bin/bash") : shown.index("\nnothing was submitted")]
+    said = slurm.hypertrail(*words)
+    folder = slurm.work / re.search(r"hypertrail status (\S+)", said)[1]
+    (written,) = (folder / "jobs").glob("*_submission.sh")
+    plain = shown.replace("'", "").replace("<time>-rosenbrock", folder.name).strip()
+    assert written.read_text().replace("'", "").strip() == plain
+    until(lambda: not slurm.queue())
+    assert "2 runs: 2 done" in slurm.hypertrail("status", folder)
+
+
+def test_the_batch_file_for_a_gpu_node(slurm, root):
+    """On the GPU of gres.conf, which computes nothing: the engine is the reference."""
+    file = root / "gpu-ver" / "slurm" / "run.sbatch"
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    slurm.env["PATH"] = path
+    slurm.ask("sbatch", "--test-only", file, "drmad-digits", "runs/one")
+    words = (file, "drmad-digits", "one", *SMALL, "--meta-iterations", "25")
+    job = slurm.ask("sbatch", "--parsable", "--partition", "grace", *words).strip()
+    run = slurm.work / "one"
+    until(lambda: at_work(run))
+    slurm.take_the_node()
+    until(lambda: slurm.queue().get(job) == "PENDING")
+    slurm.at_once(job)
+    until(lambda: not slurm.queue(), 300)
+    said = (slurm.work / f"hypertrail-{job}.log").read_text()
+    assert runs.status(run) == "done", said
+    assert log(run).count("stopped by SIGTERM") == log(run).count("taken up by process") == 1
