@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import re
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,18 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     if options.dry_run:
         return show(experiment, base, planned, options, asked)
     found = launches.same(base, experiment, [run.hash for run in planned])
-    if found is None:
-        path = new_folder(base, experiment)
-        found = Launch(path, experiment, shlex.join(["hypertrail", *command]), options.cluster, planned)
-    with launches.submitting(found.path):
-        return submit(found, options, asked)
+    if found is not None:
+        with launches.submitting(found.path):
+            return submit(launches.read(found.path), options, asked)
+    new = Launch(
+        new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), options.cluster, planned
+    )
+    with launches.submitting(new.path):
+        try:
+            return submit(new, options, asked)
+        except UsageError:  # refused: nothing has begun
+            shutil.rmtree(new.path)
+            raise
 
 
 def read(experiment: str, words: Sequence[str]) -> tuple[Options, list[str]]:

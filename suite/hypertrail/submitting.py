@@ -12,13 +12,14 @@ A requeued job waits for two minutes at least, then does the same command again:
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ def to_slurm(folder: Path, resources: Resources, jobs: Sequence[Job]) -> list[st
         )
     submitit = imported()
     try:
-        submitted = slurm_executor(folder, resources).submit_array(list(jobs))
+        with redirect_stderr(io.StringIO()):  # submitit says it there as well
+            submitted = slurm_executor(folder, resources).submit_array(list(jobs))
     except submitit.core.utils.FailedJobError as refused:
         raise UsageError(f"Slurm refused the jobs: {' '.join(str(refused).split())}") from refused
     return [job.job_id for job in submitted]

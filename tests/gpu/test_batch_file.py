@@ -1,4 +1,4 @@
-"""The batch file for a GPU node: a shell reads it, and it says what it needs. A real Slurm runs it in tests/suite/test_slurm.py."""
+"""The batch file for a GPU node: a shell reads it, and it asks for what a run needs. tests/suite/test_slurm.py runs it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def test_help_of_an_experiment_explains_every_field(digits_experiment):
     [
         (
             ["rum"],
-            "unknown command 'rum', expected one of list, run, verify, compare, report, launch, status, collect; see hypertrail --help",
+            "unknown command 'rum', expected one of list, run, verify, compare, report, launch, status, collect; "
+            "see hypertrail --help",
         ),
         (["run"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),
         (["run", "--seed", "1"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),

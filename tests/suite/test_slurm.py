@@ -51,6 +51,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=20
 ReturnToService=2
+SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=here NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:1 State=UNKNOWN
 PartitionName=low Nodes=here Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
@@ -273,6 +274,7 @@ def test_what_slurm_refuses_is_one_line(slurm):
     done = slurm.call(sys.executable, "-m", "hypertrail", "launch", "rosenbrock", "--partition", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"hypertrail: Slurm refused the jobs: .*invalid partition specified: nowhere.*\n", done.stderr)
+    assert not list(slurm.work.glob("runs/launches/*-rosenbrock"))
 
 
 def test_the_script_of_a_dry_run_is_what_is_submitted(slurm):
