@@ -15,7 +15,7 @@ from .runs import CONFIG, WHERE, read_config
 
 @dataclass(frozen=True)
 class Found:
-    """A run that was begun (record: its config.json) or only launched (record: None)."""
+    """A run that was begun (record: its config.json) or only launched (record: None). jobs: of every launch that asked for it."""
 
     folder: Path
     experiment: str
@@ -23,6 +23,7 @@ class Found:
     record: dict[str, Any] | None
     launch: Launch | None = None
     planned: Planned | None = None
+    jobs: Sequence[str] = ()
 
 
 def gather(folders: Iterable[Path]) -> list[Found]:
@@ -39,21 +40,27 @@ def gather(folders: Iterable[Path]) -> list[Found]:
 
 def runs_of(folder: Path) -> list[Found]:
     if (folder / launches.LAUNCH).is_file():
-        launch = launches.read(folder)
-        return [of_launch(launch, run) for run in launch.runs]
+        return of_launch(launches.read(folder), launches.jobs(folder.parent.parent))
     if (folder / CONFIG).is_file():
         return [begun(folder)]
-    launched = launches.by_folder(folder)
-    out = {path: of_launch(*both) for path, both in launched.items()}
+    out: dict[Path, Found] = {}
+    jobs = launches.jobs(folder)
+    for launch in launches.all_in(folder):
+        for one in of_launch(launch, jobs):
+            out.setdefault(one.folder.resolve(), one)
     for file in sorted((*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}"))):
         if file.parent.resolve() not in out:
             out[file.parent.resolve()] = begun(file.parent)
     return sorted(out.values(), key=lambda one: one.experiment)
 
 
-def of_launch(launch: Launch, run: Planned) -> Found:
-    record = read_config(run.folder) if (run.folder / CONFIG).is_file() else None
-    return Found(run.folder, launch.experiment, run.seed, record, launch, run)
+def of_launch(launch: Launch, jobs: dict[Path, list[str]]) -> list[Found]:
+    out = []
+    for run in launch.runs:
+        record = read_config(run.folder) if (run.folder / CONFIG).is_file() else None
+        known = jobs.get(run.folder.resolve(), run.jobs)
+        out.append(Found(run.folder, launch.experiment, run.seed, record, launch, run, known))
+    return out
 
 
 def begun(folder: Path) -> Found:

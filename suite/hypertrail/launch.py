@@ -81,13 +81,12 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     base = runs_dir(planned)
     if options.dry_run:
         return show(experiment, base, planned, options, asked)
+    submitting.refuse_missing(options.cluster)
     found = launches.same(base, experiment, [run.hash for run in planned])
     if found is not None:
         with launches.submitting(found.path):
             return submit(launches.read(found.path), options, asked)
-    new = Launch(
-        new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), options.cluster, planned
-    )
+    new = Launch(new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), planned)
     with launches.submitting(new.path):
         try:
             return submit(new, options, asked)
@@ -222,8 +221,7 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     """Submit what is to be done, and say what is left alone."""
     from . import status
 
-    queue = submitting.queue() if options.cluster == "slurm" else {}
-    states = [status.state(run.folder, run.jobs[-1:], queue) for run in launch.runs]
+    states = status.states(launch)
     again = ("", "stopped", "lost", *(("failed",) if options.retry_failed else ()))
     todo = [run for run, one in zip(launch.runs, states, strict=True) if one.kind in again]
     left = [one.kind for one in states if one.kind not in again]
@@ -233,7 +231,6 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     if not todo:
         print(f"nothing to submit; hypertrail status {launch.path}")
         return 0
-    launch.cluster = options.cluster
     launch.write()
     jobs = [job_of(run, asked) for run in todo]
     folder = launch.path / launches.JOBS
@@ -257,7 +254,7 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
 
     print(f"{len(todo)} runs, {asked.at_once or 1} at a time; hypertrail status {launch.path}", flush=True)
     by = submitting.to_processes(launch.path / launches.JOBS, asked, jobs, started)
-    states = [status.state(run.folder, run.jobs[-1:], {}) for run in launch.runs]
+    states = status.states(launch)
     kinds = [one.kind or "not started" for one in states]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     if by:

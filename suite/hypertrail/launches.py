@@ -23,11 +23,12 @@ from .arrays import write_atomic
 from .errors import UsageError
 
 LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
+PID = "pid "  # in front of the number of a process of this machine
 
 
 @dataclass
 class Planned:
-    """One run of a launch. words: what `hypertrail` is called with; jobs: ids, the last one counts."""
+    """One run of a launch. words: what `hypertrail` is called with; jobs: ids of Slurm, or 'pid 4711' of this machine."""
 
     folder: Path
     hash: str
@@ -39,12 +40,11 @@ class Planned:
 
 @dataclass
 class Launch:
-    """cluster: of the last submission, 'slurm' or 'local'; command: what was typed."""
+    """command: what was typed when it was new."""
 
     path: Path
     experiment: str
     command: str
-    cluster: str
     runs: list[Planned]
 
     def write(self) -> None:
@@ -52,7 +52,7 @@ class Launch:
         self.path.mkdir(parents=True, exist_ok=True)
         here = self.path.resolve()
         runs = [asdict(one) | {"folder": os.path.relpath(one.folder.resolve(), here)} for one in self.runs]
-        record = {"experiment": self.experiment, "command": self.command, "cluster": self.cluster, "runs": runs}
+        record = {"experiment": self.experiment, "command": self.command, "runs": runs}
         write_atomic(self.path / LAUNCH, json.dumps(record, indent=1) + "\n")
 
 
@@ -62,7 +62,7 @@ def read(path: Path) -> Launch:
         raise UsageError(f"{path} is not the folder of a launch (it has no {LAUNCH})")
     record = json.loads((path / LAUNCH).read_text(encoding="utf-8"))
     runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
-    return Launch(path, record["experiment"], record["command"], record["cluster"], runs)
+    return Launch(path, record["experiment"], record["command"], runs)
 
 
 def all_in(runs_dir: Path) -> Iterator[Launch]:
@@ -79,14 +79,12 @@ def same(runs_dir: Path, experiment: str, hashes: Sequence[str]) -> Launch | Non
     return None
 
 
-def by_folder(runs_dir: Path) -> dict[Path, tuple[Launch, Planned]]:
-    """Resolved folder → the newest launch that has it, and the run there."""
-    out: dict[Path, tuple[Launch, Planned]] = {}
-    for launch in all_in(runs_dir):
+def jobs(runs_dir: Path) -> dict[Path, list[str]]:
+    """Resolved folder of a run → the jobs that any launch has asked to do it, those of the newest launch last."""
+    out: dict[Path, list[str]] = {}
+    for launch in reversed(list(all_in(runs_dir))):
         for run in launch.runs:
-            known = out.get(run.folder.resolve())
-            if known is None or (run.jobs and not known[1].jobs):
-                out[run.folder.resolve()] = (launch, run)
+            out.setdefault(run.folder.resolve(), []).extend(run.jobs)
     return out
 
 

@@ -19,6 +19,7 @@ import tyro
 from . import experiments, gathering, grid, launches, lock, submitting
 from .errors import UsageError
 from .gathering import Found
+from .launches import Launch
 from .runs import CONFIG, DONE, FAILED, LOCK, read_metrics, writer
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -80,27 +81,34 @@ def main(options: Options) -> int:
 
 
 def state(folder: Path, jobs: Sequence[str], queue: dict[str, str] | None, launching: bool = False) -> State:
-    """What its folder says, and the queue (job → state; None: Slurm does not answer). jobs: ids, the last one counts;
+    """What its folder says, and the queue (job → state; None: Slurm does not answer). jobs: all that were asked to do it;
     launching: somebody is starting the runs of its launch one after the other.
     """
     if (folder / DONE).is_file():
         return State("done")
     if writer(folder) is not None:
         return State("running")
-    job = jobs[-1] if jobs else None
-    there = (queue or {}).get(job or "")
-    if there is not None:
-        return State("waiting" if there in WAITING else "running")
+    there = [queue[job] for job in jobs if job in queue] if queue else []
+    if there:
+        return State("waiting" if there[-1] in WAITING else "running")
     if (folder / FAILED).is_file():
         return State("failed", (folder / FAILED).read_text(encoding="utf-8").strip())
     if (folder / CONFIG).is_file():
         gone = lock.read(folder / LOCK)
         return State("stopped") if gone is None else State("lost", f"{gone} is gone")
-    if job is None:
+    if launching or not jobs:
         return State("waiting" if launching else "")
     if queue is None:
         return State("waiting", "as far as is known: Slurm does not answer")
-    return State("waiting") if launching else State("lost", f"job {job} ended before the run began")
+    return State("lost", f"job {jobs[-1]} ended before the run began")
+
+
+def states(launch: Launch) -> list[State]:
+    """Of every run of a launch that nobody is at with starting its runs."""
+    jobs = launches.jobs(launch.path.parent.parent)
+    known = [jobs.get(run.folder.resolve(), run.jobs) for run in launch.runs]
+    queue = submitting.queue(job for one in known for job in one)
+    return [state(run.folder, one, queue) for run, one in zip(launch.runs, known, strict=True)]
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -127,22 +135,23 @@ def look(folder: Path) -> list[Row]:
     """A row for every run that the folder stands for."""
     found = gathering.gather([folder])
     launched = [one.launch for one in found if one.launch is not None]
-    queue = submitting.queue() if any(one.cluster == "slurm" for one in launched) else {}
+    queue = submitting.queue(job for one in found for job in one.jobs)
     busy = {one.path: lock.writer(one.path / LOCK) is not None for one in launched}
     fields = gathering.varying([one for one in found if one.launch is None])
     return [row(one, queue, one.launch is not None and busy[one.launch.path], fields) for one in found]
 
 
 def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[str, list[str]]) -> Row:
-    jobs = one.planned.jobs if one.planned else []
     if one.planned:
         cell: dict[str, Any] = one.planned.cell
     else:
         cell = {key: one.record["config"].get(key) for key in fields[one.experiment]} if one.record else {}
     lines = read_metrics(one.folder)
-    now = state(one.folder, jobs, queue, launching)
-    if now.kind == "lost" and one.launch and not (one.folder / CONFIG).is_file():
-        now = State("lost", f"{now.message}; see {one.launch.path / launches.JOBS / jobs[-1]}_0_log.err")
+    now = state(one.folder, one.jobs, queue, launching)
+    job = next((job for job in reversed(one.jobs) if job in (queue or {})), one.jobs[-1] if one.jobs else "")
+    if now.kind == "lost" and one.planned and one.launch and one.record is None and job in one.planned.jobs:
+        log = f"{job.removeprefix(launches.PID)}_0_log.err"
+        now = State("lost", f"{now.message}; see {one.launch.path / launches.JOBS / log}")
     name = f"{one.experiment}/{one.folder.name}"
     return Row(
         one.experiment,
@@ -152,7 +161,7 @@ def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[
         now,
         progress(one, lines),
         metrics(lines),
-        jobs[-1] if jobs else "",
+        job,
     )
 
 

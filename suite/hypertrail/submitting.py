@@ -18,13 +18,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .launches import PID
 
 STOPPED = (75, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)  # in order; before the run began
 FOREVER = 10 * 366 * 24 * 60  # minutes: submitit wants a number
@@ -93,10 +94,23 @@ def ask(*words: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def queue() -> dict[str, str] | None:
-    """Job id → state, of all our jobs that Slurm has not done with; None where Slurm does not answer."""
+def queue(jobs: Iterable[str]) -> dict[str, str] | None:
+    """Job id → state, of all our jobs that Slurm has not done with; None where Slurm does not answer. It is not asked where
+    none of `jobs` is of Slurm.
+    """
+    if all(job.startswith(PID) for job in jobs):
+        return {}
     said = ask("squeue", "--me", "--noheader", "--array", "--format", "%i %T")
     return None if said is None else dict(line.split() for line in said.splitlines())
+
+
+def refuse_missing(cluster: str) -> None:
+    """UsageError where this machine cannot launch."""
+    imported()
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise UsageError(
+            "there is no Slurm here (sbatch is not on the PATH); name --cluster local, or look with --dry-run"
+        )
 
 
 # -- Slurm --------------------------------------------------------------------------------------------------------------
@@ -187,7 +201,7 @@ def to_processes(
                     place, one = waiting.pop(0)
                     with deaf_to_sigint():
                         slots[slot] = executor.submit(one)
-                    started(place, slots[slot].job_id)
+                    started(place, PID + slots[slot].job_id)
             for _ in range(told, len(by)):
                 for job in filter(None, slots):
                     if not job.done():

@@ -10,12 +10,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from hypertrail import cli, experiments, launch, launches, lock, runs, status, submitting
+from hypertrail import cli, experiments, gathering, launch, launches, lock, runs, status, submitting
 
 ROSENBROCK = ["--engine", "cpu", "--updates", "1"]
+SMALL = {"depth": 4, "growth": 2, "blocks": 1}
 
 
 @pytest.fixture
@@ -101,6 +103,7 @@ def test_without_slurm_it_says_so(here, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert cli.main(["launch", "rosenbrock"]) == 2
     assert "there is no Slurm here" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
 
 
 def test_without_submitit_it_says_so(here, capsys, monkeypatch):
@@ -131,13 +134,12 @@ def test_local_runs_to_the_end_and_again(here, capsys):
     assert first.stdout.splitlines()[-1] == "2 done"
     (path,) = (here / "runs" / "launches").iterdir()
     found = launches.read(path)
-    assert found.cluster == "local"
     assert [run.cell for run in found.runs] == [{"steps": "5"}, {"steps": "6"}]
     for run in found.runs:
         assert runs.status(run.folder) == "done"
         assert runs.read_config(run.folder)["hash"] == run.hash
         assert len(run.jobs) == 1
-        assert "after 1 update: loss" in (path / "jobs" / f"{run.jobs[0]}_0_log.out").read_text()
+        assert "after 1 update: loss" in (path / "jobs" / f"{run.jobs[0].removeprefix('pid ')}_0_log.out").read_text()
     assert (path / "lock").read_text() == ""
 
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file() and p.name != "lock"}
@@ -163,7 +165,7 @@ def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monk
     (run.folder / "FAILED").write_text("NumericalFailure: loss is not finite at step 3\n")
     assert cli.main(words) == 0
     assert "1 of 1 runs: failed; try them again with --retry-failed\nnothing to submit" in capsys.readouterr().out
-    monkeypatch.setattr(submitting, "to_processes", lambda folder, asked, jobs, started: started(0, "1"))
+    monkeypatch.setattr(submitting, "to_processes", lambda folder, asked, jobs, started: started(0, "pid 1"))
     assert cli.main([*words, "--retry-failed"]) == 1  # nothing was done about it
     assert "started seed=0" in capsys.readouterr().out
 
@@ -172,11 +174,36 @@ def test_two_at_once_are_refused(here, capsys):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local"]
     asked, planned = launch.Options(cluster="local"), []
     planned = launch.plan("rosenbrock", experiments.load("rosenbrock").Config, asked, ROSENBROCK)
-    one = launches.Launch(here / "runs" / "launches" / "now-rosenbrock", "rosenbrock", "hypertrail …", "local", planned)
+    one = launches.Launch(here / "runs" / "launches" / "now-rosenbrock", "rosenbrock", "hypertrail …", planned)
     one.write()
     with launches.submitting(one.path):
         assert cli.main(words) == 2
     assert re.search(r"is being launched by process \d+ on .*; wait for it", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_local_runs_that_are_stopped_go_on_with_the_next_launch(here):
+    small = ["--engine", "cpu", "--depth", "4", "--growth", "2", "--blocks", "1", "--train", "64", "--valid", "32", "--batch",
+             "16", "--steps", "20", "--precision", "float64", "--no-compare-exact"]  # fmt: skip
+    words = ["launch", "drmad-digits", *small, "--meta-iterations", "8", "--seeds", "0:2", "--cluster", "local"]
+    with subprocess.Popen([sys.executable, "-m", "hypertrail", *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdout.readline()
+            folder = here / process.stdout.readline().rpartition(": ")[2].strip()
+            while len(runs.read_metrics(folder)) < 2:
+                time.sleep(0.1)
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate()
+        finally:
+            process.kill()
+    assert process.returncode == 75
+    assert said == "1 stopped, 1 not started\n"
+    assert "stopped by SIGTERM after" in (folder / "log.txt").read_text()
+    assert "2 runs: 1 stopped, 1 not started" in call("status").stdout
+    again = call(*words)
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "2 done")
+    assert (folder / "log.txt").read_text().count("taken up by process") == 1
 
 
 # -- what runs inside a job -----------------------------------------------------------------------------------------------
@@ -229,6 +256,19 @@ def gone():
     return holder
 
 
+def test_jobs_of_every_launch_count(here):
+    """A run that waits in the queue for one launch is not submitted by another."""
+    (run,) = launch.plan("rosenbrock", experiments.load("rosenbrock").Config, launch.Options(), [])
+    base = here / "runs" / "launches"
+    for name, jobs in (("a", ["3_0", "9"]), ("b", ["5_0"]), ("c", [])):
+        launches.Launch(base / name, "rosenbrock", "", [dataclasses.replace(run, jobs=jobs)]).write()
+    assert launches.jobs(here / "runs") == {run.folder.resolve(): ["3_0", "9", "5_0"]}
+    (one,) = gathering.gather([base / "c"])
+    assert status.row(one, {"9": "PENDING"}, False, {}).cells()[3:] == ["waiting", "", "", "9"]
+    (one,) = gathering.gather([base / "b"])
+    assert status.row(one, {}, False, {}).state.message.endswith(f"see {base / 'b' / 'jobs' / '5_0_0_log.err'}")
+
+
 def test_states(tmp_path, gone):
     folder = tmp_path / "run"
 
@@ -238,7 +278,7 @@ def test_states(tmp_path, gone):
     assert now() == "not started"
     assert now(launching=True) == "waiting"
     assert now(["5_0"], {"5_0": "PENDING"}) == "waiting"
-    assert now(["4_0", "5_0"], {"5_0": "RUNNING", "4_0": "PENDING"}) == "running"
+    assert now(["4_0", "5_0", "pid 7"], {"4_0": "RUNNING"}) == "running"
     assert now(["5_0"], {}) == "lost: job 5_0 ended before the run began"
     assert now(["5_0"], None).startswith("waiting: as far as is known")
     folder.mkdir()
@@ -260,9 +300,9 @@ def test_states(tmp_path, gone):
 
 def test_the_table_of_a_runs_folder(make_run, tmp_path, capsys):
     for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
-        make_run(tmp_path / "drmad-digits" / f"{seed}-{rate}", seed=seed, outer_rate=rate)
+        make_run(tmp_path / "drmad-digits" / f"{seed}-{rate}", seed=seed, outer_rate=rate, **SMALL)
     with pytest.raises(ArithmeticError):
-        make_run(tmp_path / "drmad-digits" / "failed", fails=1, outer_rate=0.3)
+        make_run(tmp_path / "drmad-digits" / "failed", fails=1, outer_rate=0.3, **SMALL)
     assert cli.main(["status", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     table = [re.split(r"\s{2,}", line) for line in lines[:-1]]
@@ -284,7 +324,7 @@ def test_on_a_terminal_it_is_a_table(make_run, tmp_path):
 
     from rich.console import Console
 
-    make_run(tmp_path / "drmad-digits" / "[a]", seed=4)
+    make_run(tmp_path / "drmad-digits" / "[a]", seed=4, **SMALL)
     out = Console(width=200, force_terminal=True, color_system=None, file=io.StringIO())
     out.print(status.as_table(status.look(tmp_path)))
     said = out.file.getvalue()
