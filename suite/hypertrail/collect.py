@@ -222,15 +222,20 @@ def ends(found: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     names = shown(found)
     columns = ["settings", "n", *names]
     rows = [
-        [name or "all", str(max(e.n for e in found.values())), *(words(found.get(one)) for one in names)]
+        [name or "all", str(max(e.n for e in found.values())), *(words(one, found.get(one)) for one in names)]
         for name, found in last.items()
         if found
     ]
     return columns, rows
 
 
-def words(e: Estimate | None) -> str:
-    return "" if e is None else f"{e.mean:.4g}" if e.half is None else f"{e.mean:.4g} ± {e.half:.2g}"
+def words(name: str, e: Estimate | None) -> str:
+    """Errors in percent."""
+    if e is None:
+        return ""
+    factor, unit = (100, " %") if name.endswith("_error") else (1, "")
+    half = "" if e.half is None else f" ± {factor * e.half:.2g}"
+    return f"{factor * e.mean:.4g}{half}{unit}"
 
 
 def shown(found: Sequence[Group]) -> list[str]:
