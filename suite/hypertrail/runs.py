@@ -6,6 +6,7 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
     trajectory/                             only with --trajectory disk
+    training.npz                            the middle of the training that is at work, if that takes minutes (midway.py)
     figures/  report.html
     lock                                    who writes here (lock.py); empty: nobody
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
@@ -44,7 +45,7 @@ from . import lock, stopping
 from .arrays import write_atomic
 from .errors import NO_ROOM, UsageError
 
-DONE, FAILED, LOCK = "DONE", "FAILED", "lock"
+DONE, FAILED, LOCK, TRAINING = "DONE", "FAILED", "lock", "training.npz"
 CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "config.json",
     "env.json",
@@ -159,6 +160,7 @@ class Run:
         failed = self.path / FAILED
         if failed.is_file():
             self.log(f"tried again after: {failed.read_text(encoding='utf-8').strip()}")
+            (self.path / TRAINING).unlink(missing_ok=True)  # its middle may be where it went wrong
             failed.unlink()
         if more:
             self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))

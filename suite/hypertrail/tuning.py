@@ -12,6 +12,8 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,11 @@ from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
 from .keeping import Checkpoints, Keep, Last, Reversible
 from .methods import DrMAD, Exact, Method, Truncated
+from .midway import Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_plan
-from .runs import Run
+from .runs import TRAINING, Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
 
@@ -90,6 +93,7 @@ def tune(
     keep: Keep = "memory",
     report: Report | None = None,
     start: Start | None = None,
+    midway: Callable[[int], Midway] | None = None,
 ) -> Iterator[MetaIteration]:
     """meta_iterations + 1 records (without those before `start`); every training starts from the same w_0.
 
@@ -97,10 +101,11 @@ def tune(
         and once more:                       w_T ← train(λ)
 
     compare_exact: take the exact hypergradient beside the method's (which alone moves λ) and measure the agreement.
+    midway: the file in which the training of meta-iteration k keeps its middle; None: it keeps none.
     steps: T of meta-iteration k; None: the problem's. keep: where the trajectory goes when the exact pass needs it.
     Cost of one meta-iteration: T gradients, the method's cost, 3 T more gradients where exact is asked, every split
     forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good. Stopped, between
-    two chunks of steps, where a signal has asked: the meta-iteration is abandoned, as its end may be hours away.
+    two chunks of steps, where a signal has asked: the end of the meta-iteration may be hours away.
     """
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
@@ -118,7 +123,7 @@ def tune(
         kept = keep_for(method, also_exact, keep)
         if last and kept != "memory":  # in memory the closing training keeps them too: that program is compiled already
             kept = "ends"
-        training = engine.train(problem, hyper, kept, stage(report, k, "train", T))
+        training = engine.train(problem, hyper, kept, stage(report, k, "train", T), midway and midway(k))
         costs = {"train": training.cost}
         clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
@@ -166,7 +171,8 @@ def into_run(
 
     The state before meta-iteration k is on the disk before it starts, the hypergradient before the state that it led to, that
     state before the line that speaks of it: whatever stops the run, the last good state is there, and what follows it is
-    computed again to the same bits (`taken_up`). trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
+    computed again to the same bits (`taken_up`): from the middle of its training where that has one (midway.py), else
+    from its beginning. trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
     in the place of the one before), 'checkpoints' or 'reversible'. finished: called after each record is written. Raises what
     `tune` raises, Stopped after a saved meta-iteration too.
     """
@@ -174,9 +180,14 @@ def into_run(
     folder = run.path / "trajectory"
     keeps: dict[str, Keep] = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
     keep = keeps.get(trajectory, trajectory)
-    if keep == folder and start.index < meta_iterations:
-        shutil.rmtree(folder, ignore_errors=True)
-    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start)
+    midway = partial(Midway, run.path / TRAINING)
+    if start.index <= meta_iterations:
+        told = middle_or_nothing(
+            midway(start.index), folder if keep == folder and start.index < meta_iterations else None
+        )
+        if told and not run.fresh:
+            run.log(told)
+    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway)
     for record in loop:
         if record.hypergradient is not None:
             gradients = {"hypergradient": record.hypergradient.gradient}
@@ -186,6 +197,7 @@ def into_run(
             arrays.save_state(run.state(record.index + 1), record.after, record.state)
         lines.append(record.as_json())
         run.append(lines[-1])
+        midway(record.index).forget()
         if finished is not None:
             finished(record)
         if record.hypergradient is not None:
@@ -235,6 +247,31 @@ def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int)
     return start, lines
 
 
+def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
+    """See to it that the first training finds its middle, with all states before it in `folder` (None: none are kept), or
+    nothing at all. What it finds, in words."""
+    middle = midway.read()
+    if middle is not None and folder is not None and not covers(folder, middle.step):
+        middle = None
+    if middle is None:
+        midway.forget()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return ""
+    return f"the training goes on at step {middle.step}"
+
+
+def covers(folder: Path, step: int) -> bool:
+    """Whether a stored trajectory holds the states 0 … step − 1."""
+    from hypertrail_data import DataError, StoredTrajectory
+
+    try:
+        with StoredTrajectory.open(folder) as trajectory:
+            return trajectory.start == 0 and trajectory.stop >= step
+    except DataError:
+        return False
+
+
 def state_of(run: Run, k: int) -> Start | None:
     """The state before meta-iteration k; None where it is not there or not whole."""
     try:
@@ -272,7 +309,7 @@ def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int
     def progress(done: int, total: int) -> None:
         if report is not None:
             report(k, name, done, total)
-        stopping.here(f"step {done} of {total} ({name}, meta-iteration {k}, which is begun again)")
+        stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
     if report is not None:
         report(k, name, 0, total)

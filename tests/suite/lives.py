@@ -2,8 +2,8 @@
 
     python lives.py FOLDER SEED LONGEST WORD …
 
-FOLDER: of the run. LONGEST: seconds; each life ends at a random moment before that, or, one in three, as soon as a half written
-file of the trajectory is seen. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is a
+FOLDER: of the run. LONGEST: seconds; the first life ends at a random moment before that, each later one may last a twentieth
+longer, so that on any machine one comes to the end; one in three ends as soon as a half written file of the trajectory is seen. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is a
 fork of this process, which has imported everything but computed nothing: it is at work at once.
 """
 
@@ -33,6 +33,7 @@ def main(folder: Path, seed: int, longest: float, words: list[str]) -> dict[str,
             live(words)
         watched = folder / "trajectory" if moments.random() < 1 / 3 else None
         code = wait(child, time.monotonic() + moments.uniform(0, longest), watched)
+        longest *= 1.05
         if code == 0:
             return count
         if code != -signal.SIGKILL:

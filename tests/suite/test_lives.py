@@ -61,7 +61,7 @@ def test_killed_again_and_again_it_comes_to_the_same_end(tmp_path, whole):
     killed = 0
     for seed in range(100):
         folder = tmp_path / f"run {seed}"
-        killed += lives(folder, seed, 1.0, command(folder, "cpu"))["killed"]
+        killed += lives(folder, seed, 2.0, command(folder, "cpu"))["killed"]
         assert plain(folder) == whole
         if killed >= 5:
             break
