@@ -263,7 +263,22 @@ def test_one_version_everywhere(root: Path, project: dict):
 
 def test_the_papers_are_cited(root: Path):
     citation = (root / "CITATION.cff").read_text()
-    families = ["Fu", "Maclaurin", "Franceschi", "Luketina", "Baydin", "Almeida", "Huang"]
+    families = [
+        "Fu",
+        "Maclaurin",
+        "Franceschi",
+        "Luketina",
+        "Baydin",
+        "Almeida",
+        "Bengio",
+        "Pedregosa",
+        "Shaban",
+        "Lorraine",
+        "Donini",
+        "Clarke",
+        "Chu",
+        "Huang",
+    ]
     first_authors = re.findall(r"authors:\n      - \{ family-names: (\w+)", citation)
     assert first_authors == families
 

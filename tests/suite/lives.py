@@ -3,8 +3,9 @@
     python lives.py FOLDER SEED LONGEST WORD …
 
 FOLDER: of the run. LONGEST: seconds; the first life ends at a random moment before that, each later one may last a twentieth
-longer, so that on any machine one comes to the end; one in three ends as soon as a half written file of the trajectory is seen. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is a
-fork of this process, which has imported everything but computed nothing: it is at work at once.
+longer, so that on any machine one comes to the end; one in three ends as soon as a half written file of the trajectory is
+seen. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is a fork of this process, which has
+imported everything but computed nothing: it is at work at once.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ TINY = ["--depth", "3", "--blocks", "1", "--growth", "2", "--train", "64", "--va
         "--batch", "16", "--precision", "float64", "--method", "exact", "--no-compare-exact"]  # fmt: skip
 
 
-def command(folder, engine, steps=6, meta_iterations=4, trajectory="disk"):
-    sizes = ["--steps", steps, "--meta-iterations", meta_iterations, "--trajectory", trajectory, "--run-dir", folder]
+def command(folder, engine, steps=6):
+    sizes = ["--steps", steps, "--meta-iterations", 4, "--trajectory", "disk", "--run-dir", folder]
     return ["run", "drmad-digits", *TINY, "--engine", engine, *map(str, sizes)]
 
 
@@ -68,7 +68,9 @@ def test_killed_again_and_again_it_comes_to_the_same_end(tmp_path, whole):
     assert killed >= 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_asked_to_stop_it_ends_with_75_and_goes_on(tmp_path, whole, number):
     folder = tmp_path / "run"
     words = [HYPERTRAIL, *command(folder, "cpu")]
@@ -136,14 +138,14 @@ def test_of_two_writers_one_is_refused(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    ("room", "trajectory", "full"),
-    [(9_000, "disk", "trajectory"), (3_000, "memory", "metrics.jsonl"), (20_000, "memory", "figures")],
-    ids=["trajectory", "metrics", "figures"],
-)
-def test_a_full_disk_ends_it_with_75_and_it_goes_on(tmp_path, whole, room, trajectory, full):
+    ("room", "full"),
+    [pytest.param(9_000, "trajectory", id="trajectory"),
+     pytest.param(40_000, "figures", id="figures", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_a_full_disk_ends_it_with_75_and_it_goes_on(tmp_path, whole, room, full):
     """Where the room ends is a limit on the size of a file: what is longer gets the error of a full disk in the middle."""
     folder = tmp_path / "run"
-    words = command(folder, "cpu", trajectory=trajectory)
+    words = command(folder, "cpu")
     answer = call(words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY)))
     assert answer.returncode == 75, answer.stderr
     assert len(answer.stderr.splitlines()) == 1
