@@ -164,9 +164,13 @@ def resources(options: Options, experiment: str) -> submitting.Resources:
         key, equals, value = word.lstrip("-").partition("=")
         more[key] = value if equals else True
     limit = None if options.time is None else minutes(options.time)
+    if limit is None and options.cluster == "slurm":
+        limit = 60
+    if limit is not None and 60 * limit <= options.notice:
+        raise UsageError(f"notice {options.notice}, expected fewer seconds than the job has, {60 * limit}; see --time")
     return submitting.Resources(
         name=f"hypertrail-{experiment}",
-        minutes=60 if limit is None and options.cluster == "slurm" else limit,
+        minutes=limit,
         partition=options.partition,
         gpus=options.gpus,
         cpus=options.cpus,

@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hypertrail_data import DataError
+
 from . import lock
 from .arrays import write_atomic
 from .errors import UsageError
+from .runs import read_json
 
 LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
 PID = "pid "  # in front of the number of a process of this machine
@@ -57,12 +60,15 @@ class Launch:
 
 
 def read(path: Path) -> Launch:
-    """What `write` wrote. UsageError where `path` is not the folder of a launch."""
+    """What `write` wrote. UsageError where `path` is not the folder of a launch, DataError where its record is damaged."""
     if not (path / LAUNCH).is_file():
         raise UsageError(f"{path} is not the folder of a launch (it has no {LAUNCH})")
-    record = json.loads((path / LAUNCH).read_text(encoding="utf-8"))
-    runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
-    return Launch(path, record["experiment"], record["command"], runs)
+    record = read_json(path / LAUNCH)
+    try:
+        runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
+        return Launch(path, record["experiment"], record["command"], runs)
+    except (KeyError, TypeError) as damage:
+        raise DataError(f"{path / LAUNCH} is damaged ({damage}); put the original there, or launch anew") from damage
 
 
 def all_in(runs_dir: Path) -> Iterator[Launch]:

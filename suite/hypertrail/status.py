@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from hypertrail_data import DataError
+
 from . import experiments, gathering, grid, launches, lock, submitting
 from .errors import UsageError
 from .gathering import Found
@@ -146,7 +148,10 @@ def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[
         cell: dict[str, Any] = one.planned.cell
     else:
         cell = {key: one.record["config"].get(key) for key in fields[one.experiment]} if one.record else {}
-    lines = read_metrics(one.folder)
+    try:
+        lines, found = read_metrics(one.folder), None
+    except DataError as damage:  # of one run; the others are of interest all the same
+        lines, found = [], str(damage)
     now = state(one.folder, one.jobs, queue, launching)
     job = next((job for job in reversed(one.jobs) if job in (queue or {})), one.jobs[-1] if one.jobs else "")
     if now.kind == "lost" and one.planned and one.launch and one.record is None and job in one.planned.jobs:
@@ -160,7 +165,7 @@ def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[
         grid.words_of(cell),
         now,
         progress(one, lines),
-        metrics(lines),
+        found or metrics(lines),
         job,
     )
 

@@ -88,6 +88,7 @@ def test_one_run_is_no_array_and_no_requeue_is_said(here, capsys):
         (["--stepz", "1"], "Unrecognized options: --stepz, 1; did you mean --steps?"),
         (["--seeds", "x"], "seeds 'x', expected"),
         (["--gpus", "-1"], "gpus -1, expected at least 0"),
+        (["--time", "2"], "notice 120, expected fewer seconds than the job has, 120; see --time"),
         (["--memory", "0"], "memory 0, expected a positive number of GiB"),
         (["--cluster", "local", "--partition", "gpu"], "--partition is for Slurm"),
     ],
@@ -240,6 +241,25 @@ def test_a_stopped_job_asks_to_be_requeued_only_where_it_is_still_ours(monkeypat
         signal.signal(signal.SIGUSR2, before)
 
 
+def test_the_same_signal_twice_at_once_is_one():
+    """Slurm's srun and its step daemon both hand on SIGTERM: the run is to stop in order all the same."""
+    program = (
+        "import time; from hypertrail import signals, stopping\n"
+        "with signals.asking():\n"
+        "    print('ready', flush=True)\n"
+        "    while not stopping.asked(): time.sleep(0.01)\n"
+        "    time.sleep(0.5)\n"
+        "    print(stopping.asked())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        said, _ = process.communicate()
+    assert (process.returncode, said) == (0, "SIGTERM\n")
+
+
 def test_a_job_that_is_done_returns(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda words: 0)
     assert submitting.Job(("run",), requeues=3)() is None
@@ -313,6 +333,9 @@ def test_the_table_of_a_runs_folder(make_run, tmp_path, capsys):
     assert rows["drmad-digits/failed"][2].startswith("failed: NumericalFailure: ")
     assert rows["drmad-digits/failed"][3] == "1/4"
     assert lines[-1] == "4 runs: 3 done, 1 failed"
+    (tmp_path / "drmad-digits" / "0-0.2" / "metrics.jsonl").write_text("torn\n" * 3)
+    assert cli.main(["status", str(tmp_path)]) == 0
+    assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path / "drmad-digits" / "0-0.2")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 1 done"
     assert cli.main(["status", str(tmp_path / "nothing")]) == 2
