@@ -61,7 +61,7 @@ class Options:
     requeue: bool = True
     """Put a job that was stopped (time is up, preempted) back into the queue."""
     requeues: int = 100
-    """How often, at most."""
+    """How many restarts of a job, preemptions counted, are enough."""
     notice: int = 120
     """Seconds between the signal to stop and the end of a job's time: longer than a chunk of steps takes."""
     setup: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -225,6 +225,8 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     """Submit what is to be done, and say what is left alone."""
     from . import status
 
+    if not (launch.path / launches.LAUNCH).is_file():
+        launch.write()
     states = status.states(launch)
     again = ("", "stopped", "lost", *(("failed",) if options.retry_failed else ()))
     todo = [run for run, one in zip(launch.runs, states, strict=True) if one.kind in again]
@@ -235,7 +237,6 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     if not todo:
         print(f"nothing to submit; hypertrail status {launch.path}")
         return 0
-    launch.write()
     jobs = [job_of(run, asked) for run in todo]
     folder = launch.path / launches.JOBS
     if options.cluster == "local":

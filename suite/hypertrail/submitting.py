@@ -65,9 +65,8 @@ class Job:
 
         code = cli.main(list(self.words))
         if code in STOPPED and self.requeues > int(os.environ.get("SLURM_RESTART_COUNT", 0)) and still_ours():
-            signal.raise_signal(
-                signal.SIGUSR2
-            )  # submitit: keeps `checkpoint()`, calls scontrol requeue, ends the process
+            # To submitit, which keeps `checkpoint()`, calls scontrol requeue and ends the process.
+            signal.raise_signal(signal.SIGUSR2)
         if code:
             raise SystemExit(code)
 
@@ -141,9 +140,7 @@ def slurm_executor(folder: Path, resources: Resources) -> Any:
         def affinity(cls) -> int:
             return 1
 
-    executor = (submitit.SlurmExecutor if shutil.which("srun") else Anywhere)(
-        folder, max_num_timeout=resources.requeues
-    )
+    executor = Anywhere(folder, max_num_timeout=resources.requeues)
     executor.update_parameters(**parameters(resources))
     return executor
 
@@ -158,10 +155,6 @@ def script(folder: Path, resources: Resources, jobs: int) -> str:
 
 def to_slurm(folder: Path, resources: Resources, jobs: Sequence[Job]) -> list[str]:
     """Submit them as one array; their ids. UsageError with Slurm's words where it refuses."""
-    if shutil.which("sbatch") is None:
-        raise UsageError(
-            "there is no Slurm here (sbatch is not on the PATH); name --cluster local, or look with --dry-run"
-        )
     submitit = imported()
     try:
         with redirect_stderr(io.StringIO()):  # submitit says it there as well
@@ -186,28 +179,39 @@ def to_processes(
     executor = submitit.LocalExecutor(folder)
     slots: list[Any] = [None] * (resources.at_once or 1)
     waiting = list(enumerate(jobs))
+
+    def start(slot: int) -> None:
+        gpus = tuple(range(slot * resources.gpus, (slot + 1) * resources.gpus))
+        executor.update_parameters(
+            timeout_min=resources.minutes or FOREVER, signal_delay_s=resources.notice,
+            gpus_per_node=resources.gpus, visible_gpus=gpus,
+        )  # fmt: skip
+        place, one = waiting.pop(0)
+        with deaf_to_sigint():
+            slots[slot] = executor.submit(one)
+        started(place, PID + slots[slot].job_id)
+
+    def stop() -> None:
+        for job in filter(None, slots):
+            if not job.done():
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which hands it on
+
     with asked() as by:
         told = 0
-        while any(slots) or (waiting and not by):
-            for slot, job in enumerate(slots):
-                if job is not None and job.done():
-                    slots[slot] = None
-                if slots[slot] is None and waiting and not by:
-                    gpus = tuple(range(slot * resources.gpus, (slot + 1) * resources.gpus))
-                    executor.update_parameters(
-                        timeout_min=resources.minutes or FOREVER, signal_delay_s=resources.notice,
-                        gpus_per_node=resources.gpus, visible_gpus=gpus,
-                    )  # fmt: skip
-                    place, one = waiting.pop(0)
-                    with deaf_to_sigint():
-                        slots[slot] = executor.submit(one)
-                    started(place, PID + slots[slot].job_id)
-            for _ in range(told, len(by)):
-                for job in filter(None, slots):
-                    if not job.done():
-                        os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which hands it on
-            told = len(by)
-            time.sleep(POLL)
+        try:
+            while any(slots) or (waiting and not by):
+                for slot, job in enumerate(slots):
+                    if job is not None and job.done():
+                        slots[slot] = None
+                    if slots[slot] is None and waiting and not by:
+                        start(slot)
+                for _ in range(told, len(by)):
+                    stop()
+                    told += 1
+                time.sleep(POLL)
+        except BaseException:  # a full disk, say: nobody would be told when they end
+            stop()
+            raise
     return by[0] if by else None
 
 

@@ -154,6 +154,12 @@ def test_local_runs_to_the_end_and_again(here, capsys):
     said = capsys.readouterr().out
     assert all(str(run.folder) in said for run in found.runs)
     assert said.count("  hypertrail run") == 3
+    words[words.index("steps=5,6,7")] = "steps=6"  # a smaller one: a launch of its own, with nothing to do
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "1 of 1 runs: done" in said
+    assert cli.main(["status", said.split()[-1]]) == 0
+    assert capsys.readouterr().out.endswith("1 runs: 1 done\n")
 
 
 def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monkeypatch):
