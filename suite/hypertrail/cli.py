@@ -172,6 +172,8 @@ def into_folder(
         voice = display.Voice(run.log)
         with recorded(run):
             voice.say(f"run folder: {path}")
+            if not run.fresh:
+                voice.say("it holds this run, not finished: goes on where that was")
             with voice:
                 if study:
                     run.keep_lines(0)  # they come again, out of parts/ where they were long in coming
@@ -303,8 +305,8 @@ def recorded(run: Any) -> Iterator[None]:
     """What stops a run is written into its folder: FAILED for an error, a line in the log for what lets it go on later."""
     try:
         yield
-    except (KeyboardInterrupt, Terminated) as signalled:
-        run.log(f"stopped by {'SIGINT' if isinstance(signalled, KeyboardInterrupt) else 'SIGTERM'}")
+    except KeyboardInterrupt:
+        run.log("stopped by SIGINT")
         raise
     except Stopped as stopped:
         run.log(str(stopped))
@@ -360,7 +362,7 @@ def one_line(boxed: str) -> str:
 
 @contextlib.contextmanager
 def terminations() -> Iterator[None]:
-    """SIGTERM raises Terminated while the command works."""
+    """SIGTERM raises Terminated while the command works; a run has its own way with it (signals.py)."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated

@@ -156,13 +156,16 @@ class Run:
             return
         sweep(self.path)
         mend(self.path / LOG)
+        if (
+            more or (self.path / FAILED).is_file()
+        ):  # another training now, or one that may have gone wrong before its middle
+            (self.path / TRAINING).unlink(missing_ok=True)
         before = self._lock.took_over
         if before is not None:
             self.log(f"the last writer, {before}, is gone without a word")
         failed = self.path / FAILED
         if failed.is_file():
             self.log(f"tried again after: {failed.read_text(encoding='utf-8').strip()}")
-            (self.path / TRAINING).unlink(missing_ok=True)  # its middle may be where it went wrong
             failed.unlink()
         if more:
             self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))

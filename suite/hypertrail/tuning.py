@@ -312,8 +312,7 @@ def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int
             report(k, name, done, total)
         stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
-    if report is not None:
-        report(k, name, 0, total)
+    progress(0, total)
     return progress
 
 
