@@ -1,6 +1,7 @@
 """The command line. Dispatch by hand, so that help and list import neither JAX nor matplotlib; tyro reads the fields.
 
     hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN
+    hypertrail launch EXPERIMENT | status [FOLDER] | collect [FOLDER ...]
 
 Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped by a signal or by a full disk (the
 same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second one, or outside a run).
@@ -39,6 +40,9 @@ commands:
   verify everything      every method, hyperparameter and dynamics against each other on a tiny network
   compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
   report RUN             write report.html and the figures of a run folder anew
+  launch EXPERIMENT      run it for many seeds and settings: a Slurm job array, or processes of this machine
+  status [FOLDER]        how far the runs of a folder or a launch are
+  collect [FOLDER ...]   many runs in one table and figure: mean and interval over seeds
 
 hypertrail run EXPERIMENT --help    every setting of an experiment and what it means
 hypertrail --version
@@ -105,14 +109,14 @@ def dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}, expected one of {', '.join(COMMANDS)}; see hypertrail --help")
     action, operands, what = COMMANDS[command]
-    if rest[:1] in (["-h"], ["--help"]):
+    if rest[:1] in (["-h"], ["--help"]) and not operands.startswith("["):  # those read their own words
         print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
         return 0
-    wanted = operands.replace("...", "").split()
+    wanted = re.sub(r"\[.*?\]|\.\.\.", "", operands).split()
     given = rest[: len(wanted)]
     if len(given) < len(wanted) or any(word.startswith("-") for word in given):
         raise UsageError(f"hypertrail {command} needs {' '.join(wanted)}; see hypertrail {command} --help")
-    if "..." not in operands and len(rest) > len(wanted):
+    if "..." not in operands and "[" not in operands and len(rest) > len(wanted):
         raise UsageError(f"hypertrail {command} takes {operands or 'nothing'}, got {' '.join(rest)} as well")
     return action(words, *given)
 
@@ -242,6 +246,24 @@ def report_command(words: list[str], folder: str) -> int:
     return 0
 
 
+def launch_command(words: list[str], name: str) -> int:
+    from . import launch
+
+    return launch.main(name, words[2:], words)
+
+
+def status_command(words: list[str]) -> int:
+    from . import status
+
+    return status.main(parse(status.Options, words[1:], "hypertrail status", status.__doc__))
+
+
+def collect_command(words: list[str]) -> int:
+    from . import collect
+
+    return collect.main(parse(collect.Options, words[1:], "hypertrail collect", collect.__doc__))
+
+
 COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
     "list": (list_command, "", "The declared experiments."),
     "run": (run_command, "EXPERIMENT ...", "Run an experiment. `hypertrail run EXPERIMENT --help` shows its settings."),
@@ -253,6 +275,13 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
     ),
     "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
     "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),
+    "launch": (
+        launch_command,
+        "EXPERIMENT ...",
+        "Run an experiment for many seeds and settings. `hypertrail launch EXPERIMENT --help` shows how.",
+    ),
+    "status": (status_command, "[FOLDER] ...", "How far the runs of a folder or a launch are."),
+    "collect": (collect_command, "[FOLDER ...] ...", "Many runs in one table and figure."),
 }
 
 
@@ -299,17 +328,26 @@ def recorded(run: Any) -> Iterator[None]:
 
 def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None) -> C:
     """The config from the command line, by tyro. Its boxed complaints become one UsageError line."""
+    return parse_known(config, words, prog, doc, default, every=True)[0]
+
+
+def parse_known(
+    config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None, every: bool = False
+) -> tuple[C, list[str]]:
+    """The same, and the words that are no settings of `config`; every: there must be none."""
     import tyro
 
     said = io.StringIO()
+    asked = {"default": default} if default else {}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config, args=words, prog=prog, description=doc, **({"default": default} if default else {}))
+            out = tyro.cli(config, args=words, prog=prog, description=doc, return_unknown_args=not every, **asked)
     except SystemExit as end:
         if end.code in (0, None):
             raise
         complaint = one_line(said.getvalue())
         raise UsageError(f"{complaint}{'' if complaint.endswith('?') else ';'} see {prog} --help") from None
+    return (out, []) if every else out
 
 
 def one_line(boxed: str) -> str:

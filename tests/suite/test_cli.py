@@ -89,7 +89,11 @@ def test_help_of_an_experiment_explains_every_field(digits_experiment):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rum"], "unknown command 'rum', expected one of list, run, verify, compare, report; see hypertrail --help"),
+        (
+            ["rum"],
+            "unknown command 'rum', expected one of list, run, verify, compare, report, launch, status, collect; "
+            "see hypertrail --help",
+        ),
         (["run"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),
         (["run", "--seed", "1"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),
         (["compare", "x"], "hypertrail compare needs RUN_A RUN_B; see hypertrail compare --help"),
