@@ -131,7 +131,7 @@ def run_command(words: list[str], name: str) -> int:
     if config.run_dir is not None and runs.is_done(config.run_dir, record):
         print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
         return 0
-    from . import display, engines, memory
+    from . import display, engines, memory, processes
     from .report import write_report
     from .sections import own_sections
 
@@ -139,8 +139,9 @@ def run_command(words: list[str], name: str) -> int:
     study = experiments.is_study(module)
     problem = None if study else build(module, config)
     engine = engines.load(config.engine)
+    processes.share(engine, config.devices, problem)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
-    with runs.Run(path, record) as run:
+    with processes.folder(engine, path) as path, runs.Run(path, record) as run:
         run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
         voice = display.Voice(run.log)
         with recorded(run):
