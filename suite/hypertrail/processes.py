@@ -27,9 +27,9 @@ def share(engine: Any, wanted: str, problem: Any = None) -> None:
     Raises UsageError for an engine that has one device only, for more devices than there are, and for a batch that cannot be
     shared by so many.
     """
-    if wanted == "1":
-        return
     if not hasattr(engine, "devices"):
+        if wanted == "1":
+            return
         raise UsageError(f"devices {wanted}: the {engine.name} engine computes on one processor; use --engine gpu")
     devices = engine.devices
     if wanted == "all" and devices.tasks() > 1:

@@ -78,7 +78,9 @@ def results(case: str) -> dict[str, Any]:
     """{what: nested arrays} of a case 'network declared item …'."""
     import hypertrail_gpu as gpu
 
-    one, hyper = problem(case), None
+    if case == "functional":
+        return bring_your_own()
+    one = problem(case)
     hyper = one.initial_hyper()
     found: dict[str, Any] = {}
     items = case.split()[2:]
@@ -118,6 +120,32 @@ def results(case: str) -> dict[str, Any]:
             blocks = list(gpu.adapt(one, hyper, online[item]))
             found[item] = [blocks[-1].state["w"], blocks[-1].hyper, [b.losses for b in blocks]]
     return found
+
+
+def bring_your_own() -> dict[str, Any]:
+    """The functional core, on batches that lie across the devices in use."""
+    import jax
+    import jax.numpy as jnp
+
+    from hypertrail_gpu import devices, functional
+
+    def loss(w, hyper, batch, t):
+        return jnp.mean((jnp.tanh(batch[0] @ w["a"]) @ w["b"] - batch[1]) ** 2) + jnp.exp(hyper) * jnp.sum(w["b"] ** 2)
+
+    def update(w, v, g, hyper, t):
+        v = jax.tree.map(lambda v, g: 0.9 * v + g, v, g)
+        return jax.tree.map(lambda w, v: w - 0.1 * v, w, v), v
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        batches = rng.normal(size=(5, 8, 3)), rng.normal(size=(5, 8, 2))
+        if devices.layout().mesh is not None:
+            batches = jax.device_put(batches, devices.layout().over(None, devices.AXIS))
+        w = {"a": jnp.array(rng.normal(size=(3, 4))), "b": jnp.array(rng.normal(size=(4, 2)))}
+        inner, hyper = functional.Inner(loss, update), jnp.array(-3.0)
+        run = functional.train(inner, w, jax.tree.map(jnp.zeros_like, w), hyper, batches)
+        result = functional.hypergradient(inner, lambda w, hyper: jnp.sum(jnp.sin(w["b"])), run, hyper, batches)
+        return {"losses": run.losses, "hyper": result.hyper, "w0": result.w0}
 
 
 def flat(tree: Any) -> np.ndarray:

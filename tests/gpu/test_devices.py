@@ -67,7 +67,7 @@ def compare(folder: Path, index: int, cases: list[str]) -> None:
 
 
 def test_devices_of_one_process(tmp_path):
-    cases = [MLP, CONVOLUTIONS]
+    cases = [MLP, CONVOLUTIONS, "functional"]
     finish(start(tmp_path, 4, "4", cases))
     said = json.loads((tmp_path / "0.json").read_text())
     assert (said["in use"], said["processes"]) == (4, 1)
