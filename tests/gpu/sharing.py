@@ -30,6 +30,7 @@ from hypertrail import (
     InitialScale,
     LearningRate,
     Momentum,
+    Noise,
     Problem,
     Reversible,
     TrainingInput,
@@ -41,6 +42,7 @@ from hypertrail_nets import densenet, lenet, mlp
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "mlp": lambda: mlp((8, 8, 1), (6,), dropout=0.2, init_scale=0.3),
+    "noisy": lambda: mlp((8, 8, 1), (6,), init_scale=0.3, noise=True),
     "tiny": lambda: densenet((8, 8, 1), depth=3, growth=2, blocks=1, first_output=3, dropout=0.2),
     "lenet": lambda: lenet((8, 8, 1), maps=(3, 4), hidden=(10,), size=3, dropout=0.2),
     "densenet": lambda: densenet((8, 8, 1), depth=5, growth=3, blocks=2, first_output=4, dropout=0.2),
@@ -52,6 +54,7 @@ DECLARED = {
     "everything": (*RATES, L1("unit", 1e-3), WeightTransform("input", 0.1), InitialScale("layer", 1.1)),
     "per-step": (L2("layer", 1e-2), LearningRate("parameter", 0.05, per_step=True), Momentum(init=0.8, per_step=True)),
     "examples": (ExampleWeight(init=0.9), TrainingInput(), L2("parameter", 1e-2)),
+    "noise": (Noise("layer", 0.1), L2("parameter", 1e-2)),
     "few": (L2("network", 1e-2), LearningRate("network", 0.3)),
 }
 
@@ -157,6 +160,27 @@ def flat(tree: Any) -> np.ndarray:
     return np.ravel(np.asarray(tree, np.float64))
 
 
+def same_everywhere(array: Any) -> bool:
+    """Whether every device holds the same bits."""
+    first, *rest = [np.asarray(one.data) for one in array.addressable_shards]
+    return all(np.array_equal(first, one) for one in rest)
+
+
+def exchanges(one: Problem, training: Any) -> tuple[int, int]:
+    """How often the devices sum, and how often they exchange anything else, in the program of a training chunk."""
+    from hypertrail_gpu.compiled import compiled, precision
+
+    with precision(one):
+        programs = compiled(one)
+        state = training.final, training.velocity, training.running
+        values = programs.values(one.initial_hyper())
+        xs = programs.steps(0, one.steps)
+        lowered = programs.train_chunk.lower(False, state, ((0, state[0]),), values, programs.train_data, xs)
+        text = lowered.compile().as_text()
+    others = ("all-gather(", "all-to-all(", "collective-permute(", "reduce-scatter(")
+    return text.count(" all-reduce("), sum(text.count(" " + what) for what in others)
+
+
 def main(folder: Path, wanted: str, cases: list[str]) -> None:
     """FOLDER/<process>-<number of case>.npz, and FOLDER/<process>.json: what was refused, what compiled again."""
     import jax
@@ -189,6 +213,8 @@ def main(folder: Path, wanted: str, cases: list[str]) -> None:
             )
             hyper = {kind: {key: u + 0.1 for key, u in arrays.items()} for kind, arrays in hyper.items()}
     said["compiled again"] = len(seen)
+    said["replicas differ"] = [key for key, one in training.trajectory.read(5).items() if not same_everywhere(one)]
+    said["sums"], said["other exchanges"] = exchanges(again, training)
     (folder / f"{index}.json").write_text(json.dumps(said))
 
 

@@ -72,6 +72,8 @@ def test_devices_of_one_process(tmp_path):
     said = json.loads((tmp_path / "0.json").read_text())
     assert (said["in use"], said["processes"]) == (4, 1)
     assert said["compiled again"] == 0
+    assert said["replicas differ"] == []
+    assert (said["sums"], said["other exchanges"]) == (1, 0)  # of a step: its gradients together, and no masks
     assert "a batch of 15 examples cannot be shared by 4 devices; expected a multiple of 4" in said["batch"]
     assert "disk" not in said  # one process keeps its states where it likes
     compare(tmp_path, 0, cases)
@@ -84,6 +86,7 @@ def test_two_processes(tmp_path):
         said = json.loads((tmp_path / f"{index}.json").read_text())
         assert (said["in use"], said["processes"]) == (4, 2)
         assert said["compiled again"] == 0
+        assert said["replicas differ"] == []
         assert "with 2 processes" in said["disk"]
         assert "Checkpoints()" in said["disk"]
         compare(tmp_path, index, cases)
@@ -110,6 +113,7 @@ MANY = [
     "lenet everything exact truncated line tail float reversible",
     "densenet everything exact checkpoints reversible evaluate",
     "mlp per-step exact checkpoints",
+    "noisy noise exact",
     "mlp examples exact piecewise evaluate",
     "mlp few forward descent",
     "mlp penalty implicit adaptive t1t2",
