@@ -73,8 +73,8 @@ def work(case: str) -> None:
 
 
 NOTES = [
-    "Seconds: of all S runs, median, repeats interleaved. Compile: first call minus median, of all S runs. One thread of a processor:",
-    "nothing lies idle there that a second run could use. On a GPU this was not measured.",
+    "Seconds: of all S runs, median, repeats interleaved. Compile: first call minus median, of all S runs. One thread of a",
+    "processor: nothing lies idle there that a second run could use. On a GPU this was not measured.",
 ]
 
 
