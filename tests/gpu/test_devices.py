@@ -24,8 +24,8 @@ spec = importlib.util.spec_from_file_location("sharing", PROGRAM)
 sharing = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sharing)
 
-MLP = "mlp penalty exact checkpoints"
-CONVOLUTIONS = "tiny rates exact"  # with batch norm: the statistics are those of the whole batch
+MLP = "mlp rates exact"
+CONVOLUTIONS = "tiny penalty exact"  # with batch norm: the statistics are those of the whole batch
 
 
 def start(folder: Path, devices: int, wanted: str, cases: list[str], **variables: str) -> subprocess.Popen:
@@ -111,7 +111,7 @@ def test_one_device_is_what_there_was():
 
 MANY = [
     "mlp rates exact truncated line checkpoints evaluate",
-    "tiny penalty exact evaluate",
+    "tiny rates exact evaluate",
     "lenet everything exact truncated line tail float reversible",
     "densenet everything exact checkpoints reversible evaluate",
     "mlp per-step exact checkpoints",

@@ -58,7 +58,7 @@ def compare(problems, hypers, methods, relative, splits=("test",)):
 
 def test_seeds_and_settings(make, relative):
     problems = many.seeds(make("mlp", "penalties", steps=40), SEEDS[:2])  # dropout: the masks differ with the seed
-    compare(problems, moved(problems[0], 2), [Exact(), DrMAD("C4")], relative)
+    compare(problems, moved(problems[0], 2), [Exact()], relative)
 
 
 def test_second_call_compiles_nothing_and_reads_trajectories_of_single_runs(make, relative):
