@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,16 +109,19 @@ def hypertrail(*words: str, **variables: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
-def test_two_processes_of_a_slurm_step_make_one_run(tmp_path):
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+        return one.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_slurm_step_make_one_run(tmp_path):
     step = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
         "SLURM_NTASKS": "2",
-        "JAX_COORDINATOR_PORT": port,
+        "JAX_COORDINATOR_PORT": str(free_port()),
         "TMPDIR": str(tmp_path / "tmp"),
     }
     (tmp_path / "tmp").mkdir()
@@ -140,3 +145,38 @@ def test_two_processes_of_a_slurm_step_make_one_run(tmp_path):
         assert sorted(x) == sorted(y)
         for key in y:
             np.testing.assert_allclose(x[key], y[key], rtol=1e-9, atol=1e-10 * np.abs(y[key]).max())
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_both_go_on_to_the_same_bits(tmp_path):
+    long = [*SMALL[:-1], "20"]
+    shared = [*long, "--devices", "all", "--run-dir", str(tmp_path / "shared")]
+    variables = {"JAX_NUM_PROCESSES": "2", "TMPDIR": str(tmp_path)}
+
+    def pair(words: list[str] = shared) -> list[subprocess.Popen]:
+        address = f"127.0.0.1:{free_port()}"
+        return [
+            hypertrail(*words, **variables, JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(i)) for i in range(2)
+        ]
+
+    stopped = pair()
+    while stopped[0].poll() is None and len(runs.read_metrics(tmp_path / "shared")) < 2:
+        time.sleep(0.05)
+    stopped[1].send_signal(signal.SIGTERM)  # process 0 hears of it from process 1
+    said = [one.communicate()[1] for one in stopped]
+    assert [one.returncode for one in stopped] == [75, 75], said
+    assert "stopped by a signal to another process" in said[0]
+    assert "stopped by SIGTERM" in said[1]
+    lines = len(runs.read_metrics(tmp_path / "shared"))
+    assert 2 <= lines < 21
+    again = pair()
+    said = [one.communicate()[1] for one in again]
+    assert [one.returncode for one in again] == [0, 0], said
+    found = runs.read_metrics(tmp_path / "shared")
+    assert [line["meta_iteration"] for line in found] == list(range(21))
+    other = [word.replace("shared", "unbroken") for word in shared]
+    unbroken = pair(other)
+    said = [one.communicate()[1] for one in unbroken]
+    assert [one.returncode for one in unbroken] == [0, 0], said
+    for x, y in zip(found, runs.read_metrics(tmp_path / "unbroken"), strict=True):
+        assert (x["hyper_loss"], x["metrics"], x["hyper"]) == (y["hyper_loss"], y["metrics"], y["hyper"])
