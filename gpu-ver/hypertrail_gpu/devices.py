@@ -183,18 +183,14 @@ def join(
     processes = tasks() if processes is None and "JAX_NUM_PROCESSES" in os.environ else processes
     if process is None and "JAX_PROCESS_ID" in os.environ:
         process = int(os.environ["JAX_PROCESS_ID"])
-    if local_devices is None and len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 < tasks():
-        local_devices = (
-            [0] if os.environ.get("CUDA_VISIBLE_DEVICES") else None
-        )  # srun --gpus-per-task=1 shows each its own
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if local_devices is None and tasks() > 1 and visible and "," not in visible:
+        local_devices = [0]  # `srun --gpus-per-task=1` shows each process its own, which JAX would number by local rank
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # it would take SIGTERM, by which a run stops in good order
+    # The preemption service would take SIGTERM for itself, by which a run is stopped in good order.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator, processes, process, local_devices, initialization_timeout=wait
-        )  # fmt: skip
+        jax.distributed.initialize(coordinator, processes, process, local_devices, initialization_timeout=wait)
     except (ValueError, RuntimeError) as problem:
         raise UsageError(
             f"cannot join processes ({str(problem).splitlines()[0]}); start them with srun, or set JAX_COORDINATOR_ADDRESS, "

@@ -100,6 +100,13 @@ def test_refuses_what_there_is_not(count):
         gpu.devices.use(count)
 
 
+def test_nobody_to_join():
+    with pytest.raises(
+        UsageError, match="cannot join processes.*; start them with srun, or set JAX_COORDINATOR_ADDRESS"
+    ):
+        gpu.devices.join()
+
+
 def test_one_device_is_what_there_was():
     assert gpu.devices.layout().mesh is None
     with gpu.devices.using(1) as count:
