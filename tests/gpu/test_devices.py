@@ -102,7 +102,7 @@ def test_refuses_what_there_is_not(count):
 
 def test_nobody_to_join():
     with pytest.raises(
-        UsageError, match="cannot join processes.*; start them with srun, or set JAX_COORDINATOR_ADDRESS"
+        UsageError, match=r"cannot join processes.*; start them with srun, or set JAX_COORDINATOR_ADDRESS"
     ):
         gpu.devices.join()
 
