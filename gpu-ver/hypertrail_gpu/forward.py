@@ -3,7 +3,7 @@
     Z_0 = ∂(w_0, v_0)/∂λ (0 but for an initial scale),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
 
 with A_t = ∂(step)/∂(w, v) and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse
-gradient-based hyperparameter optimization", ICML 2017, equation 8 and algorithm 2.
+gradient-based hyperparameter optimization", ICML 2017, section 3.2 and algorithm 2.
 """
 
 from __future__ import annotations

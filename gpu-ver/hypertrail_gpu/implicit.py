@@ -4,7 +4,7 @@
 
 L is taken over the WHOLE training split in one batch, dropout off, batch norm with the statistics of that batch, penalties
 included; right only where ∇L(w_T) = 0. Bengio, "Gradient-based optimization of hyperparameters", Neural
-Computation 2000; Lorraine, Vicol, Duvenaud, AISTATS 2020, equation 3 and algorithm 3 (Neumann).
+Computation 2000; Lorraine, Vicol, Duvenaud, AISTATS 2020, theorem 1 and algorithm 3 (Neumann).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exact reversal: training in int64 fixed point, so that every step can be undone to the bit.
 
-Maclaurin, Duvenaud, Adams: "Gradient-based hyperparameter optimization through reversible learning", ICML 2015, section 3 and
+Maclaurin, Duvenaud, Adams: "Gradient-based hyperparameter optimization through reversible learning", ICML 2015, section 2.3 and
 algorithm 3. Additions of integers can be undone; the multiplication of v by γ cannot, because it loses log2(1/γ) bits. It
 is written as a multiplication by a fraction n/d, whose lost digits go into a buffer B:
 

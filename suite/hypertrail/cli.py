@@ -340,7 +340,9 @@ def terminations() -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-    print(f"hypertrail: {' '.join(message.split())}", file=sys.stderr)
+    if sys.stderr is not None:  # closed: `2>&-`
+        with contextlib.suppress(OSError):
+            print(f"hypertrail: {' '.join(message.split())}", file=sys.stderr)
 
 
 def warn(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:

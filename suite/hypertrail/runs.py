@@ -41,6 +41,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hypertrail_data import DataError
+
 from . import lock, stopping
 from .arrays import write_atomic
 from .errors import NO_ROOM, UsageError
@@ -313,17 +315,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
+    if not ({"experiment", "hash", "config"} <= set(record) and isinstance(record["config"], dict)):
+        raise DataError(f"{path} is damaged: it has no experiment, hash or config; put the original there")
+    return record
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or {} where a run was stopped before it was written."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON file, or {} where a run was stopped before it was written. DataError where it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as damage:
+        raise DataError(f"{path} is damaged ({damage}); put the original there") from damage
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is damaged: expected an object in JSON; put the original there")
+    return record
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
-    return [json.loads(line) for line in whole_lines(folder / METRICS)]
+    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out. DataError where another one is damaged."""
+    path = folder / METRICS
+    lines = [json.loads(line) for line in whole_lines(path)]
+    there = path.read_bytes().count(b"\n") if path.is_file() else 0
+    if len(lines) < there - 1 or not all(isinstance(line, dict) for line in lines):
+        raise DataError(f"{path} is damaged in line {len(lines) + 1} of {there}; run it again, or cut it off there")
+    return lines
 
 
 def status(folder: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hypertrail_data import DataError
 
 from . import arrays, diagnostics, outer, stopping
 from .engines import SPLITS, Engine
@@ -263,7 +264,7 @@ def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
 
 def covers(folder: Path, step: int) -> bool:
     """Whether a stored trajectory holds the states 0 … step − 1."""
-    from hypertrail_data import DataError, StoredTrajectory
+    from hypertrail_data import StoredTrajectory
 
     try:
         with StoredTrajectory.open(folder) as trajectory:
@@ -276,7 +277,7 @@ def state_of(run: Run, k: int) -> Start | None:
     """The state before meta-iteration k; None where it is not there or not whole."""
     try:
         return Start(k, *arrays.load_state(run.state(k)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UsageError, DataError, OSError, KeyError):
         return None
 
 

@@ -38,6 +38,7 @@ from ..keeping import Checkpoints
 from ..methods import DrMAD, Exact, Method, parse_method
 from ..problem import Problem
 from ..records import Hypergradient, Training
+from ..refusals import refuse_plan
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
@@ -105,6 +106,20 @@ def problem(config: Config) -> Problem:
     )
 
 
+def ready(config: Config) -> None:
+    """Refuse data that are not there and methods that cannot go, before anything is computed."""
+    first = problem(config)
+    for T in config.lengths:
+        for method in map(parse_method, config.methods):
+            of_length = penalties_alone(first) if method == DrMAD("C0") else first
+            refuse_plan(of_length.with_(steps=T), method, Checkpoints())
+
+
+def penalties_alone(problem: Problem) -> Problem:
+    """The problem of the printed algorithm (C0), which knows no learning rates."""
+    return problem.with_(hyperparameters=(problem.hyperparameters[0],), dynamics=problem.dynamics)
+
+
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, first = engines.load(config.engine), built(problem, config)
     for T in config.lengths:
@@ -149,7 +164,7 @@ def compared(
 ) -> tuple[list[dict[str, Any]], Hypergradient]:
     """Meta-iteration k: a line for the exact hypergradient and one for each method, all of the same training run."""
     T = problem.steps
-    without_rates = problem.with_(hyperparameters=(problem.hyperparameters[0],), dynamics=problem.dynamics)
+    without_rates = penalties_alone(problem)
 
     def progress(done: int, total: int) -> None:
         voice.progress(f"T {T}, training {k}", done, total)
