@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from . import devices
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
@@ -24,7 +25,9 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
+        "in_use": devices.layout().count,
+        "process": devices.process(),
     }
 
 
-__all__ = ["adapt", "describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

@@ -156,7 +156,7 @@ def into_folder(
     words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
-    from . import display, engines, memory, runs
+    from . import display, engines, memory, processes, runs
     from .report import write_report
     from .sections import own_sections
 
@@ -164,8 +164,9 @@ def into_folder(
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     engine = engines.load(config.engine)
+    processes.share(engine, config.devices, problem)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
-    with runs.Run(path, record, may_grow) as run:
+    with processes.folder(engine, path) as path, runs.Run(path, record, may_grow) as run:
         if run.finished:
             return nothing_to_do(path)
         run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
