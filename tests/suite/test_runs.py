@@ -42,7 +42,16 @@ def test_what_was_asked_is_written_before_anything_runs(tmp_path):
             ["run", "drmad-digits", "--steps", "7", "--runs-dir", "my runs"], {"engine": "fake", "devices": ["x"]}
         )
         there = {p.name for p in run.path.iterdir()}
-        assert there == {"config.json", "env.json", "command.txt", "states", "hypergradients", "figures", "lock"}
+        assert there == {
+            "config.json",
+            "env.json",
+            "command.txt",
+            "states",
+            "hypergradients",
+            "steps",
+            "figures",
+            "lock",
+        }
         assert runs.read_config(run.path)["config"]["steps"] == 7
         assert (run.path / "command.txt").read_text() == "hypertrail run drmad-digits --steps 7 --runs-dir 'my runs'\n"
         env = json.loads((run.path / "env.json").read_text())
