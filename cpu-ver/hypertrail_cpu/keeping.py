@@ -66,7 +66,7 @@ class States:
             self.trajectory.append(block[0].t, states)
 
     def finish(self) -> Trajectory:
-        self.trajectory.flush()
+        self.trajectory.hand_over()
         return self.trajectory
 
     def abandon(self) -> None:
@@ -108,8 +108,9 @@ class Starts:
         pass
 
 
-def keeper(keep: Keep, problem: Problem, state_bytes: int) -> Nothing | States | Starts:
-    """The keeper of one run. state_bytes: of the arrays that one stored state holds.
+def keeper(keep: Keep, problem: Problem, state_bytes: int, begun: int = 0) -> Nothing | States | Starts:
+    """The keeper of one run. state_bytes: of the arrays that one stored state holds; begun: the steps whose states an earlier
+    start has left in the folder.
 
     'auto' takes memory if T states fit into half of what `available_memory` finds, else a new folder of HDF5 segments where
     temporary files go, removed when the trajectory is closed or let go of, and at the latest when Python ends.
@@ -117,7 +118,8 @@ def keeper(keep: Keep, problem: Problem, state_bytes: int) -> Nothing | States |
     """
     velocity = problem.needs_velocity()
     if isinstance(keep, Path):
-        return States(hypertrail_data.StoredTrajectory.create(keep, meta=meta(problem)), velocity)
+        store = hypertrail_data.StoredTrajectory
+        return States(store.open(keep, "a", begun) if begun else store.create(keep, meta=meta(problem)), velocity)
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(problem.steps))
     if isinstance(keep, Last):

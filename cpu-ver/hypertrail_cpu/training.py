@@ -14,6 +14,7 @@ from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Reversible
 from hypertrail.methods import MEASURED_STEPS
+from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
 
@@ -126,7 +127,13 @@ def probe(problem: Problem, values: Values, w: Params) -> None:
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
-def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
+def train(
+    problem: Problem,
+    hyper: Hyper,
+    keep: Keep = "ends",
+    progress: Progress | None = None,
+    midway: Midway | None = None,
+) -> Training:
     """One training run of T steps in float64 (also where the problem says float32).
 
     It starts from the scaled w_0 (`Problem.scaled`).
@@ -134,6 +141,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     dynamics are Adam's, at checkpoints always. 'memory' and 'host' are the same here; for 'auto' see `keeping.keeper`.
     Reversible trains in int64 fixed point with the momentum rounded up to a fraction (reversal.py): w_0 and w_T of the record
     are what the integers say. progress(steps done, T) at least every 50 steps.
+    midway: where an earlier start left off, and where this one leaves what a later one needs; keep 'ends' or a Path only.
     v_0 = 0. Cost: T gradients (Reversible: two more, a probe); the memory or disk that `hypertrail.keeping` lists.
     Raises NumericalFailure (quantity, step) where a loss or, at the end, a weight is not finite, or does not fit into fixed
     point: what was recorded up to then stays readable in the folder. UsageError for another `keep`, and where a run cannot
@@ -151,18 +159,23 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     if isinstance(keep, Reversible):
         integers = Integers.start(initial, numerators, keep.unbounded)
         initial = integers.weights()
-    velocity = problem.initial_velocity()
+    final, velocity, running = initial, problem.initial_velocity(), problem.initial_running()
+    losses, distances = np.empty(problem.steps), np.empty(min(problem.steps, MEASURED_STEPS))
+    midway = midway if names.from_middle(keep) else None
+    middle = midway.read() if midway else None
+    begun, spent = 0, 0.0
+    if middle:
+        begun, spent = middle.step, middle.seconds
+        final, velocity, running = middle.w, middle.v, middle.running
+        losses[:begun], distances[: len(middle.distances)] = middle.losses, middle.distances
     if integers is None:
-        steps = forward(problem, values, initial, velocity)
+        steps = forward(problem, values, final, velocity, begun)
     else:
         probe(problem, values, initial)
         steps = forward_in_integers(problem, values, integers)
-    running = problem.initial_running()
-    losses, distances = np.empty(problem.steps), np.empty(min(problem.steps, MEASURED_STEPS))
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
-    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()))
-    final = initial
+    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun)
     try:
         for one in steps:
             losses[one.t] = one.loss
@@ -173,6 +186,10 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             kept.take(one)
             if (one.t + 1) % block == 0 or one.t == problem.steps - 1:
                 kept.save()
+                if midway and midway.due():
+                    kept.finish()  # on the disk
+                    done, seconds = one.t + 1, spent + time.perf_counter() - clock
+                    midway.write(Middle(done, final, velocity, running, losses[:done], distances[:done], seconds))
                 if progress:
                     progress(one.t + 1, problem.steps)
         if not np.isfinite(norm(final)):
@@ -193,7 +210,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         trajectory=trajectory,
         cost=Cost(
             gradients=problem.steps + (0 if integers is None else 2),
-            seconds=time.perf_counter() - clock,
+            seconds=spent + time.perf_counter() - clock,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
         inputs=values["training_input"]["x"] if "training_input" in values else None,

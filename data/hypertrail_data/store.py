@@ -6,7 +6,7 @@ import os
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
@@ -25,7 +25,10 @@ from .writer import Job, Writer, write_segment
 
 # Below 32 MiB the C library takes a segment's image from memory it keeps; above, from fresh pages: 380 MB/s against 250.
 SEGMENT_BYTES = 24 * 2**20
-SEGMENT_STEPS = 4096  # HDF5 takes 7 microseconds per chunk up to there, 30 at 100 000
+IN_FLIGHT = (
+    4  # segments accepted and not yet on the disk: what lets a slow disk fall behind training and catch up later
+)
+KEPT = 2  # segments that stay in memory as they were appended: the first that a walk backwards asks for
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Report:
 class StoredTrajectory:
     """A Trajectory kept in a folder. Make one with ``create`` or ``open``; close it, or use it as a context manager.
 
-    Blocks given to ``append`` are gathered into segments of about ``segment_bytes`` (at most 4096 steps), which a thread
-    builds and writes. A segment's states are *acknowledged* once its line of the manifest is on disk: a kill, a full disk
-    or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not yet acknowledged.
+    Blocks given to ``append`` are gathered into segments of at most ``segment_bytes``, which a thread builds and writes; a block
+    that fits into a segment is not cut in two. A segment's states are *acknowledged* once its line of the manifest is on
+    disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while four segments' worth of bytes are not
+    yet acknowledged. The latest segments can be read back at once, from memory, while they are still being written.
     A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
     array, is kept without a copy until it is written.
 
-    Reading verifies the sha256 of every segment file it loads (`verify` the check sum of every chunk as well). What is read
-    back is read-only. Reading what is not yet acknowledged flushes first. Only one process may write; any number may read.
+    Reading verifies the sha256 of every segment file it loads. What is read back is read-only. Only one process may write; any
+    number may read.
 
     Raises DiskFull when there is no room (what was acknowledged stays readable; run again to go on), else
     TrajectoryError; where one segment is to blame, the error names it and the step to resume from.
@@ -64,6 +68,7 @@ class StoredTrajectory:
         self._pending_start = self._pending_stop = entries[-1].stop if entries else 0
         self._layout: Layout | None = None
         self._loaded: OrderedDict[str, Segment] = OrderedDict()
+        self._latest: list[Segment] = []  # in rising order; all that is handed over and not acknowledged is among them
         self._lock = lock
         self._closed = self._told = False
         self._writer = Writer(folder, entries)
@@ -196,8 +201,10 @@ class StoredTrajectory:
             self._first = self._pending_start = self._pending_stop = start
         arrays = {name: np.asarray(states[name]) for name in layout}
         step_bytes = _step_bytes(layout)
-        self._writer.room = 2 * max(self.segment_bytes, step_bytes)
-        capacity = max(1, min(SEGMENT_STEPS, self.segment_bytes // max(step_bytes, 1)))
+        self._writer.room = IN_FLIGHT * max(self.segment_bytes, step_bytes)
+        capacity = max(1, self.segment_bytes // max(step_bytes, 1))
+        if self._pending and self._pending_stop - self._pending_start + steps > capacity >= steps:
+            self._hand_over()
         done = 0
         while done < steps:
             take = min(steps - done, capacity - (self._pending_stop - self._pending_start))
@@ -209,10 +216,14 @@ class StoredTrajectory:
             if self._pending_stop - self._pending_start == capacity:
                 self._hand_over()
 
-    def flush(self) -> None:
-        """Write what is gathered, even if it makes a short segment, and wait until all of it is acknowledged."""
+    def hand_over(self) -> None:
+        """Let what is gathered be written, even if it makes a short segment; returns without waiting for the disk."""
         self._check_writable()
         self._hand_over()
+
+    def flush(self) -> None:
+        """``hand_over``, and wait until all of it is acknowledged."""
+        self.hand_over()
         self._writer.drain()
         self._raise_failure()
 
@@ -236,6 +247,7 @@ class StoredTrajectory:
             self._entries[:] = kept
             self._pending_start = self._pending_stop = step
             self._loaded.clear()
+            self._latest.clear()
             sweep(self.folder, kept)
         if not kept:  # as new: any start, any layout
             self._layout = None
@@ -257,37 +269,44 @@ class StoredTrajectory:
         return {name: array[step - loaded.start] for name, array in loaded.states.items()}
 
     def forwards(self) -> Iterator[Segment]:
-        """All segments, first to last; see ``backwards`` for the memory."""
+        """All segments, first to last; see ``backwards`` for the memory. Flushes first."""
         self._settle()
         return self._walk(list(self._entries))
 
     def backwards(self) -> Iterator[Segment]:
-        """All segments, last to first. While one is in use the next is loaded: two segments in memory, and
-        the file of one."""
-        self._settle()
-        return self._walk(self._entries[::-1])
+        """All segments, last to first. While one is in use the next is loaded: two segments in memory. The latest ones come from
+        memory, while the writer goes on with them."""
+        self._check_open()
+        if self._lock is None or self._writer.failure:
+            self._settle()
+            return self._walk(self._entries[::-1])
+        self._hand_over()
+        latest = self._latest[::-1]
+        before = latest[-1].start if latest else self.stop
+        return self._walk([entry for entry in self._entries[::-1] if entry.start < before], latest)
 
-    def _walk(self, entries: list[Entry], thorough: bool = False) -> Iterator[Segment]:
-        if not entries:
-            return
-        room = bytearray()
+    def _walk(self, entries: list[Entry], latest: Sequence[Segment] = ()) -> Iterator[Segment]:
         with ThreadPoolExecutor(1, thread_name_prefix="trajectory reader") as reader:
-            ahead = reader.submit(segment.load, self.folder, entries[0], thorough, room)
+            ahead = reader.submit(segment.load, self.folder, entries[0]) if entries else None
+            yield from latest
+            if latest:
+                self._settle()  # what was just handed out is as good as on the disk, or it raises
             for entry in entries[1:]:
                 current = ahead.result()
-                ahead = reader.submit(segment.load, self.folder, entry, thorough, room)
+                ahead = reader.submit(segment.load, self.folder, entry)
                 yield current
                 del current
-            current = ahead.result()
-            del ahead
-            yield current
+            if ahead:
+                current = ahead.result()
+                del ahead
+                yield current
 
     def verify(self) -> Report:
-        """Load every segment, and check every chunk inside. Raises TrajectoryError at the first damage."""
+        """Load every segment. Raises TrajectoryError at the first damage."""
         expected = None
         steps = 0
         self._settle()
-        for part in self._walk(list(self._entries), thorough=True):
+        for part in self._walk(list(self._entries)):
             k, layout = describe(part.states)
             expected = expected or layout
             check_layout(layout, expected)
@@ -312,6 +331,7 @@ class StoredTrajectory:
         self._hand_over()
         self._closed = True
         self._loaded.clear()
+        self._latest.clear()
         self._release()
         if not self._told:
             self._raise_failure()
@@ -336,8 +356,21 @@ class StoredTrajectory:
             nbytes = steps * _step_bytes(self._layout)
             job = Job(self._pending_start, self._pending_stop, self._layout, self._pending, nbytes)
             self._writer.submit(job)
+            self._remember(job)
         self._pending = []
         self._pending_start = self._pending_stop
+
+    def _remember(self, job: Job) -> None:
+        """Keep a segment that was handed over: the last KEPT ones, and all that are not acknowledged."""
+        states = {
+            name: job.pieces[0][name] if len(job.pieces) == 1 else np.concatenate([piece[name] for piece in job.pieces])
+            for name in job.layout
+        }
+        for array in states.values():
+            array.flags.writeable = False
+        self._latest.append(Segment(job.start, job.stop, states))
+        while len(self._latest) > KEPT and self._latest[0].stop <= self.acknowledged:
+            self._latest.pop(0)
 
     def _known_layout(self) -> Layout | None:
         if self._layout is None and self._entries:

@@ -63,6 +63,10 @@ class Trajectory(Protocol):
         for the first block, which sets ``self.start``."""
         ...
 
+    def hand_over(self) -> None:
+        """Nothing more is coming for now: let everything appended be made safe, without waiting for it."""
+        ...
+
     def flush(self) -> None:
         """Return when everything appended is as safe as this form makes it."""
         ...
@@ -127,6 +131,9 @@ class MemoryTrajectory:
         if self._blocks:
             check_layout(layout, describe(self._blocks[0].states)[1])
         self._blocks.append(Segment(start, start + steps, {name: states[name] for name in sorted(states)}))
+
+    def hand_over(self) -> None:
+        self._check_open()
 
     def flush(self) -> None:
         self._check_open()

@@ -67,7 +67,7 @@ class States(Nothing):
 
     def result(self) -> MemoryTrajectory | StoredTrajectory:
         if isinstance(self.trajectory, StoredTrajectory):
-            self.trajectory.flush()
+            self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
         return self.trajectory
 
     def close(self) -> None:
@@ -96,14 +96,15 @@ class Starts(Nothing):
         return self.kept
 
 
-def keeper(keep: Keep, programs: Compiled) -> Nothing:
+def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
+    """The keeper of one run. begun: the steps whose states an earlier start has left in the folder."""
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(programs.problem.steps))
     if isinstance(keep, Last):
         return States(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
-        trajectory = StoredTrajectory.create(place)
+        trajectory = StoredTrajectory.open(place, "a", begun) if begun else StoredTrajectory.create(place)
         if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
             weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
         return States(trajectory, on_host=True)

@@ -15,6 +15,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Keep
 from hypertrail.methods import MEASURED_STEPS
+from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 
@@ -22,12 +23,21 @@ from .compiled import compiled, precision
 from .keeping import Nothing, keeper
 from .reversal import train_reversibly
 
+Tree = Any
 
-def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
+
+def train(
+    problem: Problem,
+    hyper: Hyper,
+    keep: Keep = "ends",
+    progress: Progress | None = None,
+    midway: Midway | None = None,
+) -> Training:
     """T elementary steps from the (scaled) w_0. Shapes: as `problem.params`; dtype: problem.precision. Cost: T gradients.
 
     keep: what is kept of the trajectory, see hypertrail.keeping. Velocities are kept only where the hypergradient needs them.
     Raises NumericalFailure naming the step of the first loss that is not finite; states before it stay in the store.
+    midway: where an earlier start left off, and where this one leaves what a later one needs; keep 'ends' or a Path only.
     """
     keeping.check(keep)
     if isinstance(keep, keeping.Reversible):
@@ -35,26 +45,48 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
     started = time.perf_counter()
     with precision(problem):
         programs = compiled(problem)
-        kept = keeper(keep, programs)
+        midway = midway if keeping.from_middle(keep) else None
+        middle = midway.read() if midway else None
+        kept = keeper(keep, programs, middle.step if middle else 0)
         values = programs.values(hyper)
         initial = programs.initial_weights(values)
         w0 = jax.tree.map(jnp.asarray, initial)
         v0, running = jax.tree.map(jnp.asarray, (problem.initial_velocity(), problem.initial_running()))
         state = (w0, v0, running)
         history: list[tuple[np.ndarray, np.ndarray]] = []
+        begun, seconds = 0, 0.0
+        if middle:
+            begun, seconds = middle.step, middle.seconds
+            state = jax.tree.map(jnp.asarray, (middle.w, middle.v, middle.running))
+            history.append((middle.losses, middle.distances))
+
+        def save(step: int, state: Tree) -> None:
+            """Everything before the step, once it is time to."""
+            if midway and midway.due():
+                kept.result()  # on the disk
+                losses, distances = recorded(history)
+                spent = seconds + time.perf_counter() - started
+                midway.write(Middle(step, *jax.tree.map(np.asarray, state), losses, distances, spent))
+
         try:
             waiting: Any = None
             for start, stop, states in kept.spans(programs):
+                if stop <= begun:
+                    continue
+                start, before = max(start, begun), state
                 origins = kept.before(start, state, w0)
                 xs = programs.steps(start, stop)
                 state, size, done = programs.train_chunk(states, state, origins, values, programs.train_data, xs)
                 # The device is now busy with this chunk; meanwhile the one before is looked at and written.
                 if waiting is not None:
                     history.append(finish(*waiting, kept))
+                    save(start, before)
                     if progress:
                         progress(start, problem.steps)
                 waiting = start, size, done
-            history.append(finish(*waiting, kept))
+            if waiting is not None:
+                history.append(finish(*waiting, kept))
+                save(problem.steps, state)
             if progress:
                 progress(problem.steps, problem.steps)
             trajectory = kept.result()
@@ -63,8 +95,7 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
             raise
         final, velocity, running = jax.tree.map(np.asarray, state)
         weights = jax.tree.map(np.asarray, programs.weights(state[0], values))
-    losses, distances = (np.concatenate(one).astype(np.float64) for one in zip(*history, strict=True))
-    distances = distances[:MEASURED_STEPS]
+    losses, distances = recorded(history)
     return Training(
         initial=initial,
         final=final,
@@ -77,11 +108,17 @@ def train(problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progres
         trajectory=trajectory,
         cost=Cost(
             gradients=problem.steps,
-            seconds=time.perf_counter() - started,
+            seconds=seconds + time.perf_counter() - started,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),
         inputs=programs.inputs(values),
     )
+
+
+def recorded(history: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of all steps so far and distances of the first of them, float64."""
+    losses, distances = (np.concatenate(one).astype(np.float64) for one in zip(*history, strict=True))
+    return losses, distances[:MEASURED_STEPS]
 
 
 def finish(start: int, size: Any, done: Any, keeper: Nothing) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} is not there; is this the folder of a run?")
     nested: dict[str, Any] = {}
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         for name in archive.files:
             *front, last = name.split(SEPARATOR)
             inner = nested

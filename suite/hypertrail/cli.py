@@ -2,7 +2,8 @@
 
     hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN
 
-Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 disk full, 130/143 signals.
+Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped by a signal or by a full disk (the
+same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second one, or outside a run).
 Every expected error is one line on stderr; HYPERTRAIL_TRACEBACK=1 shows where it came from.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import io
 import os
 import re
@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from . import experiments
-from .errors import UsageError
+from . import experiments, signals
+from .errors import NO_ROOM, Stopped, UsageError
 
 C = TypeVar("C")
 
@@ -43,11 +43,17 @@ commands:
 hypertrail run EXPERIMENT --help    every setting of an experiment and what it means
 hypertrail --version
 
-exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 interrupted or disk full (safe to
-run again), 130/143 signals. HYPERTRAIL_TRACEBACK=1 shows where an error came from.
+A run that was stopped, killed or has failed goes on where it was: the same command with --run-dir FOLDER. SIGTERM and SIGUSR2
+let it finish its chunk of steps and end with 75; a second one ends it at once. A finished run is left as it is.
+
+exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped or disk full (run again to go on),
+130 SIGINT, 143 SIGTERM, 140 SIGUSR2 (at once). HYPERTRAIL_TRACEBACK=1 shows where an error came from.
 """
 
-USAGE, DATA, NO_ROOM, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
+USAGE, DATA, AGAIN, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
+
+
+GO_ON = "make room, and run the same command with --run-dir to go on"
 
 
 class Terminated(BaseException):
@@ -75,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as problem:
         if traceback_wanted():
             raise
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        complain(f"{'no room left on the disk: ' if full else ''}{problem}")
-        return NO_ROOM if full else DATA
+        full = problem.errno in NO_ROOM
+        complain(f"no room left on the disk: {problem}; {GO_ON}" if full else str(problem))
+        return AGAIN if full else DATA
     except Exception as problem:
         code = getattr(problem, "exit_code", None)
         if code is None or traceback_wanted():
@@ -127,26 +133,44 @@ def run_command(words: list[str], name: str) -> int:
     config = parse(module.Config, words[2:], f"hypertrail run {name}", module.__doc__)
     from . import runs
 
-    record = runs.config_record(name, config)
-    if config.run_dir is not None and runs.is_done(config.run_dir, record):
-        print(f"{config.run_dir} holds this run, finished; nothing to do. Report: {config.run_dir / runs.REPORT}")
-        return 0
-    from . import display, engines, memory
+    study = experiments.is_study(module)
+    record, may_grow = runs.config_record(name, config), () if study else runs.GROWS
+    if config.run_dir is not None and runs.is_done(config.run_dir, record, may_grow):
+        return nothing_to_do(config.run_dir)
+    with signals.asking():
+        return into_folder(words, module, config, record, may_grow)
+
+
+def nothing_to_do(folder: Path) -> int:
+    from . import runs
+
+    print(f"{folder} holds this run, finished; nothing to do. Report: {folder / runs.REPORT}")
+    return 0
+
+
+def into_folder(
+    words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
+) -> int:
+    """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
+    from . import display, engines, memory, runs
     from .report import write_report
     from .sections import own_sections
 
     memory.one_arena()  # before the engine starts its threads
     study = experiments.is_study(module)
-    problem = None if study else build(module, config)
+    problem = refuse_early(module, config) if study else build(module, config)
     engine = engines.load(config.engine)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
-    with runs.Run(path, record) as run:
+    with runs.Run(path, record, may_grow) as run:
+        if run.finished:
+            return nothing_to_do(path)
         run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
         voice = display.Voice(run.log)
         with recorded(run):
             voice.say(f"run folder: {path}")
             with voice:
                 if study:
+                    run.keep_lines(0)  # they come again, out of parts/ where they were long in coming
                     module.study(config, run, voice)
                     lines: list[dict[str, Any]] = []
                 else:
@@ -156,6 +180,15 @@ def run_command(words: list[str], name: str) -> int:
             summary = {} if study else {"meta_iterations": config.meta_iterations}
             run.done({**summary, "time": runs.now()})
     return 0
+
+
+def refuse_early(module: ModuleType, config: Any) -> None:
+    """What a study lacks (data, above all) it says before it has a folder: by `ready`, or by building its `problem`."""
+    from .experiments._common import built
+
+    ask = getattr(module, "ready", None) or getattr(module, "problem", None)
+    if ask is not None:
+        built(ask, config)
 
 
 def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, voice: Any) -> list[dict[str, Any]]:
@@ -238,14 +271,21 @@ def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], i
 
 @contextlib.contextmanager
 def recorded(run: Any) -> Iterator[None]:
-    """What stops a run is written into its folder: FAILED for an error, a line in the log for a signal."""
+    """What stops a run is written into its folder: FAILED for an error, a line in the log for what lets it go on later."""
     try:
         yield
     except (KeyboardInterrupt, Terminated) as signalled:
         run.log(f"stopped by {'SIGINT' if isinstance(signalled, KeyboardInterrupt) else 'SIGTERM'}")
         raise
+    except Stopped as stopped:
+        run.log(str(stopped))
+        raise Stopped(f"{stopped}: {run.path}") from None
     except Exception as problem:
         message = f"{type(problem).__name__}: {problem}"
+        if getattr(problem, "exit_code", None) == AGAIN or getattr(problem, "errno", None) in NO_ROOM:
+            with contextlib.suppress(OSError):  # no room for this line either
+                run.log(f"stopped: {message}")
+            raise
         run.log(f"failed: {message}")
         with contextlib.suppress(Exception):  # what stopped the run is told, not what else went wrong on the way out
             from .report import write_report

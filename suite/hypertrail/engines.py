@@ -19,6 +19,7 @@ from .errors import UsageError
 from .hyperparameters import Hyper
 from .keeping import Keep
 from .methods import Method
+from .midway import Midway
 from .online import Online
 from .problem import Problem
 from .records import Hypergradient, Metrics, Training
@@ -32,8 +33,18 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all), called betw
 class Engine(Protocol):
     name: str
 
-    def train(self, problem: Problem, hyper: Hyper, keep: Keep = "ends", progress: Progress | None = None) -> Training:
-        """T elementary steps. Cost: T gradients. Raises NumericalFailure (quantity, step) on a loss that is not finite."""
+    def train(
+        self,
+        problem: Problem,
+        hyper: Hyper,
+        keep: Keep = "ends",
+        progress: Progress | None = None,
+        midway: Midway | None = None,
+    ) -> Training:
+        """T elementary steps. Cost: T gradients. Raises NumericalFailure (quantity, step) on a loss that is not finite.
+
+        midway: where a training that was stopped goes on, to the same bits (keep 'ends' or a Path only).
+        """
 
     def hypergradient(
         self,

@@ -1,6 +1,10 @@
-"""What can go wrong, with the exit code that the command line gives it (design: 0 ok, 2 usage, 3 numerical, 4 data)."""
+"""What can go wrong, with the exit code that the command line gives it (0 ok, 2 usage, 3 numerical, 4 data, 75 run again)."""
 
 from __future__ import annotations
+
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size limit: make room, and run again
 
 
 class UsageError(ValueError):

@@ -70,6 +70,11 @@ Keep = str | Path | Checkpoints | Last | Reversible
 WORDS = ("ends", "memory", "host", "auto")
 
 
+def from_middle(keep: Keep) -> bool:
+    """Whether a training that was stopped can go on from its middle (midway.py): what it keeps is on the disk, or nothing."""
+    return keep == "ends" or isinstance(keep, Path)
+
+
 def check(keep: Keep) -> None:
     """Raise UsageError for a word that is none of WORDS."""
     if isinstance(keep, str) and keep not in WORDS:

@@ -1,29 +1,38 @@
 """The folder of one run: what was asked, where it ran, what came out. One writer at a time; nothing is overwritten.
 
 runs/<experiment>/<time>-<config hash>-s<seed>/
-    config.json  env.json  command.txt      written before the first step
-    metrics.jsonl  log.txt                  one line per meta-iteration; what was printed
+    config.json  env.json  command.txt      written before the first step; what later starts differ in is added
+    metrics.jsonl  log.txt                  one line per meta-iteration; what was printed, and every start and stop
     states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
     trajectory/                             only with --trajectory disk
+    training.npz                            the middle of the training that is at work, if that takes minutes (midway.py)
     figures/  report.html
-    lock                                    held while a process writes here
+    lock                                    who writes here (lock.py); empty: nobody
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 
 A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/; what its
 parts found lies in parts/.
+
+The same command with --run-dir on the folder of
+
+    nothing, or an empty folder    begins
+    an unfinished run              goes on: a meta loop from its last good state (tuning.py), a study after its last part
+    a FAILED run                   removes FAILED, says so in log.txt, and tries again from the last good state
+    a finished run                 does nothing; with more meta-iterations (a meta loop): goes on from the last update
+    a run of another config        is refused, with every field that differs; fields that say where things lie may differ
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -32,11 +41,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import stopping
+from . import lock, stopping
 from .arrays import write_atomic
-from .errors import UsageError
+from .errors import NO_ROOM, UsageError
 
-DONE, FAILED, LOCK = "DONE", "FAILED", "lock"
+DONE, FAILED, LOCK, TRAINING = "DONE", "FAILED", "lock", "training.npz"
 CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "config.json",
     "env.json",
@@ -45,6 +54,7 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "log.txt",
     "report.html",
 )
+GROWS = ("meta_iterations",)  # fields of a meta loop that may be larger than they were when its run is taken up again
 META_LOOP = ("states", "hypergradients", "figures")  # the folders that a meta loop writes to
 WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
@@ -71,15 +81,25 @@ def folder_for(record: dict[str, Any], now: datetime.datetime) -> Path:
     return path
 
 
-def is_done(folder: Path, record: dict[str, Any]) -> bool:
+def is_done(folder: Path, record: dict[str, Any], may_grow: Sequence[str] = ()) -> bool:
     """Whether `folder` holds this very run, finished. UsageError where it holds a finished run of another config."""
-    if not (folder / DONE).is_file():
-        return False
-    there = read_config(folder)
-    if there["hash"] != record["hash"]:
-        changed = differences(there, record)
-        raise UsageError(f"{folder} holds a finished run of another config ({changed}); name another --run-dir")
-    return True
+    return (folder / DONE).is_file() and not grown(folder, read_config(folder), record, may_grow)
+
+
+def grown(folder: Path, there: dict[str, Any], record: dict[str, Any], may_grow: Sequence[str]) -> list[str]:
+    """The fields of `may_grow` that are larger than in the run that lies in `folder`; UsageError where anything else differs."""
+    old, new = there["config"], record["config"]
+    changed = [key for key in {**old, **new} if key not in WHERE and old.get(key) != new.get(key)]
+    more = [key for key in changed if key in may_grow and old.get(key) is not None and old[key] < new[key]]
+    if there["experiment"] != record["experiment"] or len(changed) > len(more):
+        state = "a finished run" if (folder / DONE).is_file() else "a run"
+        less = [key for key in changed if key in may_grow and key not in more]
+        hint = f" ({less[0]} may only grow)" if less == changed else ""
+        raise UsageError(
+            f"{folder} holds {state} of another config ({differences(there, record)}); ask for the same{hint}, or name "
+            "another --run-dir"
+        )
+    return more
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> str:
@@ -93,45 +113,93 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 class Run:
-    """The open folder of a run, locked by this process until `close`."""
+    """The open folder of a run, locked by this process until `close`.
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        """Take the folder. UsageError where another process writes to it, or where it holds anything already."""
+    fresh: nothing was there. finished: this very run is there and at its end; nothing is to be done. Neither: what is there is to
+    be gone on with.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any], may_grow: Sequence[str] = ()) -> None:
+        """Take the folder, and make an unfinished or failed run in it ready to be gone on with.
+
+        may_grow: the fields that may be larger than they were. UsageError where another process writes to it, where it holds
+        something else than a run, or a run of another config; nothing is changed then.
+        """
         self.path, self.record = path, record
-        there = {p.name for p in path.iterdir()} - {LOCK} if path.is_dir() else set()
+        there = names_in(path)
         if there and CONFIG not in there:
             raise UsageError(f"{path} is not empty and is not a run; name an empty or a new folder with --run-dir")
+        if there:
+            grown(path, read_config(path), record, may_grow)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / LOCK, "a+")  # noqa: SIM115  (held open: the lock lives as long as the handle)
+            self._lock = lock.Lock(path / LOCK)
         except OSError as problem:
+            if problem.errno in NO_ROOM:
+                raise
             raise UsageError(f"cannot write to {path}: {problem.strerror}; name another --runs-dir") from problem
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as taken:
-            self._lock.seek(0)
-            who = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise UsageError(f"{path} is being written by {who}; wait for it or name another --run-dir") from taken
-        if there:
-            self._lock.close()
-            state = "failed" if FAILED in there else "finished" if DONE in there else "unfinished"
-            raise UsageError(
-                f"{path} holds a run that is {state}; it is not overwritten: name another --run-dir, or remove it"
-            )
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
+            self.fresh = CONFIG not in names_in(path)  # asked again: another writer may just have ended
+            self.finished = False
+            if not self.fresh:
+                self._take_up(grown(path, read_config(path), record, may_grow))
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, more: list[str]) -> None:
+        old = read_config(self.path)["config"]
+        self.finished = (self.path / DONE).is_file() and not more
+        if self.finished:
+            return
+        sweep(self.path)
+        mend(self.path / LOG)
+        before = self._lock.took_over
+        if before is not None:
+            self.log(f"the last writer, {before}, is gone without a word")
+        failed = self.path / FAILED
+        if failed.is_file():
+            self.log(f"tried again after: {failed.read_text(encoding='utf-8').strip()}")
+            (self.path / TRAINING).unlink(missing_ok=True)  # its middle may be where it went wrong
+            failed.unlink()
+        if more:
+            self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))
+            (self.path / DONE).unlink(missing_ok=True)  # first: an old config without DONE can be gone on with as well
+            write_atomic(self.path / CONFIG, dump(self.record))
 
     def describe(self, argv: list[str], engine: dict[str, Any], folders: Sequence[str] = META_LOOP) -> None:
-        """Write config.json, env.json and command.txt, make the folders. To be called before anything is computed."""
-        import shlex
+        """Write config.json, env.json and command.txt, make the folders. To be called before anything is computed.
 
-        write_atomic(self.path / CONFIG, dump(self.record))
-        write_atomic(self.path / COMMAND, shlex.join(["hypertrail", *argv]) + "\n")
-        write_atomic(self.path / ENV, dump(environment(engine)))
+        A run that is taken up keeps these files: another command is added to command.txt, and what differs in the environment
+        to env.json under "later".
+        """
+        command, env = shlex.join(["hypertrail", *argv]) + "\n", environment(engine)
+        if self.fresh:
+            write_atomic(self.path / CONFIG, dump(self.record))
+        else:
+            self.log(f"taken up by process {os.getpid()} on {socket.gethostname()}")
+        known = self.path / COMMAND
+        said = known.read_text(encoding="utf-8") if known.is_file() else ""
+        if command not in said:
+            write_atomic(known, said + command)
+        first = read_json(self.path / ENV)
+        if first:
+            different = {key: value for key, value in env.items() if value != first.get(key)}
+            if set(different) - {"time"}:
+                self.log(f"the environment differs from that of the first start: {', '.join(sorted(different))}")
+            env = first | {"later": [*first.get("later", []), different]}
+        write_atomic(self.path / ENV, dump(env))
         for folder in folders:
-            (self.path / folder).mkdir()
+            (self.path / folder).mkdir(exist_ok=True)
+
+    def keep_lines(self, n: int) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl behind its first n whole lines, which are returned; what is cut is computed again."""
+        path = self.path / METRICS
+        kept = whole_lines(path)[:n]
+        text = "".join(line + "\n" for line in kept)
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            write_atomic(path, text)
+        return [json.loads(line) for line in kept]
 
     def append(self, line: dict[str, Any]) -> None:
         """One line onto metrics.jsonl, on the disk when this returns."""
@@ -151,12 +219,13 @@ class Run:
         """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.
 
         name: letters, digits, '.', '-', '_'. After it, a run that was asked to stop stops (`stopping.here`). A study whose
-        every number comes through its parts can be stopped and taken up again anywhere.
+        every number comes through its parts can be stopped and taken up again anywhere. parts/ is there while `compute` works:
+        arrays that belong to the part go there as .npz, before it returns.
         """
         path = self.path / "parts" / f"{name}.json"
         if not path.is_file():
-            found = compute()
             path.parent.mkdir(exist_ok=True)
+            found = compute()
             write_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
             stopping.here(f"part {name}")
         return json.loads(path.read_text(encoding="utf-8"))
@@ -170,8 +239,8 @@ class Run:
         write_atomic(self.path / FAILED, message + "\n")
 
     def close(self) -> None:
-        """Let the folder go. The lock file stays: removing it would let two writers hold two locks."""
-        self._lock.close()
+        """Let the folder go. The lock file stays, empty."""
+        self._lock.release()
 
     def __enter__(self) -> Run:
         return self
@@ -182,6 +251,48 @@ class Run:
 
 def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def names_in(path: Path) -> set[str]:
+    """What lies in a folder, without its lock and what a dying writer left."""
+    if not path.is_dir():
+        return set()
+    return {one.name for one in path.iterdir() if one.name != LOCK and not left_over(one)}
+
+
+def left_over(path: Path) -> bool:
+    """Whether this is a file that a writer had not yet given its name (arrays.write_atomic)."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a dying writer left in the folder of a run and in those below it."""
+    for one in folder.rglob(".*.tmp"):
+        one.unlink(missing_ok=True)
+
+
+def mend(path: Path) -> None:
+    """End a torn last line, so that the next one begins a line."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with open(path, "ab") as f:
+            f.write(b"\n")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a .jsonl file up to the first that is torn."""
+    out: list[str] = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
+        try:
+            json.loads(line)
+            out.append(line.decode())
+        except ValueError:
+            break
+    return out
+
+
+def writer(folder: Path) -> lock.Holder | None:
+    """Who writes to the folder of a run now; None: nobody."""
+    return lock.writer(folder / LOCK)
 
 
 def append(path: Path, line: str) -> None:
@@ -212,11 +323,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is torn or nothing
+    return [json.loads(line) for line in whole_lines(folder / METRICS)]
 
 
 def status(folder: Path) -> str:

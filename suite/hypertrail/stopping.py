@@ -1,4 +1,4 @@
-"""Ending in good order: a signal asks, the loop finishes its step, saves, and stops here.
+"""Ending in good order: a signal asks, the loop finishes its step, saves, and stops here (exit code 75).
 
 for block in blocks:
     save(block)

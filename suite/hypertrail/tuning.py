@@ -9,24 +9,37 @@ from __future__ import annotations
 
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import arrays, diagnostics, outer
+from . import arrays, diagnostics, outer, stopping
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
 from .keeping import Checkpoints, Keep, Last, Reversible
 from .methods import DrMAD, Exact, Method, Truncated
+from .midway import Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_plan
-from .runs import Run
+from .runs import TRAINING, Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the loop begins: the meta-iteration, the hyperparameters and outer state before it."""
+
+    index: int
+    hyper: Hyper
+    state: outer.State
 
 
 @dataclass(frozen=True)
@@ -79,25 +92,30 @@ def tune(
     steps: Callable[[int], int] | None = None,
     keep: Keep = "memory",
     report: Report | None = None,
+    start: Start | None = None,
+    midway: Callable[[int], Midway] | None = None,
 ) -> Iterator[MetaIteration]:
-    """meta_iterations + 1 records; every training starts from the same w_0.
+    """meta_iterations + 1 records (without those before `start`); every training starts from the same w_0.
 
         repeat k = 0 … meta_iterations − 1:  w_T ← train(λ),  h ← df(w_T)/dλ,  λ ← rule(λ, h), clipped
         and once more:                       w_T ← train(λ)
 
     compare_exact: take the exact hypergradient beside the method's (which alone moves λ) and measure the agreement.
+    midway: the file in which the training of meta-iteration k keeps its middle; None: it keeps none.
     steps: T of meta-iteration k; None: the problem's. keep: where the trajectory goes when the exact pass needs it.
     Cost of one meta-iteration: T gradients, the method's cost, 3 T more gradients where exact is asked, every split
-    forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good.
+    forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good. Stopped, between
+    two chunks of steps, where a signal has asked: the end of the meta-iteration may be hours away.
     """
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
     also_exact = compare_exact and not isinstance(method, Exact)
-    hyper = problem.initial_hyper()
-    state = rule.start(hyper)
+    if start is None:
+        start = beginning(problem, rule)
+    hyper, state = start.hyper, start.state
     if meta_iterations:
         refuse_plan(problem, method, keep_for(method, also_exact, keep))
-    for k in range(meta_iterations + 1):
+    for k in range(start.index, meta_iterations + 1):
         T = problem.steps if steps is None else steps(k)
         if problem.steps != T:  # a new problem compiles anew, so only where it must be
             problem = problem.with_(steps=T)
@@ -105,12 +123,12 @@ def tune(
         kept = keep_for(method, also_exact, keep)
         if last and kept != "memory":  # in memory the closing training keeps them too: that program is compiled already
             kept = "ends"
-        training = engine.train(problem, hyper, kept, stage(report, k, "train", T))
+        training = engine.train(problem, hyper, kept, stage(report, k, "train", T), midway and midway(k))
         costs = {"train": training.cost}
-        start = time.perf_counter()
+        clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
         metrics = {split: engine.evaluate(problem, training, split) for split in named}
-        costs["evaluate"] = Cost(seconds=time.perf_counter() - start)
+        costs["evaluate"] = Cost(seconds=time.perf_counter() - clock)
         refuse_nonfinite(metrics, k, T)
         if last:
             f = engine.hyper_loss(problem, training)
@@ -149,19 +167,27 @@ def into_run(
     report: Report | None = None,
     finished: Callable[[MetaIteration], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """`tune`, written to a run folder as it goes; returns the lines of metrics.jsonl.
+    """`tune`, written to a run folder as it goes; returns the lines of metrics.jsonl. Goes on where an earlier start ended.
 
-    The state before meta-iteration k is on the disk before it starts, the hypergradient before the line that speaks
-    of it: whatever stops the run, the last good state is there. trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
-    in the place of the one before), 'checkpoints' or 'reversible'. finished: called after each record is written.
+    The state before meta-iteration k is on the disk before it starts, the hypergradient before the state that it led to, that
+    state before the line that speaks of it: whatever stops the run, the last good state is there, and what follows it is
+    computed again to the same bits (`taken_up`): from the middle of its training where that has one (midway.py), else
+    from its beginning. trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
+    in the place of the one before), 'checkpoints' or 'reversible'. finished: called after each record is written. Raises what
+    `tune` raises, Stopped after a saved meta-iteration too.
     """
-    first = problem.initial_hyper()
-    arrays.save_state(run.state(0), first, rule.start(first))
+    start, lines = taken_up(run, problem, rule, meta_iterations)
     folder = run.path / "trajectory"
     keeps: dict[str, Keep] = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
     keep = keeps.get(trajectory, trajectory)
-    lines = []
-    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report)
+    midway = partial(Midway, run.path / TRAINING)
+    if start.index <= meta_iterations:
+        told = middle_or_nothing(
+            midway(start.index), folder if keep == folder and start.index < meta_iterations else None
+        )
+        if told and not run.fresh:
+            run.log(told)
+    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway)
     for record in loop:
         if record.hypergradient is not None:
             gradients = {"hypergradient": record.hypergradient.gradient}
@@ -171,11 +197,87 @@ def into_run(
             arrays.save_state(run.state(record.index + 1), record.after, record.state)
         lines.append(record.as_json())
         run.append(lines[-1])
+        midway(record.index).forget()
         if finished is not None:
             finished(record)
+        if record.hypergradient is not None:
+            stopping.here(f"meta-iteration {record.index}")
         if keep == folder and record.index < meta_iterations - 1:
             shutil.rmtree(folder, ignore_errors=True)
     return lines
+
+
+def beginning(problem: Problem, rule: outer.Rule) -> Start:
+    hyper = problem.initial_hyper()
+    return Start(0, hyper, rule.start(hyper))
+
+
+def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int) -> tuple[Start, list[dict[str, Any]]]:
+    """Where the run in this folder goes on, and the lines of what lies before; the rest is cut off and done again.
+
+    A meta-iteration is done where its line, its hypergradient and the state after it are there. The closing record has its line
+    alone; where it was written and more meta-iterations are asked for now, it is redone as one of them. A new folder begins
+    with state 0.
+    """
+    lines = run.keep_lines(meta_iterations + 1)
+    done = 0
+    for line in lines[:meta_iterations]:
+        whole = run.hypergradient(done).is_file() and run.state(done + 1).is_file()
+        if line.get("meta_iteration") != done or "method" not in line or not whole:
+            break
+        done += 1
+    closed = len(lines) == meta_iterations + 1 == done + 1 and lines[-1].get("meta_iteration") == done
+    start = None
+    while start is None:
+        start = state_of(run, done)
+        if start is None and done == 0:
+            start = beginning(problem, rule)
+            arrays.save_state(run.state(0), start.hyper, start.state)
+        elif start is None:  # not readable: one earlier, then
+            done, closed = done - 1, False
+    if closed:
+        start = Start(done + 1, start.hyper, start.state)
+    lines = run.keep_lines(start.index)
+    for folder, first in ((run.state(0).parent, done + 1), (run.hypergradient(0).parent, done)):
+        for path in folder.glob("*.npz"):
+            if int(path.stem) >= first:
+                path.unlink()
+    if not run.fresh:
+        run.log(f"goes on at meta-iteration {start.index}" if not closed else "goes on with the report")
+    return start, lines
+
+
+def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
+    """See to it that the first training finds its middle, with all states before it in `folder` (None: none are kept), or
+    nothing at all. What it finds, in words."""
+    middle = midway.read()
+    if middle is not None and folder is not None and not covers(folder, middle.step):
+        middle = None
+    if middle is None:
+        midway.forget()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return ""
+    return f"the training goes on at step {middle.step}"
+
+
+def covers(folder: Path, step: int) -> bool:
+    """Whether a stored trajectory holds the states 0 … step − 1."""
+    from hypertrail_data import DataError, StoredTrajectory
+
+    try:
+        with StoredTrajectory.open(folder) as trajectory:
+            return trajectory.start == 0 and trajectory.stop >= step
+    except DataError:
+        return False
+
+
+def state_of(run: Run, k: int) -> Start | None:
+    """The state before meta-iteration k; None where it is not there or not whole."""
+    try:
+        return Start(k, *arrays.load_state(run.state(k)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def keep_for(method: Method, also_exact: bool, keep: Keep) -> Keep:
@@ -198,12 +300,20 @@ def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:
     return outer.tree(lambda u, h: h, hyper, gradient)
 
 
-def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int, int], None] | None:
-    """A stage's own progress; it is announced at once, as what comes first may be minutes of compilation."""
-    if report is None:
-        return None
-    report(k, name, 0, total)
-    return lambda done, total: report(k, name, done, total)
+def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int, int], None]:
+    """A stage's own progress; it is announced at once, as what comes first may be minutes of compilation.
+
+    Between two chunks is also where a signal stops it.
+    """
+
+    def progress(done: int, total: int) -> None:
+        if report is not None:
+            report(k, name, done, total)
+        stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
+
+    if report is not None:
+        report(k, name, 0, total)
+    return progress
 
 
 def summary(kind: dict[str, np.ndarray]) -> dict[str, float]:

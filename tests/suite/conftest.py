@@ -39,7 +39,7 @@ class ClosedForm:
     fails: int | None = None
     trainings: list[SimpleNamespace] = field(default_factory=list)
 
-    def train(self, problem: Problem, hyper: Any, keep: Any = "ends", progress: Any = None) -> Any:
+    def train(self, problem: Problem, hyper: Any, keep: Any = "ends", progress: Any = None, midway: Any = None) -> Any:
         if progress is not None:
             progress(problem.steps, problem.steps)
         trajectory = None if keep == "ends" else Trajectory()

@@ -52,24 +52,97 @@ def test_what_was_asked_is_written_before_anything_runs(tmp_path):
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(tmp_path):
+    assert runs.writer(tmp_path / "run") is None
     with runs.Run(tmp_path / "run", record()) as first:
         first.describe(["run"], {})
-        with pytest.raises(UsageError, match=f"is being written by process {os.getpid()} on "):
+        with pytest.raises(UsageError, match=rf"is being written by process {os.getpid()} on \S+ \(started 20"):
             runs.Run(tmp_path / "run", record())
+        assert runs.writer(first.path).process == os.getpid()
+    assert runs.writer(first.path) is None
+    with runs.Run(tmp_path / "run", record()) as second:
+        assert runs.writer(second.path).process == os.getpid()
 
 
 @pytest.mark.parametrize("end", ["unfinished", "failed", "finished"])
-def test_a_folder_with_a_run_is_not_overwritten(tmp_path, end):
-    with runs.Run(tmp_path / "run", record()) as run:
+def test_a_folder_with_another_run_is_not_touched(tmp_path, end):
+    with runs.Run(tmp_path / "run", record(steps=7, engine="cpu")) as run:
         run.describe(["run"], {})
         if end == "failed":
             run.failed("NumericalFailure: loss is not finite")
         if end == "finished":
             run.done({})
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
-    with pytest.raises(UsageError, match=f"holds a run that is {end}; it is not overwritten"):
-        runs.Run(tmp_path / "run", record())
+    with pytest.raises(
+        UsageError, match=r"of another config \(engine cpu, not gpu; steps 7, not 8\); ask for the same"
+    ):
+        runs.Run(tmp_path / "run", record(steps=8))
     assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+
+
+def test_an_unfinished_run_is_taken_up_with_what_differs(tmp_path):
+    with runs.Run(tmp_path / "run", record()) as run:
+        assert run.fresh
+        run.describe(["run", "drmad-digits"], {"engine": "fake"})
+        run.log("begun")
+        with open(run.path / "log.txt", "a") as f:
+            f.write("a torn li")
+    (run.path / "states" / ".0000.npz.17.tmp").write_text("half")
+    with runs.Run(tmp_path / "run", record(data_dir=Path("/elsewhere"))) as run:
+        assert (run.fresh, run.finished) == (False, False)
+        for word in ("--data-dir /elsewhere", "--data-dir /elsewhere", ""):
+            run.describe(["run", "drmad-digits", *word.split()], {"engine": "other"})
+    assert (run.path / "command.txt").read_text().splitlines() == [
+        "hypertrail run drmad-digits",
+        "hypertrail run drmad-digits --data-dir /elsewhere",
+    ]
+    env = json.loads((run.path / "env.json").read_text())
+    assert env["engine"] == {"engine": "fake"}
+    assert [later["engine"] for later in env["later"]] == [{"engine": "other"}] * 3
+    assert runs.read_config(run.path)["config"]["data_dir"] is None
+    lines = (run.path / "log.txt").read_text().splitlines()
+    assert lines[1] == "a torn li"
+    assert "the environment differs from that of the first start: engine" in "".join(lines)
+    assert not list((run.path / "states").iterdir())
+
+
+def test_a_failed_run_is_tried_again_and_says_so(tmp_path):
+    with runs.Run(tmp_path / "run", record()) as run:
+        run.describe(["run"], {})
+        run.failed("NumericalFailure: loss is not finite at step 3")
+    with runs.Run(tmp_path / "run", record()) as run:
+        assert not run.finished
+    assert runs.status(run.path) == "unfinished"
+    assert "tried again after: NumericalFailure: loss is not finite at step 3" in (run.path / "log.txt").read_text()
+
+
+def test_a_finished_run_may_only_grow(tmp_path):
+    with runs.Run(tmp_path / "run", record(meta_iterations=3)) as run:
+        run.describe(["run"], {})
+        run.done({})
+    with runs.Run(tmp_path / "run", record(meta_iterations=3), runs.GROWS) as run:
+        assert run.finished
+    for refused, grows in ((4, ()), (2, runs.GROWS)):
+        hint = r"meta_iterations 3, not .*ask for the same" + (r" \(meta_iterations may only grow\)" if grows else ",")
+        for ask in (runs.Run, runs.is_done):
+            with pytest.raises(UsageError, match=hint):
+                ask(tmp_path / "run", record(meta_iterations=refused), grows)
+    with pytest.raises(UsageError, match=r"not 4; steps 100, not 99\); ask for the same, or"):
+        runs.Run(tmp_path / "run", record(meta_iterations=4, steps=99), runs.GROWS)
+    assert not runs.is_done(tmp_path / "run", record(meta_iterations=4), runs.GROWS)
+    assert runs.status(tmp_path / "run") == "done"
+    with runs.Run(tmp_path / "run", record(meta_iterations=4), runs.GROWS) as run:
+        assert (run.fresh, run.finished) == (False, False)
+    assert runs.status(tmp_path / "run") == "unfinished"
+    assert runs.read_config(run.path) == record(meta_iterations=4)
+    assert "meta_iterations 3 before, now 4" in (run.path / "log.txt").read_text()
+
+
+def test_a_start_that_was_killed_at_once_leaves_nothing_in_the_way(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("")
+    (tmp_path / "run" / ".config.json.17.tmp").write_text("{")
+    with runs.Run(tmp_path / "run", record()) as run:
+        assert run.fresh
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
@@ -104,7 +177,11 @@ def test_metrics_lines_survive_a_torn_last_one(tmp_path):
             run.append({"loss": float("nan")})
         with open(run.path / "metrics.jsonl", "a") as f:
             f.write('{"meta_iteration": 2, "lo')
-    assert runs.read_metrics(run.path) == [{"meta_iteration": 0}, {"meta_iteration": 1}]
+        assert runs.read_metrics(run.path) == [{"meta_iteration": 0}, {"meta_iteration": 1}]
+        assert run.keep_lines(5) == runs.read_metrics(run.path)
+        assert (run.path / "metrics.jsonl").read_text() == '{"meta_iteration": 0}\n{"meta_iteration": 1}\n'
+        assert run.keep_lines(1) == [{"meta_iteration": 0}] == runs.read_metrics(run.path)
+        assert run.keep_lines(0) == [] == runs.read_metrics(run.path)
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from hypertrail import UsageError, arrays, cli, experiments, figures, runs
+from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.experiments._common import Study, at_least
 from hypertrail.report import write_report
 from hypertrail.sections import Section
+from hypertrail_data import DataError
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,41 @@ def test_a_study_that_fails_leaves_its_message(squares, tmp_path, capsys):
     assert "thirteen" in (folder / "FAILED").read_text()
     assert "failed: UsageError: thirteen" in (folder / "report.html").read_text()
     assert not (folder / "DONE").exists()
+
+
+def test_what_a_study_lacks_it_says_before_it_has_a_folder(squares, tmp_path, capsys, monkeypatch):
+    def missing(config):
+        raise DataError(f"no data for {config.n}")
+
+    words = ["run", "squares", "--runs-dir", str(tmp_path / "runs")]
+    for hook in ("problem", "ready"):
+        with monkeypatch.context() as patch:
+            patch.setattr(squares, hook, missing, raising=False)
+            assert cli.main(words) == 4
+        assert capsys.readouterr().err == "hypertrail: no data for 4\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_failed_or_was_stopped_is_done_again_from_its_first_line(squares, tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["run", "squares", "--run-dir", str(folder)]
+    good = squares.study
+
+    def half(config, run, voice):
+        run.append({"sum": 1})
+        run.append({"sum": 2})
+        raise half.ends_with
+
+    squares.study = half
+    for half.ends_with, code in ((UsageError("no"), 2), (Stopped("stopped"), 75), (OSError(28, "No space left"), 75)):
+        assert cli.main(words) == code
+        assert (folder / "FAILED").exists() == (code == 2)
+        assert len(runs.read_metrics(folder)) == 2
+    squares.study = good
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert [line["sum"] for line in runs.read_metrics(folder)] == [14]
+    assert not (folder / "FAILED").exists()
 
 
 def test_verify_says_that_there_is_nothing_to_verify(squares, capsys):

@@ -17,7 +17,12 @@ A study (Config extends _common.Study), which drives itself:
     study(config, run, voice)         computes; plain lines with run.append(…), arrays with arrays.save(run.path / "x.npz", …)
     show(folder) -> [Section]         from these files alone: figures drawn into figures/ (figures.save), tables, words; it is
                                       called as soon as metrics.jsonl has a line, so arrays come first and the line after
-    problem(config) -> Problem        for `hypertrail verify` (optional)
+    problem(config) -> Problem        for `hypertrail verify` (optional); it is also built once before the run has a folder, so
+                                      that missing data are missed at once
+    ready(config)                     instead, for that alone: raises what is missing (optional)
+
+A study that was stopped is called again from its beginning, with metrics.jsonl empty: whatever takes long goes through
+`run.part(name, compute)`, which computes once and reads from then on.
 
 What `show` returns is both the closing table on the terminal and the report; `hypertrail report RUN` calls it again.
 """

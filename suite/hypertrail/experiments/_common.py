@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from ..errors import UsageError
 
 EngineName = Literal["gpu", "cpu"]
@@ -51,7 +53,8 @@ class Study:
     runs_dir: Path = Path("runs")
     """Folder that receives the run's folder."""
     run_dir: Path | None = None
-    """The run's own folder, instead of a new one in runs-dir. If it holds this very run, finished, nothing is done."""
+    """The run's own folder, instead of a new one in runs-dir. A run that lies there unfinished or failed goes on where it was;
+    if it is finished, nothing is done."""
 
     def __post_init__(self) -> None:
         """What a field of a certain name must be, in every experiment: UsageError with the field, its value and this."""
@@ -90,6 +93,16 @@ def built(make: Callable[[C], P], config: C) -> P:
         if hasattr(refused, "exit_code"):
             raise
         raise UsageError(str(refused)) from refused
+
+
+def listed(numbers: np.ndarray) -> list[float | None]:
+    """(n,) floats as JSON holds them, for `run.part`; what is not finite becomes None. `numbered` undoes it, to the bit."""
+    return [float(x) if math.isfinite(x) else None for x in numbers]
+
+
+def numbered(values: list[float | None]) -> np.ndarray:
+    """What `listed` made of floats: (n,) float64, NaN for None."""
+    return np.array([math.nan if x is None else x for x in values])
 
 
 def at_least(name: str, value: int, least: int) -> None:

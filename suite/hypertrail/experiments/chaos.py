@@ -35,7 +35,7 @@ from ..methods import Exact
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built, positive
+from ._common import Study, at_least, built, listed, numbered, positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..display import Voice
 
 WINDOW = 20  # values over which agreement is judged
+PART = 20  # values that are kept together: what is lost at most when the study is stopped
 HALF = 0.5  # a hypergradient that is off by half is of no use
 
 
@@ -96,12 +97,22 @@ def problem(config: Config) -> Problem:
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, of_learning_rates = engines.load(config.engine), built(problem, config)
     values = np.linspace(config.low, config.high, config.values)
+
+    def some(start: int) -> dict[str, Any]:
+        """The part of PART values from `start` on."""
+        curve = []
+        for i, value in enumerate(values[start : start + PART]):
+            curve.append(one_value(engine, of_learning_rates, value))
+            voice.progress("values of ln α", start + i + 1, config.values)
+        losses, slopes = np.array(curve).T
+        return {"losses": listed(losses), "slopes": listed(slopes)}
+
     curve: list[tuple[float, float]] = []
-    for i, value in enumerate(values):
-        curve.append(one_value(engine, of_learning_rates, value))
-        voice.progress("values of ln α", i + 1, config.values)
-        if (i + 1) % max(1, config.values // 10) == 0:
-            voice.say(f"ln α {value:.3f}: loss {curve[-1][0]:.4f} | hypergradient {curve[-1][1]:.4g}")
+    for start in range(0, config.values, PART):
+        part = run.part(f"from-{start:05d}", lambda start=start: some(start))
+        curve += zip(numbered(part["losses"]), numbered(part["slopes"]), strict=True)
+        if len(curve) == config.values or start // PART % 5 == 4:
+            voice.say(f"ln α {values[len(curve) - 1]:.3f}: loss {curve[-1][0]:.4f} | hypergradient {curve[-1][1]:.4g}")
     losses, slopes = np.array(curve).T
     arrays.save(run.path / "curve.npz", {"values": values, "losses": losses, "slopes": slopes})
     run.append({"parts": parts(values, losses, slopes)})

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import diagnostics, engines, figures, outer
+from .. import arrays, diagnostics, engines, figures, outer, stopping
 from ..errors import NumericalFailure
 from ..hyperparameters import L2, Hyper, LearningRate
 from ..keeping import Checkpoints
@@ -108,50 +108,70 @@ def problem(config: Config) -> Problem:
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, first = engines.load(config.engine), built(problem, config)
     for T in config.lengths:
-        of_length = first.with_(steps=T)
-        try:
-            descend(config, engine, of_length, run, voice)
-        except NumericalFailure as end:  # the longer ones may go on: each begins anew
-            voice.say(f"T {T}: stopped, {end}")
-            run.append({"steps": T, "stopped": str(end)})
+        descend(config, engine, first.with_(steps=T), run, voice)
 
 
 def descend(config: Config, engine: Any, problem: Problem, run: Run, voice: Voice) -> None:
-    """Twenty updates by the exact hypergradient, and at each what every method says."""
-    T, hyper, rule = problem.steps, problem.initial_hyper(), outer.Sign(config.outer_rate)
+    """Twenty updates by the exact hypergradient, and at each what every method says. Each is a part of the study.
+
+    Where the exact hypergradient is not finite it ends; the longer trainings may go on: each begins anew.
+    """
+    T, rule = problem.steps, outer.Sign(config.outer_rate)
+    hyper = problem.initial_hyper()
     state = rule.start(hyper)
-    without_rates = problem.with_(
-        hyperparameters=(problem.hyperparameters[0],),
-        dynamics=problem.dynamics,
-    )
     for k in range(config.meta_iterations):
+        after = run.path / "parts" / f"T{T}-{k + 1:02d}.npz"
 
-        def progress(done: int, total: int, k: int = k) -> None:
-            voice.progress(f"T {T}, training {k}", done, total)
+        def compute(
+            k: int = k, after: Path = after, hyper: Hyper = hyper, state: outer.State = state
+        ) -> dict[str, Any]:
+            try:
+                lines, exact = compared(config, engine, problem, hyper, k, voice)
+            except NumericalFailure as end:
+                return {"stopped": str(end)}
+            arrays.save_state(after, *outer.update(rule, problem.hyperparameters, hyper, exact.gradient, state))
+            return {"lines": lines}
 
-        training = engine.train(problem, hyper, Checkpoints(), progress)
-        few = engine.train(problem, hyper, Checkpoints(min(FEW, T)))
-        exact = engine.hypergradient(problem, hyper, training, Exact())
-        test = engine.evaluate(problem, training, "test")
-        run.append(
-            {
-                "steps": T,
-                "update": k,
-                "method": "exact",
-                "hyper_loss": exact.hyper_loss,
-                "test_error": test.error,
-            }
-            | cost(exact, training)
-        )
-        for word in config.methods:
-            for name, method, seen in ways(word, training, few):
-                alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
-                if method == DrMAD("C0") and not alone:
-                    continue
-                found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact)
-                run.append({"steps": T, "update": k, "method": name} | found)
-        voice.say(f"T {T}, meta-iteration {k}: hyper loss {exact.hyper_loss:.4f}, test error {100 * test.error:.2f} %")
-        hyper, state = outer.update(rule, problem.hyperparameters, hyper, exact.gradient, state)
+        part = run.part(f"T{T}-{k:02d}", compute)
+        if "stopped" in part:
+            voice.say(f"T {T}: stopped, {part['stopped']}")
+            run.append({"steps": T, "stopped": part["stopped"]})
+            return
+        for line in part["lines"]:
+            run.append(line)
+        f, error = part["lines"][0]["hyper_loss"], part["lines"][0]["test_error"]
+        voice.say(f"T {T}, meta-iteration {k}: hyper loss {f:.4f}, test error {100 * error:.2f} %")
+        hyper, state = arrays.load_state(after)
+
+
+def compared(
+    config: Config, engine: Any, problem: Problem, hyper: Hyper, k: int, voice: Voice
+) -> tuple[list[dict[str, Any]], Hypergradient]:
+    """Meta-iteration k: a line for the exact hypergradient and one for each method, all of the same training run."""
+    T = problem.steps
+    without_rates = problem.with_(hyperparameters=(problem.hyperparameters[0],), dynamics=problem.dynamics)
+
+    def progress(done: int, total: int) -> None:
+        voice.progress(f"T {T}, training {k}", done, total)
+        stopping.here(f"step {done} of {total} (training {k}, which is begun again)")
+
+    training = engine.train(problem, hyper, Checkpoints(), progress)
+    few = engine.train(problem, hyper, Checkpoints(min(FEW, T)), progress)
+    exact = engine.hypergradient(problem, hyper, training, Exact(), progress)
+    outer.refuse_nonfinite(exact.gradient, k)
+    test = engine.evaluate(problem, training, "test")
+    lines: list[dict[str, Any]] = [
+        {"steps": T, "update": k, "method": "exact", "hyper_loss": exact.hyper_loss, "test_error": test.error}
+        | cost(exact, training)
+    ]
+    for word in config.methods:
+        for name, method, seen in ways(word, training, few):
+            alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
+            if method == DrMAD("C0") and not alone:
+                continue
+            found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact)
+            lines.append({"steps": T, "update": k, "method": name} | found)
+    return lines, exact
 
 
 def ways(word: str, training: Training, few: Training) -> list[tuple[str, Method, Training]]:

@@ -35,7 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import diagnostics, engines, figures
+from .. import arrays, diagnostics, engines, figures
+from ..hyperparameters import Hyper
 from ..keeping import Checkpoints, Keep, Reversible
 from ..methods import Exact, Method, parse_method
 from ..problem import Problem
@@ -109,30 +110,52 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 
 def compare(engine: Any, problem: Problem, ways: dict[str, tuple[Keep, Method | None]], run: Run, voice: Voice) -> None:
-    """A line for each way: seconds of training and reverse pass, bytes of states, cosine with the exact hypergradient."""
-    hyper, rows, exact = problem.initial_hyper(), {}, None
-    for name, (keep, method) in ways.items():
-        for second in (False, True):
-            if isinstance(keep, Path):
-                shutil.rmtree(keep, ignore_errors=True)
-            training = engine.train(problem, hyper, keep)
-            row = {"engine": engine.name, "steps": problem.steps, "way": name, "training": training.cost.seconds}
-            if method is not None:
-                result = engine.hypergradient(problem, hyper, training, method)
-                row |= {"reverse": result.cost.seconds, "bytes": result.cost.trajectory_bytes}
-                row |= {"N": result.diagnostics["N"], "gradient": result.gradient}
-            if training.trajectory is not None:
-                training.trajectory.close()
-            voice.progress(f"{engine.name}: {LABELS[name]}", 1 + second, 2)
-        rows[name] = row
-        exact = row["gradient"] if name == "memory" else exact
+    """A line for each way: seconds of training and reverse pass, bytes of states, cosine with the exact hypergradient.
+
+    Each way is a part of the study, its hypergradient beside it.
+    """
+
+    def gradient(name: str) -> Path:
+        return run.path / "parts" / f"{engine.name}-{name}.npz"
+
+    def compute(name: str) -> dict[str, Any]:
+        row, found = timed(engine, problem, name, *ways[name], voice)
+        if found is not None:
+            arrays.save(gradient(name), found)
+        return row
+
+    rows = {}
+    for name in ways:
+        row = rows[name] = run.part(f"{engine.name}-{name}", lambda name=name: compute(name))
         voice.say(f"{engine.name}, {LABELS[name]}: {row['training']:.2f} s and {row.get('reverse', 0.0):.2f} s back")
-    if isinstance(ways["disk"][0], Path):
-        shutil.rmtree(ways["disk"][0], ignore_errors=True)
-    for row in rows.values():
-        if "gradient" in row:
-            row["cosine"] = diagnostics.agreement(row.pop("gradient"), exact)["transform"].total.cosine
+    exact = arrays.load(gradient("memory"))
+    for name, row in rows.items():
+        if "reverse" in row:
+            row["cosine"] = diagnostics.agreement(arrays.load(gradient(name)), exact)["transform"].total.cosine
         run.append(row)
+
+
+def timed(
+    engine: Any, problem: Problem, name: str, keep: Keep, method: Method | None, voice: Voice
+) -> tuple[dict[str, Any], Hyper | None]:
+    """One way, twice; the second time counts. Its row, and its hypergradient where it has one."""
+    hyper, found = problem.initial_hyper(), None
+    for second in (False, True):
+        if isinstance(keep, Path):
+            shutil.rmtree(keep, ignore_errors=True)
+        training = engine.train(problem, hyper, keep)
+        row = {"engine": engine.name, "steps": problem.steps, "way": name, "training": training.cost.seconds}
+        if method is not None:
+            result = engine.hypergradient(problem, hyper, training, method)
+            row |= {"reverse": result.cost.seconds, "bytes": result.cost.trajectory_bytes}
+            row |= {"N": result.diagnostics["N"]}
+            found = result.gradient
+        if training.trajectory is not None:
+            training.trajectory.close()
+        voice.progress(f"{engine.name}: {LABELS[name]}", 1 + second, 2)
+    if isinstance(keep, Path):
+        shutil.rmtree(keep, ignore_errors=True)
+    return row, found
 
 
 # -- what it shows ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from ..records import Training
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_digits, drmad_mnist
-from ._common import Study, at_least, built
+from ._common import Study, at_least, built, listed, numbered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,21 +92,35 @@ def problem_of(config: Config, name: Name) -> Problem:
     }[name]()
 
 
+def ready(config: Config) -> None:
+    """Build every problem once: data that are missing are missed before the first training."""
+    for name in config.networks:
+        problem_of(config, name)
+
+
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine = engines.load(config.engine)
+    β = np.arange(-(config.points // 4), config.points + config.points // 4 + 1) / config.points
     for name in config.networks:
-        problem = built(lambda config, name=name: problem_of(config, name), config)
-        training = engine.train(
-            problem, problem.initial_hyper(), "ends", lambda done, total, name=name: voice.progress(name, done, total)
-        )
-        β = np.arange(-(config.points // 4), config.points + config.points // 4 + 1) / config.points
-        curves = along_the_line(engine, problem, training, β)
+        part = run.part(name, lambda name=name: trained(config, engine, name, β, voice))
+        curves = {split: numbered(part[split]) for split in SPLITS}
         arrays.save(run.path / f"{name}.npz", {"beta": β, **curves})
         for split, losses in curves.items():
-            run.append({"network": name, "split": split, "steps": problem.steps, **shape(β, losses)})
-        voice.say(
-            f"{name}: T {problem.steps}, train loss {curves['train'][β == 0][0]:.4f} → {curves['train'][β == 1][0]:.4f}"
-        )
+            run.append({"network": name, "split": split, "steps": part["steps"], **shape(β, losses)})
+        ends = [curves["train"][β == b][0] for b in (0, 1)]
+        voice.say(f"{name}: T {part['steps']}, train loss {ends[0]:.4f} → {ends[1]:.4f}")
+
+
+def trained(config: Config, engine: Any, name: Name, β: np.ndarray, voice: Voice) -> dict[str, Any]:
+    """The part of one network: its T and both curves."""
+    problem = built(lambda config: problem_of(config, name), config)
+
+    def progress(done: int, total: int) -> None:
+        voice.progress(name, done, total)
+
+    training = engine.train(problem, problem.initial_hyper(), "ends", progress)
+    curves = along_the_line(engine, problem, training, β)
+    return {"steps": problem.steps} | {split: listed(losses) for split, losses in curves.items()}
 
 
 def along_the_line(engine: Any, problem: Problem, training: Training, β: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,0 +1,75 @@
+"""A training that was stopped in its middle goes on there: what it needs, in one file, put there between two chunks of steps.
+
+    engine.train(problem, hyper, keep, progress, Midway(folder / "training.npz", k))
+
+It is looked at by trainings that keep nothing but the ends, or every state in a folder; others begin again (their states lie in
+memory and are gone).
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import arrays, stopping
+from .records import Params
+
+EVERY = 60.0  # seconds between two writes: what is lost at most, and a training that is shorter writes nothing
+
+
+@dataclass(frozen=True)
+class Middle:
+    """A training before step `step`: its state, and what its record needs of the steps before.
+
+    w, v, running: as the engine holds them. losses: (step,) float64; distances: (min(step, 20),) float64, ‖w_{t+1} − w_0‖;
+    seconds: spent so far, over all starts.
+    """
+
+    step: int
+    w: Params
+    v: Params
+    running: Params
+    losses: np.ndarray
+    distances: np.ndarray
+    seconds: float
+
+
+class Midway:
+    """The file of one training. index: of the meta-iteration; a file of another one is not looked at."""
+
+    def __init__(self, path: Path, index: int) -> None:
+        self.path, self.index = path, index
+        self._last = time.monotonic()
+
+    def read(self) -> Middle | None:
+        """Where to go on; None: at the beginning (nothing is there, or not whole, or another training's)."""
+        try:
+            one = arrays.load(self.path)
+            if int(one.pop("index")) != self.index:
+                return None
+            state = {name: one.get(name, {}) for name in ("w", "v", "running")}
+            return Middle(
+                int(one["step"]),
+                losses=one["losses"],
+                distances=one["distances"],
+                seconds=float(one["seconds"]),
+                **state,
+            )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def due(self) -> bool:
+        """Whether it is time to write: after EVERY seconds, or because a signal asks."""
+        return stopping.asked() is not None or time.monotonic() - self._last >= EVERY
+
+    def write(self, one: Middle) -> None:
+        """On the disk when this returns; states that are kept in a folder must be there before. Raises OSError."""
+        arrays.save(self.path, {"index": np.array(self.index), **asdict(one)})
+        self._last = time.monotonic()
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
