@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arms import Arm, Record, in_run
+from .arm_records import Record
+from .arms import Arm, in_run
 from .engines import Engine
 from .errors import UsageError
 from .problem import Problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import figures
-from .arms import Record
+from .arm_records import Record
 from .engines import SPLITS
 from .race import Result, Runner
 
