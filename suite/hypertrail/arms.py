@@ -4,9 +4,9 @@
     arm = Arm("cosine-0.3", Plain(131), start=(("learning_rate", 0.3),), schedule="cosine")
     record = in_run(run, engine, problem, arm, budget=20_000)      # what lands in parts/<name>.json
 
-The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`arm_records.price`): a method that costs more
-takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give them
-the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
+The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`arm_records.price`): a method
+that costs more takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give
+them the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
 
 Every `every` blocks the network is measured on all splits with the deterministic forward, and what the next block starts from
 is on the disk, one file that appears whole or not at all. A process killed anywhere goes on from there and ends with

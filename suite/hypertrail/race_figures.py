@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOCKS = {"processor": "of processor time", "seconds": "on the wall"}
-SCHEDULES = [(figures.BLACK, style) for style in ("-", "--", ":")]
+SCHEDULES = [(figures.BLACK, style) for style in ("-", "--", ":", "-.")]
 COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, "#56B4E9", "#E69F00", "#B2182B")
 METHODS = [(colour, style) for style in ("-", "--") for colour in COLOURS]
 PANELS = 12  # tensors that are drawn one by one; of a deeper network so many, evenly from input to output

@@ -91,6 +91,17 @@ def test_intervals_and_verdicts():
     assert race.verdict(np.array([-1.0])) == "one seed"
 
 
+def test_train_and_valid_together():
+    problem = adaptive_digits.problem(adaptive_digits.Config(train=20, valid=40, select=5, test=5, batch=4))
+    both = race.joined(problem)
+    assert len(both.splits.train) == both.schedule.examples == 60
+    assert both.schedule.indices(0, 15).max() == 59
+    np.testing.assert_array_equal(both.splits.train.x[20:], problem.splits.valid.x)
+    np.testing.assert_array_equal(both.splits.train.y[:20], problem.splits.train.y)
+    assert both.splits.valid is problem.splits.valid
+    assert len(np.unique(both.splits.train.rows)) == 60
+
+
 def test_families_must_be_those_of_the_arms():
     arm = Arm("a", Plain(5))
     for arms, families, baselines in (
@@ -139,6 +150,7 @@ def test_adaptive_digits(tmp_path, capsys):
         "constant rate",
         "step schedule",
         "cosine schedule",
+        "cosine, valid trained on",
         "adaptive 131-4",
         "adaptive 131-4, start chosen",
         "adaptive 131-4, look-ahead",

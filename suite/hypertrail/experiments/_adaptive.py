@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PUBLISHED = (("l2", 0.01), ("learning_rate", 0.1))  # s_λ in decades, s_r in ln α: the thesis' pair for n about 120
 BASELINES = {"constant": "constant rate", "step": "step schedule", "cosine": "cosine schedule"}
+TRAINED_ON_VALID = (
+    "cosine, valid trained on"  # what a schedule can do with the images that the adaptive method looks at
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def small_families(config: Race) -> dict[str, list[Arm]]:
     only_rates = adaptive(131, 4, moves=(("l2", 0.0), ("learning_rate", alone["learning_rate"])))
     return {
         **schedules(config, 131),
+        TRAINED_ON_VALID: grid(config, "cosine-with-valid", Plain(131), "cosine"),
         "adaptive 131-4": [one("adaptive", both)],
         "adaptive 131-4, start chosen": grid(config, "adaptive", both),
         "adaptive 131-4, look-ahead": [one("look-ahead", adaptive(131, 4, mode="look-ahead"))],
@@ -116,4 +120,5 @@ def compete(
         range(config.seed, config.seed + config.seeds),
         config.budget,
         config.every,
+        [arm.name for arm in families.get(TRAINED_ON_VALID, ())],
     )
