@@ -37,6 +37,9 @@ class Nothing:
     def save(self) -> None:
         pass
 
+    def flush(self) -> None:
+        """Return when what was saved is as safe as it can be made."""
+
     def finish(self) -> None:
         return None
 
@@ -65,8 +68,11 @@ class States:
                 states |= {f"v/{name}": np.stack([one.v[name] for one in block]) for name in block[0].v}
             self.trajectory.append(block[0].t, states)
 
+    def flush(self) -> None:
+        self.trajectory.flush()
+
     def finish(self) -> Trajectory:
-        self.trajectory.hand_over()
+        self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
         return self.trajectory
 
     def abandon(self) -> None:
@@ -99,6 +105,9 @@ class Starts:
         self.distances[-1].append(float(np.sqrt(sum(moved))))
 
     def save(self) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def finish(self) -> Checkpointed:

@@ -187,7 +187,7 @@ def train(
             if (one.t + 1) % block == 0 or one.t == problem.steps - 1:
                 kept.save()
                 if midway and midway.due():
-                    kept.finish()  # on the disk
+                    kept.flush()
                     done, seconds = one.t + 1, spent + time.perf_counter() - clock
                     midway.write(Middle(done, final, velocity, running, losses[:done], distances[:done], seconds))
                 if progress:

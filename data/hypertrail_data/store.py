@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
@@ -70,9 +71,9 @@ class StoredTrajectory:
         self._loaded: OrderedDict[str, Segment] = OrderedDict()
         self._latest: list[Segment] = []  # in rising order; all that is handed over and not acknowledged is among them
         self._lock = lock
-        self._closed = self._told = False
+        self._closed = False
         self._writer = Writer(folder, entries)
-        self._release = weakref.finalize(self, _release, self._writer, lock)
+        self._abandoned = weakref.finalize(self, _abandon, folder, self._writer, lock)
 
     # Making and opening
 
@@ -332,8 +333,9 @@ class StoredTrajectory:
         self._closed = True
         self._loaded.clear()
         self._latest.clear()
-        self._release()
-        if not self._told:
+        self._abandoned.detach()
+        _release(self._writer, self._lock)
+        if not self._writer.told:
             self._raise_failure()
 
     def __enter__(self) -> Self:
@@ -380,7 +382,7 @@ class StoredTrajectory:
     def _settle(self) -> None:
         """Before reading: flush. After a failure that has been raised, go on with what was acknowledged."""
         self._check_open()
-        if self._lock is not None and not (self._writer.failure and self._told):
+        if self._lock is not None and not (self._writer.failure and self._writer.told):
             self.flush()
 
     def _check_open(self) -> None:
@@ -394,7 +396,7 @@ class StoredTrajectory:
 
     def _raise_failure(self) -> None:
         if error := self._writer.failure:
-            self._told = True
+            self._writer.told = True
             way_out = f"the states below step {self.acknowledged} are safe: put that right and resume from there"
             raise storage_error(error, self.folder, way_out) from error
 
@@ -408,6 +410,14 @@ def _own(array: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 def _step_bytes(layout: Layout) -> int:
     return sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _abandon(folder: Path, writer: Writer, lock: int | None) -> None:
+    """Nobody has called ``close``: what was handed over is written all the same, and a failure is said."""
+    _release(writer, lock)
+    if writer.failure and not writer.told:
+        error = storage_error(writer.failure, folder, "close a trajectory to be told in time")
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _release(writer: Writer, lock: int | None) -> None:

@@ -42,6 +42,7 @@ class Writer:
 
     def __init__(self, folder: Path, entries: list[Entry]) -> None:
         self.failure: BaseException | None = None
+        self.told = False  # whether the failure has been raised
         self._folder = folder
         self._entries = entries
         self.room = 0

@@ -43,6 +43,9 @@ class Nothing:
     def after(self, start: int, kept: dict[str, Any], distances: np.ndarray) -> None:
         """Take the states of a finished span, (k, …) each, and its distances (k, origins), NaN where not measured."""
 
+    def flush(self) -> None:
+        """Return when what was taken is as safe as it can be made."""
+
     def result(self) -> Any:
         return None
 
@@ -65,9 +68,11 @@ class States(Nothing):
         if kept:
             self.trajectory.append(start, jax.tree.map(np.asarray, kept) if self.on_host else kept)
 
+    def flush(self) -> None:
+        self.trajectory.flush()
+
     def result(self) -> MemoryTrajectory | StoredTrajectory:
-        if isinstance(self.trajectory, StoredTrajectory):
-            self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
+        self.trajectory.hand_over()  # the reverse pass may begin while the last of it is being written
         return self.trajectory
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ def train(
         def save(step: int, state: Tree) -> None:
             """Everything before the step, once it is time to."""
             if midway and midway.due():
-                kept.result()  # on the disk
+                kept.flush()
                 losses, distances = recorded(history)
                 spent = seconds + time.perf_counter() - started
                 midway.write(Middle(step, *jax.tree.map(np.asarray, state), losses, distances, spent))

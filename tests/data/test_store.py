@@ -360,6 +360,17 @@ class TestWriting:
             assert all(one.states["w"][k, 0] == one.start + k for one in seen for k in range(len(one)))
             assert trajectory.acknowledged == 35
 
+    def test_a_failure_that_nobody_asked_for_is_said(self, tmp_path, monkeypatch):
+        def full(folder, job):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(writer_module, "write_segment", full)
+        trajectory = StoredTrajectory.create(tmp_path / "t")
+        trajectory.append(0, STEP)
+        trajectory.hand_over()
+        with pytest.warns(RuntimeWarning, match="no space left on device"):
+            del trajectory
+
     def test_a_walk_backwards_tells_that_the_disk_failed(self, tmp_path, monkeypatch):
         def full(folder, job):
             time.sleep(0.05)
