@@ -67,7 +67,8 @@ def prices(result: Result) -> Section:
     clock = race_figures.CLOCKS[result.clock]
     text = (
         f"ms: {clock}, median over blocks and seeds without the first, which compiles; plain: so many steps of plain "
-        "training in the same run, with the same arrays of hyperparameters; method: what is left."
+        "training at a constant rate in the same run, with the same arrays of hyperparameters; method: what is left (of a "
+        "schedule: that each of its blocks is started from outside)."
     )
     return Section("What it costs", text, columns, rows)
 
