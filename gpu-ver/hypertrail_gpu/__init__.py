@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from . import devices
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
@@ -24,6 +25,8 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
+        "in_use": devices.layout().count,
+        "process": devices.process(),
     }
 
 
@@ -35,4 +38,4 @@ def device_memory() -> int | None:
     return max((one["peak_bytes_in_use"] for one in told if "peak_bytes_in_use" in one), default=None)
 
 
-__all__ = ["adapt", "describe", "device_memory", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "device_memory", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

@@ -79,6 +79,8 @@ class Engine(Protocol):
     def evaluate(self, problem: Problem, training: Training, split: str) -> Metrics:
         """Loss (nats) and error rate on a whole split, deterministic forward with running averages."""
 
+    # An engine that can share its batches over several devices has a module `devices` too: see processes.py.
+
     def describe(self) -> dict[str, Any]:
         """Versions and devices, for env.json."""
 

@@ -43,6 +43,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hypertrail_data import DataError
+
 from . import lock, stopping
 from .arrays import write_atomic
 from .errors import NO_ROOM, UsageError
@@ -156,13 +158,16 @@ class Run:
             return
         sweep(self.path)
         mend(self.path / LOG)
+        if (
+            more or (self.path / FAILED).is_file()
+        ):  # another training now, or one that may have gone wrong before its middle
+            (self.path / TRAINING).unlink(missing_ok=True)
         before = self._lock.took_over
         if before is not None:
             self.log(f"the last writer, {before}, is gone without a word")
         failed = self.path / FAILED
         if failed.is_file():
             self.log(f"tried again after: {failed.read_text(encoding='utf-8').strip()}")
-            (self.path / TRAINING).unlink(missing_ok=True)  # its middle may be where it went wrong
             failed.unlink()
         if more:
             self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))
@@ -318,17 +323,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
+    if not ({"experiment", "hash", "config"} <= set(record) and isinstance(record["config"], dict)):
+        raise DataError(f"{path} is damaged: it has no experiment, hash or config; put the original there")
+    return record
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or {} where a run was stopped before it was written."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON file, or {} where a run was stopped before it was written. DataError where it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as damage:
+        raise DataError(f"{path} is damaged ({damage}); put the original there") from damage
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is damaged: expected an object in JSON; put the original there")
+    return record
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
-    return [json.loads(line) for line in whole_lines(folder / METRICS)]
+    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out. DataError where another one is damaged."""
+    path = folder / METRICS
+    lines = [json.loads(line) for line in whole_lines(path)]
+    there = path.read_bytes().count(b"\n") if path.is_file() else 0
+    if len(lines) < there - 1 or not all(isinstance(line, dict) for line in lines):
+        raise DataError(f"{path} is damaged in line {len(lines) + 1} of {there}; run it again, or cut it off there")
+    return lines
 
 
 def status(folder: Path) -> str:

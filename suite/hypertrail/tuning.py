@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hypertrail_data import DataError
 
 from . import arrays, diagnostics, memory, outer, stopping
 from .engines import SPLITS, Engine
@@ -276,7 +277,7 @@ def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
 
 def covers(folder: Path, step: int) -> bool:
     """Whether a stored trajectory holds the states 0 … step − 1."""
-    from hypertrail_data import DataError, StoredTrajectory
+    from hypertrail_data import StoredTrajectory
 
     try:
         with StoredTrajectory.open(folder) as trajectory:
@@ -289,7 +290,7 @@ def state_of(run: Run, k: int) -> Start | None:
     """The state before meta-iteration k; None where it is not there or not whole."""
     try:
         return Start(k, *arrays.load_state(run.state(k)))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UsageError, DataError, OSError, KeyError):
         return None
 
 
@@ -324,8 +325,7 @@ def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int
             report(k, name, done, total)
         stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
-    if report is not None:
-        report(k, name, 0, total)
+    progress(0, total)
     return progress
 
 

@@ -188,4 +188,5 @@ def test_the_compiled_engine_goes_on_to_the_same_bits(tmp_path):
             process.send_signal(number)
         assert process.returncode in (75 if number != signal.SIGKILL else -number, 0)
     assert call(words["run"], env=environment).returncode == 0
+    assert "the training goes on at step " in (folder / "log.txt").read_text()
     assert plain(folder) == plain(tmp_path / "whole")
