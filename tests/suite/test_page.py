@@ -15,8 +15,9 @@ from PIL import Image
 
 from hypertrail import UsageError, cli, report, runs
 from hypertrail.errors import NumericalFailure
+from hypertrail.page import disk
 from hypertrail.report import write_folder, write_report
-from hypertrail.view import differing, letters, views
+from hypertrail.view import View, differing, letters, views
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -148,6 +149,22 @@ def test_what_an_experiment_cannot_show_yet_is_said(four, monkeypatch):
     assert "Nothing to show of a run that is unfinished (FileNotFoundError: " in section.text
     with pytest.raises(FileNotFoundError):
         report.sections_so_far(shown[0])
+
+
+def test_bytes_on_the_disk_add_up(tmp_path):
+    """Of files and folders; the small ones in one row, and what only tells of the run not at all."""
+    for i in range(11):
+        (tmp_path / f"part-{i:02}").write_bytes(bytes(100 * (i + 1)))
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / "0000.npz").write_bytes(bytes(5000))
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "metrics.png").write_bytes(bytes(10**6))
+    (tmp_path / "log.txt").write_bytes(bytes(10**6))
+    cells = [re.findall("<td>(.*?)</td>", row) for row in disk([View(tmp_path)]).splitlines() if "<td>" in row]
+    assert cells[0] == ["states", "4.9 KiB"]
+    assert cells[1] == ["part-10", "1.1 KiB"]
+    assert cells[-2:] == [["4 others", "1,000 B"], ["in all", f"{11600 / 1024:.1f} KiB"]]
+    assert len(cells) == 8 + 2
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
