@@ -127,6 +127,6 @@ def test_descent_along_the_tangent_of_the_update(quadratic, monkeypatch):
 
 def test_osgm_stops_where_a_trial_step_overflows(quadratic):
     """Before, P became NaN for good, every later step was refused, and w stood still without a word."""
-    problem = quadratic(LearningRate("network", 1e200, bounds=(1e-3, 1e201)), Dynamics("damped", 0.4, 0.0), 4)
+    problem = quadratic(LearningRate("network", 1e308, bounds=(1e-3, 1e308)), Dynamics("damped", 0.4, 0.0), 4)
     with pytest.raises(NumericalFailure, match="hypergradient is not finite at step 1"):
         run(problem, OSGM(block=4))
