@@ -30,4 +30,12 @@ def describe() -> dict[str, Any]:
     }
 
 
-__all__ = ["adapt", "describe", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+def device_memory() -> int | None:
+    """Most bytes that the fullest device has held at once so far; None on a processor, which does not tell."""
+    import jax
+
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((one["peak_bytes_in_use"] for one in told if "peak_bytes_in_use" in one), default=None)
+
+
+__all__ = ["adapt", "describe", "device_memory", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

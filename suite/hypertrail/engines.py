@@ -84,6 +84,9 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Versions and devices, for env.json."""
 
+    def device_memory(self) -> int | None:
+        """Most bytes of its own memory that a device has held at once so far; None where it has none, or does not tell."""
+
 
 def load(name: str) -> Engine:
     """The engine called 'cpu' or 'gpu'. UsageError for another name or for a missing dependency (which it names)."""

@@ -125,7 +125,7 @@ class PeriodicRule(Rule):
 def shared(one: Hyperparameter, terms: dict[str, Array]) -> dict[str, Array]:
     """Σ over what shares a value: {parameter name: its full shape} → {key: shape of the held array}."""
     if one.level == NETWORK:
-        return {NETWORK: sum(jnp.sum(d) for d in terms.values())}
+        return {NETWORK: sum(jnp.sum(d.sum(axis=-1)) for d in terms.values())}  # rows first: quicker on a processor
     sums = {"layer": jnp.sum, "unit": lambda d: d.sum(axis=tuple(range(d.ndim - 1))), "parameter": lambda d: d}
     return {name: sums[one.level](d) for name, d in terms.items()}
 
