@@ -14,7 +14,7 @@ from hypertrail import DrMAD, Dynamics, Exact, Forward, NumericalFailure, Trunca
 from hypertrail_gpu import many
 
 TOLERANCE = 1e-10
-SEEDS = (3, 4, 5)
+SEEDS = (3, 4)
 
 
 def moved(problem, S):
@@ -57,7 +57,7 @@ def compare(problems, hypers, methods, relative, splits=("test",)):
 
 
 def test_seeds_and_settings(make, relative):
-    problems = many.seeds(make("mlp", "penalties", steps=40), SEEDS[:2])  # dropout: the masks differ with the seed
+    problems = many.seeds(make("mlp", "penalties", steps=40), SEEDS)  # dropout: the masks differ with the seed
     compare(problems, moved(problems[0], 2), [Exact()], relative)
 
 
@@ -116,17 +116,21 @@ def test_failure_names_the_run(make):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "declared"), [("lenet", "everything"), ("densenet", "penalties"), ("mlp", "per-step")]
+    ("network", "declared", "methods"),
+    [
+        ("lenet", "everything", [Exact(), DrMAD("C1"), DrMAD("C4")]),
+        ("densenet", "penalties", [Exact()]),
+        ("mlp", "per-step", [Exact(), Truncated(3), DrMAD("C2")]),
+    ],
 )
-def test_every_network_and_kind(make, relative, network, declared):
+def test_every_network_and_kind(make, relative, network, declared, methods):
     problems = many.seeds(make(network, declared), SEEDS)
-    methods = [Exact(), Truncated(3), DrMAD("C1"), DrMAD("C2")] + [DrMAD("C4")] * (declared != "per-step")
-    compare(problems, moved(problems[0], len(SEEDS)), methods, relative, ("train", "test"))
+    compare(problems, moved(problems[0], 2), methods, relative, ("train", "test"))
 
 
 @pytest.mark.slow
 def test_splits_of_their_own(make, relative):
-    problem = make("lenet", "penalties")
+    problem = make("mlp", "penalties")
     digits = hypertrail_data.load("digits")
     problems = [
         problem.with_(
@@ -136,4 +140,4 @@ def test_splits_of_their_own(make, relative):
         )
         for s in SEEDS
     ]
-    compare(problems, moved(problem, len(SEEDS)), [Exact(), DrMAD("C3")], relative, ("train", "test"))
+    compare(problems, moved(problem, 2), [Exact(), DrMAD("C3")], relative, ("train", "test"))
