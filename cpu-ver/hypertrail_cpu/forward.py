@@ -3,7 +3,7 @@
     Z_{t+1} = A_t Z_t + B_t,   Z_0 = ∂(w_0, v_0)/∂λ,   df/dλ = ∇f(w_T) Z_T + ∂f/∂λ
 
 A_t, B_t: derivatives of step t with respect to the state (w, v) and to λ; Z_0 is 0 but for an initial scale. One column of Z
-per scalar hyperparameter: a dot marks what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, equation 8 and
+per scalar hyperparameter: a dot marks what it holds. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 3.2 and
 algorithm 2. float64.
 """
 

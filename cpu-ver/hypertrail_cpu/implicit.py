@@ -3,7 +3,7 @@
     ∇_w L(w*, λ) = 0   ⇒   df/dλ = ∂f/∂λ − (∂²L/∂λ∂w)ᵀ p,   (H + damping) p = ∇f(w*)
 
 L is ONE function here: the loss on the whole training split as one batch, dropout off, batch norm with the statistics of that
-split, penalties included. Sources: Bengio 2000, section 3; Lorraine, Vicol, Duvenaud 2020, theorem 1 and algorithm 3
+split, penalties included. Sources: Bengio 2000; Lorraine, Vicol, Duvenaud 2020, theorem 1 and algorithm 3
 (Neumann); conjugate gradients: Hestenes, Stiefel 1952. POOR where w_T is not a minimum of L: see `gradient_norm` in the
 diagnostics, ‖∇L(w_T)‖, which should be 0.
 """

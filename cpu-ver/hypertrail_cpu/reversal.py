@@ -1,6 +1,6 @@
 """Exact reversal: a training run in int64 fixed point, every step of which can be undone to the bit. No gradients in here.
 
-Maclaurin, Duvenaud, Adams 2015, section 3 and algorithm 3, with the numbers of their code (`exact_rep.py`):
+Maclaurin, Duvenaud, Adams 2015, section 2.3 and algorithm 3, with the numbers of their code (`exact_rep.py`):
 
     value = i / 2^52, |value| < 2048: leaving that range raises. Floats become integers by truncation toward zero, so that what
     was added can be taken away again. γ becomes a fraction n/d, d = 2^16. Multiplying by it loses the digits i mod d; they go

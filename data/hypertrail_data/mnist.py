@@ -90,10 +90,10 @@ def _find(place: Path, files: tuple[IdxFile, ...]) -> list[Path]:
 def _assemble(paths: list[Path], files: tuple[IdxFile, ...]) -> Dataset:
     train_x, train_y, test_x, test_y = (_read(path, file) for path, file in zip(paths, files, strict=True))
     for x, y, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
-        if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or y.max() > 9:
+        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(y) or y.max() > 9:
             raise DataError(
                 f"{path} and the images beside it do not fit together: images {x.shape}, labels {y.shape}, largest label "
-                f"{y.max()}; expected (N, 28, 28), (N,), at most 9: put the originals there"
+                f"{y.max(initial=0)}; expected (N, 28, 28), (N,), at most 9: put the originals there"
             )
     x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
     return Dataset("mnist", x[..., None], y.astype(np.int32), classes=10, official_test=len(test_y))

@@ -31,7 +31,7 @@ def damped(w: Array, v: Array, g: Array, alpha: Array, gamma: Array) -> tuple[Ar
 
 
 def heavy_ball(w: Array, v: Array, g: Array, eta: Array, mu: Array) -> tuple[Array, Array]:
-    """Heavy ball (Polyak 1964; Franceschi et al. 2017, equation 12).
+    """Heavy ball (Polyak 1964).
 
         v ← μ v + g
         w ← w − η v

@@ -3,7 +3,7 @@
     Z_0 = ∂(w_0, v_0)/∂λ (0 but for an initial scale),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
 
 with A_t = ∂(step)/∂(w, v) and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse
-gradient-based hyperparameter optimization", ICML 2017, equation 8 and algorithm 2.
+gradient-based hyperparameter optimization", ICML 2017, section 3.2 and algorithm 2.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def forward_mode(
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
         if problem.declared("initial_scale"):
             Z = (
-                programs.program("forward mode at w_0", lambda: jax.jit(jax.vmap(problem.scaled, (None, 0))))(
+                programs.program("forward mode at w_0", lambda: programs.jit(jax.vmap(problem.scaled, (None, 0))))(
                     problem.initial_weights(), columns
                 ),
                 Z[1],
             )
-        advance = programs.program("forward mode", lambda: jax.jit(chunk(programs)))
+        advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
             (w, v, Z), sizes = advance((w, v, Z), values, columns, programs.train_data, programs.steps(start, stop))

@@ -6,6 +6,7 @@ This is the core that the engine runs on its problems, and the public face for p
     run = train(inner, w0, v0, hyper, batches)        # batches: a pytree with a leading axis of T steps
     result = hypergradient(inner, hyper_loss, run, hyper, batches)
     result.hyper                                      # d hyper_loss(w_T, hyper) / d hyper, exact
+    slopes(inner, hyper_loss, w0, v0, hyper, batches) # is it right? beside differences of whole trainings
 
 `step` and `reverse_step` are mirror images: what the first computes from (w, v), the second undoes for (dw, dv).
 """
@@ -19,7 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from hypertrail.errors import UsageError
+from hypertrail.verify import LEVELS, START, derivative
 
 Tree = Any
 
@@ -59,7 +64,7 @@ def reverse_step(
         u, dw, dv, dλ ← adjoint of update            (u: cotangent of g)
         dw += (∂²L/∂w²) u,   dλ += (∂²L/∂λ∂w)ᵀ u
 
-    Cost: one gradient with its HVP. Source: Maclaurin et al. 2015, algorithm 2; Franceschi et al. 2017, equation 7.
+    Cost: one gradient with its HVP. Source: Maclaurin et al. 2015, algorithm 2; Franceschi et al. 2017, algorithm 1.
     """
     g, tangent = linearise(inner, w, hyper, batch, t)
     return pull(inner, w, v, g, tangent, hyper, t, dw, dv)
@@ -116,7 +121,7 @@ def filled(tree: Tree, moving: Tree) -> Tree:
 
 
 class Run(NamedTuple):
-    """w, v: the state after T steps; losses: (T,); w_path, v_path: the states w_0 … w_{T−1}, v_0 … v_{T−1}, stacked."""
+    """w, v: the state after T steps; losses: (T,); w_path, v_path: the states before step 0, every, 2 every, …, stacked."""
 
     w: Tree
     v: Tree
@@ -135,38 +140,102 @@ class Result(NamedTuple):
     v0: Tree
 
 
-@partial(jax.jit, static_argnums=0)
-def train(inner: Inner, w0: Tree, v0: Tree, hyper: Tree, batches: Tree) -> Run:
+@partial(jax.jit, static_argnums=0, static_argnames="every")
+def train(inner: Inner, w0: Tree, v0: Tree, hyper: Tree, batches: Tree, *, every: int = 1) -> Run:
     """T elementary steps in one compiled scan, T the length of the leading axis of `batches`.
 
-    Cost: T gradients; memory: T states. Compiles once for each `inner` (keep the object) and set of shapes.
+    every: keep the state of each so many steps only, the reverse pass computes the others again: T/every + every states in
+    place of T, for one more training; √T is the least. Raises UsageError where it does not divide T.
+    Cost: T gradients; memory: T/every states. Compiles once for each `inner` (keep the object), `every` and set of shapes.
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = length(batches)
+    if every < 1 or steps % every:
+        raise UsageError(f"train: a state every {every} steps, expected a divisor of the {steps} steps")
 
     def forward(state: tuple, x: tuple) -> tuple:
-        (w, v), (batch, t) = state, x
-        w_next, v_next, loss, _ = step(inner, w, v, hyper, batch, t)
-        return (w_next, v_next), (loss, w, v)
+        w, v, loss, _ = step(inner, *state, hyper, *x)
+        return (w, v), loss
 
-    (w, v), (losses, w_path, v_path) = lax.scan(forward, (w0, v0), (batches, jnp.arange(steps)))
-    return Run(w, v, losses, w_path, v_path)
+    def stretch(state: tuple, xs: tuple) -> tuple:
+        after, losses = lax.scan(forward, state, xs) if every > 1 else forward(state, xs)
+        return after, (losses, state)
+
+    (w, v), (losses, (w_path, v_path)) = lax.scan(stretch, (w0, v0), stretches((batches, jnp.arange(steps)), every))
+    return Run(w, v, losses.reshape(steps), w_path, v_path)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def hypergradient(inner: Inner, hyper_loss: Callable[..., Any], run: Run, hyper: Tree, batches: Tree) -> Result:
-    """Exact gradient of hyper_loss(w_T, hyper) through all T steps, by the stored states of `run`.
+    """Exact gradient of hyper_loss(w_T, hyper) through all T steps, by the kept states of `run`.
 
-    Cost: T gradients with their HVPs, one gradient of the hyper loss. Equal to `jax.grad` through the unrolled loop.
+    Cost: T gradients with their HVPs, one gradient of the hyper loss; T gradients more where `run` kept a state every so many
+    steps. Equal to `jax.grad` through the unrolled loop.
     """
-    steps = jax.tree.leaves(batches)[0].shape[0]
+    steps = length(batches)
+    every = steps // length((run.w_path, run.v_path))
     value, (dw, dhyper) = jax.value_and_grad(hyper_loss, argnums=(0, 1))(run.w, hyper)
 
     def backward(adjoint: tuple, x: tuple) -> tuple:
-        (dw, dv, dhyper), (batch, t, w, v) = adjoint, x
+        (dw, dv, dhyper), ((batch, t), (w, v)) = adjoint, x
         dw, dv, more = reverse_step(inner, w, v, hyper, batch, t, dw, dv)
         return (dw, dv, add(dhyper, more)), None
 
+    def again(state: tuple, x: tuple) -> tuple:
+        return step(inner, *state, hyper, *x)[:2], state
+
+    def stretch(adjoint: tuple, x: tuple) -> tuple:
+        xs, state = x
+        _, states = lax.scan(again, state, xs)
+        return lax.scan(backward, adjoint, (xs, states), reverse=True)
+
     start = (dw, zeros(floats(run.v)), dhyper)
-    path = (batches, jnp.arange(steps), run.w_path, run.v_path)
-    (dw, dv, dhyper), _ = lax.scan(backward, start, path, reverse=True)
+    path = (stretches((batches, jnp.arange(steps)), every), (run.w_path, run.v_path))
+    (dw, dv, dhyper), _ = lax.scan(stretch if every > 1 else backward, start, path, reverse=True)
     return Result(value, dhyper, dw, dv)
+
+
+def length(tree: Tree) -> int:
+    """Of the leading axis."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def stretches(tree: Tree, every: int) -> Tree:
+    """(T, …) → (T/every, every, …); every = 1: as it is."""
+    return tree if every == 1 else jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), tree)
+
+
+class Slopes(NamedTuple):
+    """The derivative of the hyper loss along one direction: by the hypergradient, and by differences of whole trainings."""
+
+    hypergradient: float
+    differences: float
+
+
+def slopes(
+    inner: Inner, hyper_loss: Callable[..., Any], w0: Tree, v0: Tree, hyper: Tree, batches: Tree, seed: int = 0
+) -> Slopes:
+    """Is the hypergradient right? Its slope along a random direction d beside the differences of whole trainings.
+
+        d: ±1 for each number of λ;   ⟨df/dλ, d⟩   and   (f(λ + ε d) − f(λ − ε d)) / 2ε,  extrapolated to ε = 0
+
+    In float64, whatever the arrays are: the two agree to 1e-6 of the larger where the loss is smooth. They do not where the
+    functions have kinks (relu), cast to float32 themselves, or where a tree of `batches` or `w0` holds what λ should reach.
+    v0 counts as a constant. Cost: one hypergradient, up to 16 trainings, and the compilation of both for float64.
+    """
+    with jax.enable_x64(True):
+        w0, v0, hyper, batches = jax.tree.map(doubled, (w0, v0, hyper, batches))
+        rng = np.random.default_rng(seed)
+        signs = jax.tree.map(lambda u: jnp.asarray(rng.choice([-1.0, 1.0], size=u.shape)), hyper)
+
+        def f(epsilon: float) -> float:
+            moved = jax.tree.map(lambda u, d: u + epsilon * d, hyper, signs)
+            return float(hyper_loss(train(inner, w0, v0, moved, batches).w, moved))
+
+        gradient = hypergradient(inner, hyper_loss, train(inner, w0, v0, hyper, batches), hyper, batches).hyper
+        slope = float(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, signs))))
+        return Slopes(slope, derivative(f, START, LEVELS, abs(slope) * 1e-7))
+
+
+def doubled(leaf: Any) -> Any:
+    """The same numbers in float64; what is not floating point (indices, keys) as it is."""
+    return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf

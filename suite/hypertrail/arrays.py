@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hypertrail_data import DataError
 
 from .errors import UsageError
 from .hyperparameters import Hyper
@@ -36,17 +40,20 @@ def save(path: Path, nested: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, nested again. UsageError where the file is missing."""
+    """What `save` wrote, nested again. UsageError where the file is missing, DataError where it is damaged."""
     if not path.is_file():
         raise UsageError(f"{path} is not there; is this the folder of a run?")
     nested: dict[str, Any] = {}
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        for name in archive.files:
-            *front, last = name.split(SEPARATOR)
-            inner = nested
-            for key in front:
-                inner = inner.setdefault(key, {})
-            inner[last] = archive[name]
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in archive.files:
+                *front, last = name.split(SEPARATOR)
+                inner = nested
+                for key in front:
+                    inner = inner.setdefault(key, {})
+                inner[last] = archive[name]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as damage:
+        raise DataError(f"{path} is damaged ({damage}); run it again") from damage
     return nested
 
 

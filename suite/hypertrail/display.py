@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +19,31 @@ from .sections import Section
 from .tuning import MetaIteration
 
 
+class Screen(Console):
+    """A console whose reader may go away (`hypertrail run … | head -1`) or never have been there: work goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.gone()
+
+    def gone(self) -> None:
+        """Say nothing more; what Python would still write at its end goes nowhere."""
+        self.quiet = True
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def print(self, *what: Any, **how: Any) -> None:
+        try:
+            super().print(*what, **how)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk behind it can still be caught
+        except OSError:
+            self.gone()
+
+
 def console() -> Console:
     """The screen; 120 columns where there is none, so that tables in log files are whole."""
-    out = Console(highlight=False, soft_wrap=True)
-    return out if out.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+    out = Screen(highlight=False, soft_wrap=True)
+    return out if out.is_terminal else Screen(highlight=False, soft_wrap=True, width=120)
 
 
 class Voice:
@@ -151,7 +174,6 @@ def show_end(voice: Voice, lines: Sequence[dict[str, Any]], sections: Sequence[S
     if lines:
         voice.say(seconds_line(lines))
     voice.say(f"report: {report}")
-    sys.stdout.flush()
 
 
 def show_table(voice: Voice, one: Table) -> None:

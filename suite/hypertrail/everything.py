@@ -18,6 +18,7 @@ from typing import Any, Literal
 from . import diagnostics
 from .engines import Engine, load
 from .errors import UsageError, VerificationFailure
+from .experiments._common import at_least
 from .hyperparameters import (
     L1,
     L2,
@@ -193,6 +194,9 @@ class Options:
     """One group of hyperparameters, or all."""
     seed: int = 0
     """For split, first weights, batches, dropout and the directions of the finite differences."""
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
 
 
 def main(options: Any) -> int:

@@ -258,7 +258,7 @@ class TrainingInput(OfExamples):
 
     init: None, the images of the train split as they are; a number, that in every pixel (0.0: blank). The labels stay. Hyper loss
     and the metrics of the other splits see their own images, the metrics on train see the learned ones.
-    Source: Maclaurin et al. 2015, section 4.3 (learned training data: ten images, one for each class).
+    Source: Maclaurin et al. 2015, section 3.3 (learned training data: ten images, one for each class).
     """
 
     level: str = "pixel"
@@ -292,7 +292,7 @@ class Noise(Hyperparameter):
     """σ of the Gaussian noise that a network's noise layers add in training, on the input or on hidden units; u = ln σ.
 
     It acts through the elementary loss alone: hyper loss and metrics are without noise. Levels: one σ for the network, for each
-    noise layer, for each of its units (channels), for each of its elements. Source: Luketina et al. 2016, section 3.
+    noise layer, for each of its units (channels), for each of its elements. Source: Luketina et al. 2016.
     """
 
     level: str = "layer"

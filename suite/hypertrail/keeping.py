@@ -60,7 +60,7 @@ class Last:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 3).
+    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 2.3).
 
     unbounded: keep the lost digits in one integer of any length per number, as in the paper ("50 times slower"; the reference
     engine only), instead of int64 buffers that are put aside whenever they are full. The numbers are the same.

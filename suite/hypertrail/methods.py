@@ -96,7 +96,7 @@ class FloatReversed:
 
 @dataclass(frozen=True)
 class Forward:
-    """Forward mode (Franceschi et al. 2017, equation 8): Z ← A Z + B beside the training, one column per hyperparameter.
+    """Forward mode (Franceschi et al. 2017, algorithm 2): Z ← A Z + B beside the training, one column per hyperparameter.
 
     Exact, equal to Exact to rounding. Cost: T · m tangents (each about 2 gradients), memory: m states; right for a few dozen
     hyperparameters, refused above `most`. Nothing of the trajectory is kept. Trains the run again by itself.
@@ -159,7 +159,7 @@ def parse_method(word: str) -> Method:
     if word.startswith("drmad-"):
         completion = word.removeprefix("drmad-")
         return DrMAD(completion.removesuffix(FIRST), first_batches=completion.endswith(FIRST))
-    if word.startswith("truncated-") and word.removeprefix("truncated-").isdigit():
+    if word.startswith("truncated-") and word.removeprefix("truncated-").isdecimal():
         return Truncated(int(word.removeprefix("truncated-")))
     known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}"]
     raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")

@@ -174,7 +174,8 @@ class T1T2(Periodic):
     skip: False stops the run at a hypergradient that is not finite.
     Cost: M gradients every `every` steps; noise needs one product with the data's Hessian, L2 and L1 do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
-    small. Source: Luketina, Berglund, Greff, Raiko 2016, equations 6 to 8; published overhead about 30 %.
+    small. Source: Luketina, Berglund, Greff, Raiko 2016, "Proposed method"; published overhead about 30 %. Their released code
+    moves every 10th step, batches of 128 on both sides, λ ← max(0, λ − …) as here; it has neither the clipping nor the skipping.
     """
 
     outer: Rule = field(default_factory=lambda: Adam(0.001))
@@ -203,12 +204,14 @@ class HypergradientDescent(Online):
         w ← one elementary step with the NEW α
 
     Sums and norms run over all that shares one α (the whole network at level 'network') and come BEFORE the move; the released
-    AdamHD of the authors moves α tensor by tensor. The first step moves nothing. α stays within the declaration's bounds.
+    AdamHD of the authors sums within one tensor and moves the common α after each. The first step moves nothing. α stays within
+    the declaration's bounds; the released code has none.
     beta: published 1e-3 for SGD and Nesterov, 1e-7 for Adam (additive; α₀ = 1e-3, batch 128). Additive β has the units of
     α² over loss: multiply the loss by c and β must be divided by c³ (α₀ by c). The multiplicative rule does not care.
     Other declared hyperparameters stay where they are. Cost: no gradient; one direction in memory, two passes over it.
     POOR with noisy batches: E[g_t g_{t−1}] is small against its noise; α follows short-term gains and ends too low
-    (Wu, Ren, Liao, Grosse 2018: short-horizon bias). Source: Baydin, Cornish, Rubio, Schmidt, Wood 2018, algorithms 4 to 6.
+    (Wu, Ren, Liao, Grosse 2018: short-horizon bias). Source: Baydin, Cornish, Rubio, Schmidt, Wood 2018: SGD-HD, SGDN-HD, Adam-HD
+    and the multiplicative rule; their released code for the settings and for what is published (experiment hd-mnist).
     """
 
     rule: str = "additive"
@@ -239,7 +242,9 @@ class Almeida(Online):
     k: how fast p moves (relative, per step). average: γ. v begins at 0, which makes the first moves large (up to
     k/(1−γ)). Needs LearningRate(level="parameter"). Cost: no gradient; two vectors in memory.
     POOR: as hypergradient descent, parameter by parameter, so with even less signal in the noise.
-    Source: Almeida, Langlois, Amaral, Plakhov 1998; reference online.md, section 2. k and γ are ours.
+    Source: Almeida, Langlois, Amaral, Plakhov 1998, "Parameter adaptation in stochastic optimization" (equation 4.6, as HLearn
+    cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); the floor: reference
+    online.md, section 2.
     """
 
     k: float = 0.01
@@ -271,7 +276,8 @@ class MARTHE(Periodic):
     restart: Z ← 0 after each move ("warm restart" of Z; w and v go on). most: more hyperparameters are refused.
     h is the exact derivative only while λ has been constant, and μ = 1: later Z mixes what former λ did.
     Cost: one gradient and m tangents (2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
-    dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE), equation 8.
+    dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE). Their released code (AdaTune)
+    has the same two ends, and rules for μ and for the outer step of their own, which are left out here.
     """
 
     mu: float = 0.9
@@ -299,7 +305,8 @@ class RTHO(MARTHE):
 
     Exact only while λ has been constant: afterwards Z holds derivatives of a trajectory that no single λ would have made.
     restart=True sets Z (not s) to 0 after each move, which makes h the exact derivative over the last Δ steps.
-    Cost and memory as MARTHE. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 3.3.
+    Cost and memory as MARTHE. Source: Franceschi, Donini, Frasconi, Pontil 2017, on real-time updates by the forward mode; in
+    their released code (RFHO): the forward mode, initialised once, a move after every hyper batch, values kept positive.
     """
 
     mu: float = 1.0
@@ -320,13 +327,15 @@ class OSGM(Online):
 
         x⁺ = x − P g,   g = ∇f(x),   g⁺ = ∇f(x⁺)                (f: the loss on this batch, for both)
         h  = −g⁺ ⊙ g / ‖g‖²
-        G ← G + h²,   P ← clip(P − η h / √(G + ε))              AdaGrad
+        G ← G + h²,   P ← clip(P − η h / (√G + ε))              AdaGrad
         x ← x⁺ only if f(x⁺) < f(x)                             null step
 
     learning_rate: η, in units of α. SGD only (momentum 0); LearningRate of any level, sums over what shares an α.
     Cost: 2 gradients a step (deterministic f would give g for the next step for nothing; minibatches do not).
     POOR with small batches: the null step then compares noise with itself, it accepts what overfits the batch.
-    Source: Gao, Chu, Ye, Udell 2025 (OSGM; HDM); reference online.md, section 2. η and ε are ours.
+    Source: Chu, Gao, Ye, Udell 2025 ("Provable and practical online learning rate adaptation with hypergradient descent": HDM,
+    null step, AdaGrad) and Gao, Chu, Ye, Udell 2025 ("Gradient methods with online scaling": OSGM). ε and the place of it are
+    those of their released code, which starts from P = 0 and adds momentum and a curvature estimate that are left out. η is ours.
     """
 
     learning_rate: float = 0.01
@@ -354,11 +363,12 @@ class Clarke(Periodic):
         h = Σ_{j ≤ terms} ∇f(w) Aʲ B + ∂f/∂λ        (→ ∇f (1 − A)⁻¹ B: the fixed point of Φ)
         λ ← clip(λ − outer(h))                      every `every` steps
 
-    terms: look-back distance (0: one step, as T1–T2 but for every kind). Learning rates have a gradient here, other than in
-    implicit differentiation of L: Φ contains them.
+    terms: look-back distance (0: one step, as T1–T2 but for every kind); their released code counts from 1 and takes A and B
+    before the last step, ∇f after it. Learning rates have a gradient here, other than in implicit differentiation of L: Φ
+    contains them.
     Cost: M gradients and one gradient with 1 + terms HVPs every `every` steps; published 2 to 3 times plain training.
     POOR far from a fixed point, where ∇f Aʲ B is not what the steps to come will do; directions of curvature below 1/(α terms)
-    are cut short. Source: Clarke, Oldewage, Hernández-Lobato 2022, equation 6 and algorithm 1.
+    are cut short. Source: Clarke, Oldewage, Hernández-Lobato 2022, equation 6.
     """
 
     terms: int = 5

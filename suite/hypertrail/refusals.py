@@ -1,7 +1,7 @@
 """Combinations that cannot work, refused with the reason and the way out, before anything is computed.
 
 `refuse_plan` is asked before the training run, `refuse` once more before the reverse pass, where the run may be another
-one than was planned. What is accepted here is what `hypertrail verify --everything` walks through.
+one than was planned. What is accepted here is what `hypertrail verify everything` walks through.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypertrail import UsageError
 from hypertrail_gpu import functional
 
 STEPS = 9
@@ -68,3 +69,51 @@ def test_loss_without_aux(case):
         b = functional.hypergradient(plain, hyper_loss, functional.train(plain, w0, v0, hyper, batches), hyper, batches)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_states_computed_again_are_the_same(case):
+    """A state every third step: a third of the states is kept, and the hypergradient does not notice."""
+    inner, w0, v0, hyper, batches = case
+    with jax.enable_x64(True):
+        every = functional.train(inner, w0, v0, hyper, batches)
+        third = functional.train(inner, w0, v0, hyper, batches, every=3)
+        assert jax.tree.map(jnp.shape, third.w_path) == jax.tree.map(lambda a: (STEPS // 3, *a.shape), w0)
+        for ours, all_of_them in zip(jax.tree.leaves(third[3:]), jax.tree.leaves(every[3:]), strict=True):
+            np.testing.assert_allclose(ours, all_of_them[::3], rtol=1e-14)
+        a, b = (functional.hypergradient(inner, hyper_loss, run, hyper, batches) for run in (every, third))
+        np.testing.assert_allclose(every.losses, third.losses, rtol=1e-14)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-15)
+    with pytest.raises(UsageError, match="every 2 steps, expected a divisor of the 9 steps"):
+        functional.train(inner, w0, v0, hyper, batches, every=2)
+
+
+def test_slopes_tell_a_right_hypergradient_from_a_wrong_one(case):
+    inner, w0, v0, hyper, batches = case
+    single = jax.tree.map(lambda a: np.asarray(a, np.float32), (w0, v0, hyper, batches))  # what most models come in
+    right = functional.slopes(inner, hyper_loss, *single)
+    assert right.hypergradient == pytest.approx(right.differences, rel=1e-8)
+
+    signs = np.random.default_rng(0).choice(
+        [-1.0, 1.0], size=4
+    )  # gain, l2, logit, rate: one number each, in this order
+    with jax.enable_x64(True):
+        w0, v0, hyper, batches = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), single)
+        run = functional.train(inner, w0, v0, hyper, batches)
+        h = functional.hypergradient(inner, hyper_loss, run, hyper, batches).hyper
+    assert right.hypergradient == pytest.approx(float(np.stack(jax.tree.leaves(h)) @ signs), rel=1e-12)
+
+    def deaf(w, hyper):  # to a part of λ that the differences do see
+        return hyper_loss(w, jax.lax.stop_gradient(hyper))
+
+    wrong = functional.slopes(inner, deaf, *single)
+    assert wrong.differences == pytest.approx(right.differences, rel=1e-8)
+    assert abs(wrong.hypergradient - right.hypergradient) == pytest.approx(2 * 0.1, rel=1e-6)  # d gain² / d gain
+
+
+def test_what_is_not_floating_point_keeps_its_dtype():
+    rows, key = np.arange(3, dtype=np.int32), jax.random.key(1)
+    assert functional.doubled(rows) is rows
+    assert functional.doubled(key) is key
+    with jax.enable_x64(True):
+        assert functional.doubled(np.float32(1.5)).dtype == jnp.float64

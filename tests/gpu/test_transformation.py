@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,14 +133,3 @@ def test_transformations_that_cannot_be_differentiated_are_told(case, make, mess
     w0, hyper, _ = case
     with jax.enable_x64(True), pytest.raises(UsageError, match=message):
         from_optax(make)[0](w0, hyper)
-
-
-def test_the_readme_runs(root):
-    """The code under "Bring your own model", in one go."""
-    text = (root / "gpu-ver" / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"## Bring your own model\n(.*?)\n## ", text, flags=re.S).group(1)
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", section, flags=re.S):
-        exec(block, names)
-    assert set(names["result"].hyper) == {"rate", "decay"}
-    assert all(float(jnp.abs(one)) > 0 for one in names["result"].hyper.values())

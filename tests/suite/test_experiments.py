@@ -19,6 +19,7 @@ from hypertrail.experiments import (
     adaptive_densenet,
     adaptive_digits,
     adaptive_mnist,
+    almeida_quadratic,
     ard_mnist,
     chaos,
     completions_mnist,
@@ -26,17 +27,31 @@ from hypertrail.experiments import (
     drmad_digits,
     drmad_mnist,
     drmad_vs_exact,
+    hd_mnist,
     interpolation,
     learned_data_mnist,
     rosenbrock,
+    rtho_mnist,
     schedules_mnist,
+    t1t2_mnist,
 )
 from hypertrail.hyperparameters import count
 from hypertrail_nets import count_params
 
 LOOPS = (ard_mnist, drmad_densenet, drmad_digits, drmad_mnist, learned_data_mnist, schedules_mnist)
 ADAPTIVE = (adaptive_densenet, adaptive_digits, adaptive_mnist)
-STUDIES = (*ADAPTIVE, chaos, completions_mnist, drmad_vs_exact, interpolation, rosenbrock)
+STUDIES = (
+    *ADAPTIVE,
+    almeida_quadratic,
+    chaos,
+    completions_mnist,
+    drmad_vs_exact,
+    hd_mnist,
+    interpolation,
+    rosenbrock,
+    rtho_mnist,
+    t1t2_mnist,
+)
 MODULES = sorted((*LOOPS, *STUDIES), key=lambda module: module.__name__)
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, engines, figures
-from ..errors import NumericalFailure
+from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import LearningRate
 from ..methods import Exact
 from ..problem import Dynamics, Problem
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 WINDOW = 20  # values over which agreement is judged
 PART = 20  # values that are kept together: what is lost at most when the study is stopped
+LARGEST = 16  # ln α; its bounds are 1e-7 and 1e7
 HALF = 0.5  # a hypergradient that is off by half is of no use
 
 
@@ -74,6 +75,9 @@ class Config(Study):
         super().__post_init__()
         at_least("values", self.values, 3)
         positive("high - low", self.high - self.low)
+        for name, value in (("low", self.low), ("high", self.high)):
+            if not abs(value) <= LARGEST:
+                raise UsageError(f"{name} {value:g}, expected -{LARGEST} … {LARGEST}: a logarithm of a learning rate")
 
 
 def problem(config: Config) -> Problem:
@@ -167,7 +171,7 @@ def parts(values: np.ndarray, losses: np.ndarray, slopes: np.ndarray) -> list[di
         h = slopes[1:-1][here]
         if not len(h):
             continue
-        finite = np.abs(h[np.isfinite(h)])
+        finite, slope = (np.abs(one[np.isfinite(one)]) for one in (h, differences(values, losses)[here]))
         inner = values[1:-1][here]
         out.append(
             {
@@ -178,7 +182,7 @@ def parts(values: np.ndarray, losses: np.ndarray, slopes: np.ndarray) -> list[di
                 "overflowed": int(len(h) - len(finite)),
                 "median_difference": float(np.median(off[here])),
                 "largest_hypergradient": float(finite.max()) if len(finite) else None,
-                "largest_slope": float(np.nanmax(np.abs(differences(values, losses)[here]))),
+                "largest_slope": float(slope.max()) if len(slope) else None,
             }
         )
     return out
@@ -235,8 +239,10 @@ def draw(curve: dict[str, np.ndarray], cut: float | None) -> Figure:
         axes.plot(values, change(slopes), color=figures.BLUE, linewidth=0.9, label="hypergradient, exact")
     near.set(title="Hypergradient", ylabel="d loss / d ln α")
     smooth = d[values[1:-1] < (np.inf if cut is None else cut)]
-    limit = 4 * float(np.quantile(np.abs(smooth if len(smooth) else d), 0.9))  # the smooth part is what can be read
-    near.set_ylim(-limit, limit)
+    seen = np.abs(smooth if np.isfinite(smooth).any() else d)
+    if np.isfinite(seen).any():  # the smooth part is what can be read
+        limit = 4 * float(np.nanquantile(seen, 0.9))
+        near.set_ylim(-limit, limit)
     near.legend(loc="lower left")
     size.set(title="Its size", yscale="log", ylabel="|d loss / d ln α|", xlabel="ln α")
     for axes in (loss, near, size) if cut is not None else ():

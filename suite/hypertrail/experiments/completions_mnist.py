@@ -32,12 +32,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, diagnostics, engines, figures, outer, stopping
+from ..engines import Progress
 from ..errors import NumericalFailure
 from ..hyperparameters import L2, Hyper, LearningRate
 from ..keeping import Checkpoints
 from ..methods import DrMAD, Exact, Method, parse_method
 from ..problem import Problem
 from ..records import Hypergradient, Training
+from ..refusals import refuse_plan
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
@@ -105,6 +107,20 @@ def problem(config: Config) -> Problem:
     )
 
 
+def ready(config: Config) -> None:
+    """Refuse data that are not there and methods that cannot go, before anything is computed."""
+    first = problem(config)
+    for T in config.lengths:
+        for method in map(parse_method, config.methods):
+            of_length = penalties_alone(first) if method == DrMAD("C0") else first
+            refuse_plan(of_length.with_(steps=T), method, Checkpoints())
+
+
+def penalties_alone(problem: Problem) -> Problem:
+    """The problem of the printed algorithm (C0), which knows no learning rates."""
+    return problem.with_(hyperparameters=(problem.hyperparameters[0],), dynamics=problem.dynamics)
+
+
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, first = engines.load(config.engine), built(problem, config)
     for T in config.lengths:
@@ -149,7 +165,7 @@ def compared(
 ) -> tuple[list[dict[str, Any]], Hypergradient]:
     """Meta-iteration k: a line for the exact hypergradient and one for each method, all of the same training run."""
     T = problem.steps
-    without_rates = problem.with_(hyperparameters=(problem.hyperparameters[0],), dynamics=problem.dynamics)
+    without_rates = penalties_alone(problem)
 
     def progress(done: int, total: int) -> None:
         voice.progress(f"T {T}, training {k}", done, total)
@@ -169,7 +185,7 @@ def compared(
             alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
             if method == DrMAD("C0") and not alone:
                 continue
-            found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact)
+            found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact, progress)
             lines.append({"steps": T, "update": k, "method": name} | found)
     return lines, exact
 
@@ -182,12 +198,18 @@ def ways(word: str, training: Training, few: Training) -> list[tuple[str, Method
 
 
 def ask(
-    engine: Any, problem: Problem, hyper: Hyper, training: Training, method: Method, exact: Hypergradient
+    engine: Any,
+    problem: Problem,
+    hyper: Hyper,
+    training: Training,
+    method: Method,
+    exact: Hypergradient,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What a method says of this training run, beside the exact hypergradient; or why it says nothing."""
     kinds = [h.kind for h in problem.hyperparameters]
     try:
-        result = engine.hypergradient(problem, {kind: hyper[kind] for kind in kinds}, training, method)
+        result = engine.hypergradient(problem, {kind: hyper[kind] for kind in kinds}, training, method, progress)
     except NumericalFailure as failure:
         return {"failed": str(failure)}
     truth = {kind: exact.gradient[kind] for kind in kinds}

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, figures, outer
-from ..errors import NumericalFailure
+from ..errors import NumericalFailure, UsageError
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Precision, Study
@@ -61,7 +61,13 @@ class Config(Study):
     outer_mass: float = 0.9
     """Mass of the outer damped momentum."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum == 0:
+            raise UsageError("momentum 0, expected more than 0: its logit is what moves")
 
+
+@np.errstate(all="ignore")  # what overflows is caught by name
 def study(config: Config, run: Run, voice: Voice) -> None:
     """u ← m u − (1−m) h,  λ ← λ + s u, on λ = (ln α_t, logit γ_t); a training before each update, and one after the last."""
     m, s = config.outer_mass, config.outer_rate
