@@ -164,5 +164,8 @@ class AutogradOps:
         z = logits - getval(logits).max(axis=-1, keepdims=True)
         return anp.log(anp.sum(anp.exp(z), axis=-1)) - z[np.arange(len(y)), y]
 
+    def drawn(self, x: Array) -> Array:
+        return x
+
 
 OPS = AutogradOps()

@@ -35,4 +35,12 @@ class He:
         return rng.normal(0.0, np.sqrt(2.0 / fan_in), shape)
 
 
-Initial = Constant | Normal | He
+@dataclass(frozen=True)
+class Uniform:
+    """U(−1/√fan_in, 1/√fan_in): PyTorch's default for weights and biases of dense layers."""
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
+        return rng.uniform(-1.0 / np.sqrt(fan_in), 1.0 / np.sqrt(fan_in), shape)
+
+
+Initial = Constant | Normal | He | Uniform

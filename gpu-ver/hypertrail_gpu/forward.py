@@ -55,12 +55,12 @@ def forward_mode(
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
         if problem.declared("initial_scale"):
             Z = (
-                programs.program("forward mode at w_0", lambda: jax.jit(jax.vmap(problem.scaled, (None, 0))))(
+                programs.program("forward mode at w_0", lambda: programs.jit(jax.vmap(problem.scaled, (None, 0))))(
                     problem.initial_weights(), columns
                 ),
                 Z[1],
             )
-        advance = programs.program("forward mode", lambda: jax.jit(chunk(programs)))
+        advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
             (w, v, Z), sizes = advance((w, v, Z), values, ways, programs.train_data, programs.steps(start, stop))

@@ -23,6 +23,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.records import Checkpointed
 from hypertrail_data import MemoryTrajectory, StoredTrajectory
 
+from . import devices
 from .compiled import Compiled
 
 Tree = Any
@@ -117,6 +118,12 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
         return Starts(keep.at(programs.problem.steps))
     if isinstance(keep, Last):
         return States(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
+    processes = devices.process()[1]
+    if processes > 1 and (keep == "auto" or isinstance(keep, Path)):
+        raise UsageError(
+            f"keep={str(keep)!r} with {processes} processes: one of them would have to hand every segment to the others; keep "
+            "'memory' (on each device), 'host' (in each process' RAM) or Checkpoints()"
+        )
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
         store = Temporary if keep == "auto" else StoredTrajectory
@@ -137,15 +144,20 @@ def stretches(at: list[int], steps: int) -> list[tuple[int, int]]:
     return list(zip(at, [*at[1:], steps], strict=True))
 
 
+def free_memory() -> tuple[int, int]:
+    """Free bytes (of this process' first device, of the host); the same where the device is the processor."""
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host, host
+
+
 def room_for(programs: Compiled) -> str | Path:
     """'memory', 'host' or a temporary folder: the first that half of whose free memory holds all T states.
 
     Raises UsageError where even the disk has no room.
     """
     needed = programs.state_bytes * programs.problem.steps
-    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = jax.devices()[0].memory_stats() or {}
-    device = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host
+    device, host = free_memory()
     if needed <= SHARE * device:
         return "memory"
     if needed <= SHARE * host:

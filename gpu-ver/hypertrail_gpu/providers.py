@@ -72,7 +72,7 @@ class Recomputed:
         kept, p = self.training.trajectory, self.programs
         assert isinstance(kept, Checkpointed)
         running = jax.tree.map(jnp.asarray, p.problem.initial_running())  # moved along, but not read again
-        gap = p.program("gap", lambda: jax.jit(relative_distance))
+        gap = p.program("gap", lambda: p.jit(relative_distance))
         w_stop, stop = self.training.final, p.problem.steps
         for start, state in zip(reversed(kept.at), reversed(kept.states), strict=True):
             w, v = (

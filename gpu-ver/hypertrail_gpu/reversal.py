@@ -64,7 +64,7 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         W = to_fixed(w0)
         state = (W, zeros(W), running)
         probe(programs, w0, values)
-        forward = programs.program("forward in fixed point", lambda: jax.jit(chunk_forward(programs)))
+        forward = programs.program("forward in fixed point", lambda: programs.jit(chunk_forward(programs)))
         span = span_steps(problem, fractions)
         lost, losses, distances = [], [], []
         for start in range(0, problem.steps, span):
@@ -133,7 +133,7 @@ def reverse_undone(
         apart = apart or start not in starts
         while True:
             backward = programs.program(
-                f"undo, gradient apart: {apart}", lambda a=apart: jax.jit(chunk_backward(programs, a))
+                f"undo, gradient apart: {apart}", lambda a=apart: programs.jit(chunk_backward(programs, a))
             )
             undone, B = state, lost
             for begin, end, base in reversed(cuts(programs, start, stop)):
@@ -377,10 +377,13 @@ def refuse(problem: Problem, keep: Reversible) -> None:
 
 def probe(programs: Compiled, w0: Tree, values: Tree) -> None:
     """The gradient of one batch, taken twice, must be equal to the bit, or nothing can be undone."""
-    gradient = programs.program("probe", lambda: jax.jit(jax.grad(programs.loss, has_aux=True)))
+
+    def gradient(w: Tree, values: Tree, data: Tree, indices: Array, t: Tree) -> Tree:
+        return jax.grad(programs.loss, has_aux=True)(w, *programs.batch(values, data, indices), t)[0]
+
+    compiled_gradient = programs.program("probe", lambda: programs.jit(gradient))
     indices, t = jax.tree.map(lambda one: one[0], programs.steps(0, 1))
-    seen, batch = programs.batch(values, programs.train_data, indices)
-    first, second = (gradient(w0, seen, batch, t)[0] for _ in range(2))
+    first, second = (compiled_gradient(w0, values, programs.train_data, indices, t) for _ in range(2))
     if any(np.any(np.asarray(first[k]) != np.asarray(second[k])) for k in first):
         raise UsageError(
             f"exact reversal needs gradients that repeat to the bit, this device's do not; set {DETERMINISTIC}, "

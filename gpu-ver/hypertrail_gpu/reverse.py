@@ -104,6 +104,7 @@ def reverse_line(
 ) -> tuple[Tree, np.ndarray]:
     """Backward along the straight line from w_T to w_0."""
     norms = np.empty(steps)
+    path = programs.put(path)
     for stop in range(steps, 0, -LINE_SPAN):
         start = max(stop - LINE_SPAN, 0)
         span = np.int32(start), np.int32(stop)

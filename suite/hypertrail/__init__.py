@@ -15,7 +15,7 @@ from .hyperparameters import (
 )
 from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
-from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent
+from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent, Plain
 from .problem import Dynamics, Problem
 from .records import Cost, Hypergradient, Metrics, Training
 
@@ -49,6 +49,7 @@ __all__ = [
     "Momentum",
     "Noise",
     "NumericalFailure",
+    "Plain",
     "Problem",
     "Reversible",
     "Training",

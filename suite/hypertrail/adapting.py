@@ -21,7 +21,7 @@ from hypertrail_nets import Layer, Parameter
 
 from .errors import UsageError
 from .hyperparameters import LN10, Hyper, count
-from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Periodic
+from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Periodic, Plain
 from .problem import Problem
 from .records import Cost, Params
 from .refusals import refuse_without_valid
@@ -145,6 +145,8 @@ def empty(template: Any) -> bool:
 
 def moved_kinds(problem: Problem, method: Online) -> tuple[str, ...]:
     """The declared kinds that this method moves; the others stay at what `hyper` says."""
+    if isinstance(method, Plain):
+        return ()
     kinds = [h.kind for h in problem.hyperparameters]
     return tuple(kind for kind in kinds if not method.movable or kind in method.movable)
 
@@ -204,15 +206,16 @@ def refuse(problem: Problem, method: Online) -> None:
     """Raise UsageError for a method that cannot run on this problem, before anything is computed."""
     if not isinstance(method, Online):
         raise UsageError(f"adapt takes an online method (Adaptive, T1T2, …), not {method!r}")
+    plain = isinstance(method, Plain)
     for one in problem.hyperparameters:
-        if one.per_step:
+        if one.per_step and not plain:
             raise UsageError(f"{method.name} moves {one.kind} while the network trains; declare it without per_step")
     kinds = moved_kinds(problem, method)
     if "initial_scale" in kinds:
         raise UsageError(
             f"{method.name} moves what is in force while the network trains, w_0 is past: no initial_scale"
         )
-    if not kinds:
+    if not kinds and not plain:
         declared = ", ".join(h.kind for h in problem.hyperparameters)
         raise UsageError(
             f"{method.name} moves {' or '.join(method.movable)}, declared is {declared}; declare one of them"

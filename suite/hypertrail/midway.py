@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ class Midway:
 
     def write(self, one: Middle) -> None:
         """On the disk when this returns; states that are kept in a folder must be there before. Raises OSError."""
-        arrays.save(self.path, {"index": np.array(self.index), **asdict(one)})
+        arrays.save(self.path, {"index": np.array(self.index), **vars(one)})
         self._last = time.monotonic()
 
     def forget(self) -> None:

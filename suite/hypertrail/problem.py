@@ -268,11 +268,13 @@ class Problem:
         step: Any,
         collect: dict | None = None,
         values: Values | None = None,
+        key: tuple[Any, Any] | None = None,
     ) -> Array:
         """mean_i a_i cross-entropy_i of one training batch in nats, dropout masks of that step (None: dropout off) → scalar.
 
         x (B, …), y (B,). values: as `seen` by this batch; of them count example_weight, a (B,) (else 1), and training_input,
-        (B, …) in the place of x, and noise, σ by noise layer; None: none of them.
+        (B, …) in the place of x, and noise, σ by noise layer; None: none of them. key: of the masks, two uint32 words; None:
+        `noise_key`.
         """
         values = values or {}
         if "noise" in values:
@@ -280,7 +282,8 @@ class Problem:
         if "training_input" in values:
             x = values["training_input"]["x"]
         # A pass without dropout takes no statistics into the running averages: it is no training step.
-        how = {"deterministic": True} if step is None else {"key": self.noise_key, "step": step, "collect": collect}
+        key = self.noise_key if key is None else key
+        how = {"deterministic": True} if step is None else {"key": key, "step": step, "collect": collect}
         losses = ops.cross_entropy(get_output(self.network, weights, x, ops, **how), y)
         if "example_weight" in values:
             losses = values["example_weight"]["train"] * losses

@@ -20,7 +20,7 @@ import numpy as np
 
 from hypertrail_data import DataError
 
-from . import arrays, diagnostics, outer, stopping
+from . import arrays, diagnostics, memory, outer, stopping
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
@@ -50,7 +50,8 @@ class MetaIteration:
 
     hyper: in force while training; after, state: hyperparameters and outer state after the update. metrics: loss and error
     of every split that is not empty. hypergradient, exact, agreement: None in the closing record, exact and agreement
-    also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact.
+    also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact. losses: (T,) elementary loss of
+    each step before it was taken.
     """
 
     index: int
@@ -64,6 +65,7 @@ class MetaIteration:
     exact: Hypergradient | None = None
     agreement: dict[str, diagnostics.KindAgreement] | None = None
     costs: dict[str, Cost] = field(default_factory=dict)
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def as_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl."""
@@ -140,7 +142,7 @@ def tune(
             with let_go_after_failure(training):
                 f = engine.hyper_loss(problem, training)
             let_go(training)
-            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs)
+            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs, losses=training.losses)
             return
         exact = agreement = None
         with let_go_after_failure(training):
@@ -158,7 +160,7 @@ def tune(
         if exact is not None:
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
-        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs)
+        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs, training.losses)
         hyper = after
 
 
@@ -203,7 +205,8 @@ def into_run(
                 gradients["exact"] = record.exact.gradient
             arrays.save(run.hypergradient(record.index), gradients)
             arrays.save_state(run.state(record.index + 1), record.after, record.state)
-        lines.append(record.as_json())
+        arrays.save(run.steps(record.index), every_step(record))
+        lines.append({**record.as_json(), "memory": {"host": memory.peak(), "device": engine.device_memory()}})
         run.append(lines[-1])
         midway(record.index).forget()
         if finished is not None:
@@ -213,6 +216,15 @@ def into_run(
         if keep == folder and record.index < meta_iterations - 1:
             shutil.rmtree(folder, ignore_errors=True)
     return lines
+
+
+def every_step(record: MetaIteration) -> dict[str, np.ndarray]:
+    """What was measured at every step: loss, forwards; adjoint (and exact_adjoint), ‖dw‖ of the reverse pass, last step first."""
+    found = {"loss": record.losses}
+    for name, one in (("adjoint", record.hypergradient), ("exact_adjoint", record.exact)):
+        if one is not None:
+            found[name] = one.adjoint_norms
+    return found
 
 
 def beginning(problem: Problem, rule: outer.Rule) -> Start:
@@ -246,7 +258,8 @@ def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int)
     if closed:
         start = Start(done + 1, start.hyper, start.state)
     lines = run.keep_lines(start.index)
-    for folder, first in ((run.state(0).parent, done + 1), (run.hypergradient(0).parent, done)):
+    after = ((run.state(0), done + 1), (run.hypergradient(0), done), (run.steps(0), start.index))
+    for folder, first in ((path.parent, first) for path, first in after):
         for path in folder.glob("*.npz"):
             if int(path.stem) >= first:
                 path.unlink()
@@ -328,8 +341,7 @@ def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int
             report(k, name, done, total)
         stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
-    if report is not None:
-        report(k, name, 0, total)
+    progress(0, total)
     return progress
 
 

@@ -24,10 +24,11 @@ from hypertrail import (
     LearningRate,
     Momentum,
     Noise,
+    Plain,
     Problem,
     UsageError,
 )
-from hypertrail.adapting import blocks_left, gather, output_params, refuse, taken_up, validation_rows
+from hypertrail.adapting import blocks_left, gather, moved_kinds, output_params, refuse, taken_up, validation_rows
 from hypertrail_nets import densenet, mlp
 
 
@@ -100,8 +101,10 @@ def test_combinations_that_cannot_work(make, declared, method, changes, message)
 
 
 def test_what_can_work_is_not_refused(make):
-    for method in (Adaptive(20, 9, 4), T1T2(), Clarke(), HypergradientDescent()):
+    for method in (Adaptive(20, 9, 4), T1T2(), Clarke(), HypergradientDescent(), Plain()):
         refuse(make(), method)
+    refuse(make(LearningRate(per_step=True), InitialScale()), Plain())
+    assert moved_kinds(make(), Plain()) == ()
     refuse(make(momentum=0.0), Almeida())
     refuse(make(L2("network"), LearningRate()), RTHO())
 

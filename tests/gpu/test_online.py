@@ -76,7 +76,7 @@ def test_osgm_with_adagrad_and_null_steps(quadratic, level):
         if level == "network":
             h = dict.fromkeys(h, sum(np.sum(one) for one in h.values()))
         G = {p: G[p] + h[p] ** 2 for p in w}
-        P = {p: np.clip(P[p] - 0.05 * h[p] / np.sqrt(G[p] + 1e-12), 1e-3, 1.0) for p in w}
+        P = {p: np.clip(P[p] - 0.05 * h[p] / (np.sqrt(G[p]) + 1e-12), 1e-3, 1.0) for p in w}
         if sum(0.5 * np.sum(a[p] * after[p] ** 2) for p in w) < f:
             w = after
         else:

@@ -31,6 +31,7 @@ from hypertrail import (
     Momentum,
     Noise,
     NumericalFailure,
+    Plain,
     Problem,
     TrainingInput,
     UsageError,
@@ -62,6 +63,7 @@ MOVES = (
 CASES: dict[str, tuple[tuple, Dynamics, Any]] = {
     "adaptive": (BOTH, DAMPED, Adaptive(5, 3, 2, mass=0.5, mode="look-ahead")),
     "adaptive, undone": (BOTH, DAMPED, Adaptive(4, 3, 2, states="undone")),
+    "adaptive, rates stay": (BOTH, DAMPED, Adaptive(4, 3, 2, moves=(("l2", 0.01), ("learning_rate", 0.0)))),
     "adaptive, every kind": (
         (*FEW, Momentum("layer", 0.8), WeightTransform("input", 0.1), ExampleWeight(init=0.9), TrainingInput()),
         ADAM,
@@ -84,6 +86,7 @@ CASES: dict[str, tuple[tuple, Dynamics, Any]] = {
 SLOW = {
     "t1t2, noise",
     "adaptive, undone",
+    "adaptive, rates stay",
     "adaptive, every kind",
     "descent, multiplicative",
     "descent, nesterov",
@@ -190,6 +193,10 @@ def test_engines_agree_block_by_block(case):
         for key in ("w", "v", "running", "hyper", "step", "block"):
             assert_close(mine.state[key], theirs.state[key], key)
         assert not np.array_equal(flat(mine.hyper), flat(moved)), "every block should move something here"
+        for kind, size in getattr(case.method, "moves", ()):
+            if size == 0:
+                assert_same_bits(theirs.hyper[kind], case.blocks[0].hyper[kind])
+                assert len(np.unique(flat(theirs.hyper[kind]))) == 1
         moved = mine.hyper
 
 
@@ -212,6 +219,17 @@ def assert_same_bits(a: Any, b: Any) -> None:
     for key in a:
         assert a[key].dtype == b[key].dtype
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_plain_blocks_agree(splits):
+    problem = problem_for(splits, BOTH, DAMPED)
+    mine, theirs = (list(engine.adapt(problem, problem.initial_hyper(), Plain(5))) for engine in (cpu, gpu))
+    assert [(one.start, one.stop) for one in theirs] == [(0, 5), (5, 10), (10, 15)]
+    for one, other in zip(mine, theirs, strict=True):
+        for key in ("w", "v", "hyper"):
+            assert_close(one.state[key], other.state[key], key)
+        assert_close(one.losses, other.losses, "losses")
+        assert (one.cost.gradients, other.cost.gradients, other.cost.hvps) == (5, 5, 0)
 
 
 @pytest.mark.slow

@@ -14,7 +14,12 @@ import pytest
 import hypertrail_data
 from hypertrail import UsageError, cli, experiments, outer
 from hypertrail.experiments import (
+    _adaptive,
     _common,
+    adaptive_densenet,
+    adaptive_digits,
+    adaptive_mnist,
+    almeida_quadratic,
     ard_mnist,
     chaos,
     completions_mnist,
@@ -22,16 +27,31 @@ from hypertrail.experiments import (
     drmad_digits,
     drmad_mnist,
     drmad_vs_exact,
+    hd_mnist,
     interpolation,
     learned_data_mnist,
     rosenbrock,
+    rtho_mnist,
     schedules_mnist,
+    t1t2_mnist,
 )
 from hypertrail.hyperparameters import count
 from hypertrail_nets import count_params
 
 LOOPS = (ard_mnist, drmad_densenet, drmad_digits, drmad_mnist, learned_data_mnist, schedules_mnist)
-STUDIES = (chaos, completions_mnist, drmad_vs_exact, interpolation, rosenbrock)
+ADAPTIVE = (adaptive_densenet, adaptive_digits, adaptive_mnist)
+STUDIES = (
+    *ADAPTIVE,
+    almeida_quadratic,
+    chaos,
+    completions_mnist,
+    drmad_vs_exact,
+    hd_mnist,
+    interpolation,
+    rosenbrock,
+    rtho_mnist,
+    t1t2_mnist,
+)
 MODULES = sorted((*LOOPS, *STUDIES), key=lambda module: module.__name__)
 
 
@@ -63,11 +83,11 @@ def test_names_are_file_names():
 
 @pytest.mark.parametrize(("word", "hint"), [("drmad_digits", "did you mean drmad-digits"), ("zzz", "drmad-mnist")])
 def test_an_unknown_name_hears_the_known_ones(word, hint):
-    with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of ard-mnist, .*{hint}"):
+    with pytest.raises(UsageError, match=f"unknown experiment '{word}', expected one of adaptive-densenet, .*{hint}"):
         experiments.load(word)
 
 
-@pytest.mark.parametrize("module", [*MODULES, _common], ids=lambda m: m.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", [*MODULES, _common, _adaptive], ids=lambda m: m.__name__.rpartition(".")[2])
 def test_every_field_has_a_docstring(module):
     """tyro shows it; an undocumented one would show nothing."""
     tree = ast.parse(inspect.getsource(module))

@@ -35,9 +35,11 @@ def plain(folder):
     """Every number of a run: its lines without the seconds, its arrays as they lie there."""
     lines = runs.read_metrics(folder)
     for line in lines:
+        line.pop("memory")
         for cost in line["cost"].values():
             cost.pop("seconds")
-    files = {p.name: p for part in ("states", "hypergradients") for p in sorted((folder / part).iterdir())}
+    parts = ("states", "hypergradients", "steps")
+    files = {f"{part}/{p.name}": p for part in parts for p in sorted((folder / part).iterdir())}
     assert runs.status(folder) == "done"
     return lines, {name: path.read_bytes() for name, path in files.items()}
 
@@ -186,4 +188,5 @@ def test_the_compiled_engine_goes_on_to_the_same_bits(tmp_path):
             process.send_signal(number)
         assert process.returncode in (75 if number != signal.SIGKILL else -number, 0)
     assert call(words["run"], env=environment).returncode == 0
+    assert "the training goes on at step " in (folder / "log.txt").read_text()
     assert plain(folder) == plain(tmp_path / "whole")

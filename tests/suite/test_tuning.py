@@ -214,6 +214,20 @@ def test_states_and_hypergradients_lie_beside_the_lines(run_folder, digits_exper
         np.testing.assert_allclose(flat(h["exact"]), flat(hyper) + 3, rtol=1e-12)
 
 
+def test_what_was_measured_at_every_step_lies_beside_them_too(run_folder):
+    """(T,) losses of every training, (N,) adjoint norms of the method's way back and of the exact one's."""
+    files = sorted((run_folder / "steps").iterdir())
+    assert [file.name for file in files] == [f"000{k}.npz" for k in range(4)]
+    for k, file in enumerate(files):
+        found = {key: one.shape for key, one in arrays.load(file).items()}
+        assert found == {"loss": (6,)} | ({} if k == 3 else {"adjoint": (7,), "exact_adjoint": (7,)})
+    hyper, _ = arrays.load_state(run_folder / "states" / "0002.npz")
+    assert arrays.load(files[2])["loss"][-1] == pytest.approx(((flat(hyper) + 3) ** 2).sum() / 2 / 1e4)
+    line = runs.read_metrics(run_folder)[1]
+    assert line["memory"]["host"] > 1e6
+    assert line["memory"]["device"] is None
+
+
 def test_a_failed_run_keeps_its_last_good_state(make_run, tmp_path):
     with pytest.raises(NumericalFailure):
         make_run(tmp_path / "folder", fails=2)

@@ -15,15 +15,16 @@ from hypertrail.adapting import Block, State, blocks_asked, numpy_state, refuse,
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
-from hypertrail.online import MARTHE, RTHO, T1T2, Adaptive, Almeida, HypergradientDescent, Online
+from hypertrail.online import MARTHE, RTHO, T1T2, Adaptive, Almeida, HypergradientDescent, Online, Plain
 from hypertrail.problem import Problem
 
 from ..losses import in_float64
 from ..training import norm
-from . import adaptive, almeida, descent, t1t2, tangents
+from . import adaptive, almeida, descent, plain, t1t2, tangents
 from .rule import Rule
 
 RULES: dict[type[Online], type[Rule]] = {
+    Plain: plain.PlainRule,
     Adaptive: adaptive.AdaptiveRule,
     T1T2: t1t2.T1T2Rule,
     HypergradientDescent: descent.DescentRule,

@@ -106,6 +106,9 @@ class AdaptiveRule(Rule):
             if m:
                 direction = {key: m * memory["u"][kind][key] + (1 - m) * d for key, d in direction.items()}
                 u[kind] = direction
+            if s == 0:
+                moved[kind] = hyper[kind]
+                continue
             moved[kind] = {key: one.clip(x + s * direction[key]) for key, x in hyper[kind].items()}
             for key in averaged & moved[kind].keys():
                 moved[kind][key] = over_classes(moved[kind][key])

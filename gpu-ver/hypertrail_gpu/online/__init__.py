@@ -19,14 +19,15 @@ from hypertrail.adapting import Block, State, blocks_asked, numpy_state, refuse,
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
-from hypertrail.online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent, Online
+from hypertrail.online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent, Online, Plain
 from hypertrail.problem import Problem
 
 from ..compiled import Compiled, compiled, precision
-from . import adaptive, almeida, clarke, descent, osgm, t1t2, tangents
+from . import adaptive, almeida, clarke, descent, osgm, plain, t1t2, tangents
 from .rule import Rule
 
 RULES: dict[type[Online], type[Rule]] = {
+    Plain: plain.PlainRule,
     Adaptive: adaptive.AdaptiveRule,
     T1T2: t1t2.T1T2Rule,
     HypergradientDescent: descent.DescentRule,

@@ -87,6 +87,7 @@ class AdaptiveRule(Rule):
                 kind: {key: over_classes(x) if key in names else x for key, x in arrays.items()}
                 for kind, arrays in moved.items()
             }
+        moved |= {kind: arrays for kind, arrays in hyper.items() if self.method.move(kind) == 0}
         return moved, {"u": u} if m else {}
 
     def cost(self) -> Cost:

@@ -53,11 +53,13 @@ class DescentRule(Rule):
             seen, batch = p.batch(fixed, data, indices)
             (loss, statistics), g = jax.value_and_grad(p.inner.loss, has_aux=True)(w, seen, batch, t)
             alphas = self.move(alphas, g, v if sign else D, sign * factor_before if sign else 1.0)
+            rate = by_name(one, alphas, w)
+            # v (and D) may be overwritten once h has been taken: without this dependence the compiler copies them in every step.
+            momentum = {name: γ + 0 * rate[name] for name, γ in p.complete(fixed)["momentum"].items()}
 
             def update(rate: Tree) -> tuple[Tree, Tree]:
-                return p.inner.update(w, v, g, fixed | {"learning_rate": rate}, t)
+                return p.inner.update(w, v, g, fixed | {"learning_rate": rate, "momentum": momentum}, t)
 
-            rate = by_name(one, alphas, w)
             if sign:
                 w, v = update(rate)
             else:

@@ -22,7 +22,7 @@ Tree = Any
 class OSGMRule(Rule):
     """Each step, both gradients on the same batch and masks:
 
-        x⁺ = x − P g,   h = −g⁺ ⊙ g / ‖g‖²,   G ← G + h²,   P ← clip(P − η h / √(G + ε)),   x ← x⁺ only if f(x⁺) < f(x)
+        x⁺ = x − P g,   h = −g⁺ ⊙ g / ‖g‖²,   G ← G + h²,   P ← clip(P − η h / (√G + ε)),   x ← x⁺ only if f(x⁺) < f(x)
 
     Cost: two gradients a step.
     """
@@ -47,7 +47,7 @@ class OSGMRule(Rule):
             size = sum(jnp.sum(d**2) for d in jax.tree.leaves(g))
             h = shared(one, {p: -g_new[p] * g[p] / jnp.where(size > 0, size, 1.0) for p in g})
             G = {key: G[key] + d**2 for key, d in h.items()}
-            P = {key: jnp.clip(x - η * h[key] / jnp.sqrt(G[key] + ε), *one.bounds) for key, x in P.items()}
+            P = {key: jnp.clip(x - η * h[key] / (jnp.sqrt(G[key]) + ε), *one.bounds) for key, x in P.items()}
             falls = loss_new < loss
             w, v = jax.tree.map(lambda new, old: jnp.where(falls, new, old), (w_new, v_new), (w, v))
             return (w, v, self.problem.update_running(running, statistics), P, G), (loss, norm(h))

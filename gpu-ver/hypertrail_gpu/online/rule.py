@@ -32,7 +32,7 @@ class Rule:
         self.programs, self.problem, self.method = programs, programs.problem, method
         x, y = programs.valid_data
         self.valid_data = x.reshape(-1, *x.shape[2:]), y.reshape(-1)
-        self.run = jax.jit(self.block)
+        self.run = programs.jit(self.block)
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         """The memory before the first block: nested dicts of arrays."""
@@ -125,7 +125,7 @@ class PeriodicRule(Rule):
 def shared(one: Hyperparameter, terms: dict[str, Array]) -> dict[str, Array]:
     """Σ over what shares a value: {parameter name: its full shape} → {key: shape of the held array}."""
     if one.level == NETWORK:
-        return {NETWORK: sum(jnp.sum(d) for d in terms.values())}
+        return {NETWORK: sum(jnp.sum(d.sum(axis=-1)) for d in terms.values())}  # rows first: quicker on a processor
     sums = {"layer": jnp.sum, "unit": lambda d: d.sum(axis=tuple(range(d.ndim - 1))), "parameter": lambda d: d}
     return {name: sums[one.level](d) for name, d in terms.items()}
 

@@ -1,0 +1,185 @@
+"""Arms of a comparison: one training run each, under one method or one schedule, within the same budget of gradient evaluations.
+
+    arm = Arm("adaptive", Adaptive(131, 10, 4))
+    arm = Arm("cosine-0.3", Plain(131), start=(("learning_rate", 0.3),), schedule="cosine")
+    record = in_run(run, engine, problem, arm, budget=20_000)      # what lands in parts/<name>.json
+
+The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`arm_records.price`): a method
+that costs more takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give
+them the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
+
+Every `every` blocks the network is measured on all splits with the deterministic forward, and what the next block starts from
+is on the disk, one file that appears whole or not at all. A process killed anywhere goes on from there and ends with
+the same bits (on a CPU); only the seconds are others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import arrays, stopping
+from .adapting import Block, State, moved_kinds
+from .arm_records import Record, begun, count, digest, measure, over, save
+from .engines import Engine
+from .errors import NumericalFailure, UsageError
+from .hyperparameters import Hyper
+from .online import Adaptive, Online
+from .problem import Problem
+from .runs import Run
+
+
+def step_schedule(done: float) -> float:
+    """A tenth from half of the budget on, a hundredth from three quarters on (as DenseNet was trained on CIFAR-10)."""
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
+def cosine_schedule(done: float) -> float:
+    """Half a cosine from 1 down to 0 (Loshchilov, Hutter 2017, without restarts)."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+# What multiplies the learning rate in a block that starts when this share of the budget is spent, 0 ≤ done < 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "step": step_schedule,
+    "cosine": cosine_schedule,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """name: its own within a run, of letters, digits, '.', '-'. start: (kind, value) in place of the declared init, everywhere.
+
+    schedule: constant, step or cosine, of the learning rate, block by block; only where the method leaves rates alone.
+    """
+
+    name: str
+    method: Online
+    start: tuple[tuple[str, float], ...] = ()
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", self.name):
+            raise UsageError(f"arm {self.name!r}, expected letters, digits, '.', '-'")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+
+    def first_hyper(self, problem: Problem) -> Hyper:
+        """The hyperparameters before the first block: the declared ones, with the values of `start`."""
+        hyper = problem.initial_hyper()
+        for kind, value in self.start:
+            one = problem.declared(kind)
+            if one is None or not one.bounds[0] <= value <= one.bounds[1]:
+                within = f"between {one.bounds[0]:g} and {one.bounds[1]:g}" if one else "a kind that is declared"
+                raise UsageError(f"arm {self.name}: {kind} {value:g} at the start, expected {within}")
+            hyper[kind] = {key: np.full_like(u, one.free(value)) for key, u in hyper[kind].items()}
+        return hyper
+
+    def scheduled(self, problem: Problem, hyper: Hyper, done: float) -> Hyper:
+        """`hyper` with the learning rates that the schedule has where `done` of the budget is spent. Bounds do not hold them."""
+        start, rates = self.first_hyper(problem)["learning_rate"], hyper["learning_rate"]
+        shift = math.log(max(SCHEDULES[self.schedule](done), 1e-12))
+        return hyper | {"learning_rate": {key: (start[key] + shift).astype(u.dtype) for key, u in rates.items()}}
+
+
+def in_run(
+    run: Run,
+    engine: Engine,
+    problem: Problem,
+    arm: Arm,
+    budget: int,
+    every: int = 1,
+    seen: Callable[[int, int], None] | None = None,
+) -> Record:
+    """One arm as a part of a study: its record, computed here or where an earlier start of this run did so.
+
+    What it needs to go on lies in arms/ while it is at work. Cost and errors: see `train`.
+    """
+    name = f"s{problem.seed}-{arm.name}"
+    path = run.path / "arms" / f"{name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    record = run.part(name, lambda: train(engine, problem, arm, budget, path, every, seen))
+    path.unlink(missing_ok=True)
+    return record
+
+
+def train(
+    engine: Engine,
+    problem: Problem,
+    arm: Arm,
+    budget: int,
+    path: Path,
+    every: int = 1,
+    seen: Callable[[int, int], None] | None = None,
+) -> Record:
+    """Blocks while the next one fits into the budget; goes on from `path` where it is there, and leaves the last state there.
+
+    every: blocks between two measurements, each with a save. seen(gradients spent, budget) after each block. Returns
+
+        arm, schedule, method, start, seed, budget, every       what was asked
+        steps, gradients, hvps, price       where it ended, what it has cost, the price of one block
+        failed                              None, or what was not finite, and at which step
+        block                               {"steps", "loss", "hyper_loss", "seconds", "processor"}: a list each, one entry
+                                            per block; steps: taken in it; losses: means; seconds on the wall and of the
+                                            processor: the first block after a start compiles
+        points                              [{"block", "step", "gradients", "metrics": {split: {"loss", "error", …}}}]
+        hyper                               {kind: {tensor: [[mean, 5, 25, 50, 75, 95 %], …]}}, unconstrained; the start, then
+                                            one for each point; one tensor, 'network', where the method moves nothing
+        evaluation_seconds                  spent in measuring
+        digest                              sha256 of all that the last state holds
+
+    Raises UsageError for a budget that holds no block, a schedule over rates that move, a file of another arm, a problem with
+    fewer steps than the budget; Stopped after a save where a signal has asked. A loss that is not finite is a result.
+    """
+    moving = "learning_rate" in moved_kinds(problem, arm.method) and moves(arm.method, "learning_rate")
+    if arm.schedule != "constant" and moving:
+        raise UsageError(f"arm {arm.name}: {arm.method.name} moves the learning rate itself; use schedule 'constant'")
+    if problem.steps < budget:
+        raise UsageError(
+            f"the problem has {problem.steps} steps, expected the budget, {budget}: plain training takes them"
+        )
+    record, state = begun(problem, arm, budget, every, path)
+    if not over(record):
+        try:
+            clock = time.process_time()
+            for block in blocks(engine, problem, arm, state, record):
+                count(record, block, time.process_time() - clock)
+                if (block.index + 1) % every == 0 or over(record):
+                    measure(record, engine, problem, block, arm)
+                    save(path, record, block.state)
+                    stopping.here(f"block {block.index} of arm {arm.name}")
+                if seen:
+                    seen(record["gradients"], budget)
+                if over(record):
+                    break
+                clock = time.process_time()
+        except NumericalFailure as failure:  # what the last save left stays; once more it would end the same way
+            record["failed"] = str(failure)
+    return record | {"digest": digest(arrays.load(path)["state"]) if path.is_file() else None}
+
+
+def moves(method: Online, kind: str) -> bool:
+    """Whether the method gives this kind a step other than 0."""
+    return not isinstance(method, Adaptive) or method.move(kind) != 0
+
+
+def blocks(engine: Engine, problem: Problem, arm: Arm, state: State | None, record: Record) -> Iterator[Block]:
+    """Every block there is, the learning rates set before each where the arm has a schedule. `record` counts what is spent."""
+    hyper = arm.first_hyper(problem)
+    if arm.schedule == "constant":
+        yield from engine.adapt(problem, hyper, arm.method, state=state)
+        return
+    while True:
+        done = record["gradients"] / record["budget"]
+        if state is not None:
+            state = state | {"hyper": arm.scheduled(problem, state["hyper"], done)}
+        one = list(engine.adapt(problem, arm.scheduled(problem, hyper, done), arm.method, state=state, blocks=1))
+        yield one[0]
+        state = one[0].state

@@ -1,0 +1,251 @@
+"""T1–T2 on MNIST: do penalty and noise, tuned during one training from eight starts, end where a grid says they should?
+
+    hypertrail run t1t2-mnist --data-dir FOLDER
+
+The picture of Luketina, Berglund, Greff, Raiko (2016): final errors over a grid of two hyperparameters, here one L2 penalty and
+σ of one Gaussian noise on the input, and the way of both under T1–T2 from eight starts drawn over the grid. Each start is
+trained three times: with the hyperparameters kept where they start, moved by T1–T2 (every 10th step), and from the beginning with
+what T1–T2 ended at, kept; all with the same images, first weights and batches, and the same budget of gradients.
+
+Smaller than theirs: a rectifier network 784-100-100-10 without batch norm, 2,000 training images, 1,000 steps of Adam, so that
+regularisation matters and two cores can train the grid. The outer step is Adam's on log10 λ and ln σ (`--representation value`:
+on λ and σ themselves, as they did, with a step for each; see online.T1T2).
+
+Hardware: one CPU core: 4 minutes of processor time, MNIST files at hand.
+Measured: seed 0, float32, test error: best of the grid (λ .001, σ 1, chosen on select) 6.72 %; from the eight starts, mean
+(best to worst): kept there 7.71 % (6.66 to 8.21), moved by T1–T2 7.94 % (7.19 to 8.46), from the beginning with T1–T2's end
+7.20 % (6.46 to 8.01).
+
+So the ends lie where the grid is good, where σ started above .2: there it goes to between 1 and 1.7, as the grid wants it,
+and training anew with the end gives 6.5 to 7.1 %, once less than the grid's best. Where it starts at .02 to .12 it hardly
+moves (the derivative by ln σ vanishes with σ²), and little is won. λ, over which the grid is flat for decades, overshoots: to .01
+and more, and back to .002 to .007. The runs that T1–T2 moved are themselves no better than what they started from (.2 points
+worse on the mean, and a tenth shorter): as a tuner in one run it loses here; as a cheap search before a second run it wins .5
+points over the start and loses .5 to a grid of 42 trainings.
+The paper's number: none for this network; "the resulting regularization levels are within the optimal regions".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .. import arms, engines, figures, outer
+from ..arms import Arm
+from ..hyperparameters import L2, LN10, Noise
+from ..online import T1T2, Plain
+from ..problem import Dynamics, Problem
+from ..runs import Run, read_metrics
+from ..sections import Section
+from ._common import Study, at_least, built, positive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..display import Voice
+
+BLOCK = 100
+KINDS = ("l2", "noise")
+WAYS = {"kept": "kept at the start", "moved": "moved by T1–T2", "again": "kept at T1–T2's end"}
+
+
+@dataclass(frozen=True)
+class Config(Study):
+    """Settings of t1t2-mnist."""
+
+    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    """λ of the grid, and its first and last the range of the starts."""
+    noises: tuple[float, ...] = (0.01, 0.1, 0.3, 0.6, 1.0, 2.0)
+    """σ of the grid, likewise."""
+    starts: int = 8
+    """Runs of T1–T2, from points drawn over the grid (uniform in the logarithms)."""
+    steps: int = 1000
+    """The budget of every run, in gradients: T of a run without T1–T2; a multiple of 100."""
+    batch: int = 100
+    """Examples per step."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Units of each hidden layer (rectifiers)."""
+    learning_rate: float = 1e-3
+    """Adam's, for the weights."""
+    every: int = 10
+    """Steps between two moves of T1–T2; it divides 100."""
+    outer_rate: float = 0.05
+    """Adam's, for log10 λ and ln σ (or λ and σ)."""
+    representation: Literal["free", "value"] = "free"
+    """What T1–T2 moves: the logarithms, or the values themselves."""
+    train: int = 2000
+    """Training images."""
+    valid: int = 5000
+    """Images that T1–T2 looks at."""
+    select: int = 5000
+    """Images by which the best of the grid is chosen."""
+    test: int = 10_000
+    """Images that are only reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("penalties", "noises"):
+            values = getattr(self, name)
+            at_least(name, len(values), 2)
+            for value in values:
+                positive(name, value)
+        at_least("starts", self.starts, 1)
+        at_least("steps", self.steps, 2 * BLOCK)
+        at_least("select", self.select, 1)
+        at_least("every", self.every, 1)
+
+
+def problem(config: Config) -> Problem:
+    from hypertrail_data import BatchSchedule, load, make_splits
+    from hypertrail_nets.layers import Dense, GaussianNoise, Input, Nonlinearity, number_streams
+
+    c = config
+    layer: Any = GaussianNoise(Input((28, 28, 1)), "noise")
+    for i, units in enumerate(c.hidden, 1):
+        layer = Nonlinearity(Dense(layer, units, f"dense{i}"), "relu", f"relu{i}")
+    return Problem(
+        network=number_streams(Dense(layer, 10, "logits")),
+        splits=make_splits(load("mnist", c.data_dir), c.train, c.valid, c.select, c.test, c.seed),
+        schedule=BatchSchedule(c.train, c.batch, c.seed, order="reshuffled"),
+        steps=c.steps,
+        hyperparameters=(
+            L2("network", c.penalties[0], bounds=(c.penalties[0] / 10, c.penalties[-1] * 10)),
+            Noise("network", c.noises[0], bounds=(c.noises[0] / 10, c.noises[-1] * 10)),
+        ),
+        dynamics=Dynamics("adam", c.learning_rate, 0.9),
+        valid_batch=c.batch,
+        seed=c.seed,
+        precision=c.precision,
+    )
+
+
+def study(config: Config, run: Run, voice: Voice) -> None:
+    from hypertrail_data.streams import generator
+
+    c, engine, here = config, engines.load(config.engine), built(problem, config)
+    method = T1T2(every=c.every, block=BLOCK, outer=outer.Adam(c.outer_rate), representation=c.representation)
+    low, high = np.log([[c.penalties[end], c.noises[end]] for end in (0, -1)])
+    starts = np.exp(generator(c.seed, "hyper", c.starts).uniform(low, high, (c.starts, 2)))
+    total = len(c.penalties) * len(c.noises) + 3 * c.starts
+    done = 0
+
+    def train(arm: Arm, every: int) -> dict[str, Any]:
+        nonlocal done
+        record = arms.in_run(run, engine, here, arm, c.steps, every)
+        done += 1
+        voice.progress("trainings", done, total)
+        return record
+
+    def at(λ: float, σ: float) -> tuple[tuple[str, float], ...]:
+        return ("l2", float(λ)), ("noise", float(σ))
+
+    grid = [
+        {"l2": λ, "noise": σ} | summary(train(Arm(f"grid-{i}-{j}", Plain(BLOCK), at(λ, σ)), c.steps))
+        for i, λ in enumerate(c.penalties)
+        for j, σ in enumerate(c.noises)
+    ]
+    best = min((one for one in grid if one["metrics"]), key=lambda one: one["metrics"]["select"]["error"])
+    voice.say(f"grid: least error on select at λ {best['l2']:g}, σ {best['noise']:g}: {errors(best)}")
+    runs = []
+    for k, (λ, σ) in enumerate(starts):
+        kept = train(Arm(f"start-{k}-kept", Plain(BLOCK), at(λ, σ)), c.steps)
+        moved = train(Arm(f"start-{k}-moved", method, at(λ, σ)), 1)
+        path = trajectory(moved)
+        again = train(Arm(f"start-{k}-again", Plain(BLOCK), at(*np.clip(path[-1], *bounds(here)))), c.steps)
+        runs.append({"kept": summary(kept), "moved": summary(moved), "again": summary(again), "path": path.tolist()})
+        voice.say(
+            f"start {k}: λ {λ:.2g} → {path[-1][0]:.2g}, σ {σ:.2g} → {path[-1][1]:.2g} | test error "
+            + ", ".join(f"{words} {errors(runs[-1][way])}" for way, words in WAYS.items())
+        )
+    run.append({"grid": grid, "best": best, "runs": runs})
+
+
+def bounds(problem: Problem) -> tuple[list[float], list[float]]:
+    low, high = zip(*(problem.declared(kind).bounds for kind in KINDS), strict=True)  # type: ignore[union-attr]
+    return list(low), list(high)
+
+
+def trajectory(record: dict[str, Any]) -> np.ndarray:
+    """(points, 2): λ and σ at the start and after each block."""
+    u = np.array([[x[0] for x in record["hyper"][kind]["network"]] for kind in KINDS]).T
+    return np.exp(u * [LN10, 1.0])
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a record: the metrics at the end (None where it diverged), steps and seconds."""
+    good = record["points"] and not record["failed"]
+    return {
+        "metrics": record["points"][-1]["metrics"] if good else None,
+        "failed": record["failed"],
+        "steps": record["steps"],
+        "seconds": float(np.sum(record["block"]["seconds"][1:])),
+    }
+
+
+def errors(one: dict[str, Any]) -> str:
+    return f"{100 * one['metrics']['test']['error']:.2f} %" if one["metrics"] else "diverged"
+
+
+# -- what it shows ------------------------------------------------------------------------------------------------------
+
+
+def show(folder: Path) -> list[Section]:
+    line = read_metrics(folder)[-1]
+    best, runs = line["best"], line["runs"]
+    rows = [["grid, best on select", f"{best['l2']:.2g}, {best['noise']:.2g}", "", errors(best), "", ""]]
+    for k, one in enumerate(runs):
+        (λ, σ), (λ_end, σ_end) = one["path"][0], one["path"][-1]
+        rows.append(
+            [f"start {k}", f"{λ:.2g}, {σ:.2g}", f"{λ_end:.2g}, {σ_end:.2g}", *(errors(one[way]) for way in WAYS)]
+        )
+    for name, of in (("mean", np.mean), ("worst", np.max)):
+        rows.append([name, "", "", *(f"{100 * of(test_errors(runs, way)):.2f} %" for way in WAYS)])
+    words = (
+        "Test error after the same budget of gradients. The best of the grid is chosen by its error on `select`; T1–T2 looks at "
+        "`valid` only."
+    )
+    columns = ["", "λ, σ start", "λ, σ end", *WAYS.values()]
+    with figures.style():
+        caption = "Final errors over the grid, and the way of T1–T2 from each start (square) to its end (star)"
+        pictures = {caption: figures.save(folder, "grid", draw(line["grid"], runs))}
+    return [Section("From eight starts" if len(runs) == 8 else "From every start", words, columns, rows, pictures)]
+
+
+def test_errors(runs: list[dict[str, Any]], way: str) -> list[float]:
+    return [one[way]["metrics"]["test"]["error"] if one[way]["metrics"] else np.nan for one in runs]
+
+
+def draw(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+    for axes, split in zip(figure.subplots(1, 2, sharex=True, sharey=True), ("valid", "test"), strict=True):
+        surface(figure, axes, grid, split)
+        for one in runs:
+            λ, σ = np.array(one["path"]).T
+            axes.plot(σ, λ, color="white", linewidth=2.6)
+            axes.plot(σ, λ, color=figures.ORANGE, linewidth=1.3)
+            axes.plot(σ[0], λ[0], marker="s", color=figures.ORANGE, markeredgecolor="white", markersize=6)
+            axes.plot(σ[-1], λ[-1], marker="*", color=figures.ORANGE, markeredgecolor="white", markersize=13)
+        axes.set(title=f"Error on {split}, %", xscale="log", yscale="log", xlabel="σ of the noise on the input")
+        axes.margins(0.03)
+    figure.axes[0].set_ylabel("λ of the L2 penalty")
+    return figure
+
+
+def surface(figure: Figure, axes: Axes, grid: list[dict[str, Any]], split: str) -> None:
+    """The grid's errors as a filled map, its points marked."""
+    λs, σs = (sorted({one[kind] for one in grid}) for kind in KINDS)
+    error = np.full((len(λs), len(σs)), np.nan)
+    for one in grid:
+        if one["metrics"]:
+            error[λs.index(one["l2"]), σs.index(one["noise"])] = 100 * one["metrics"][split]["error"]
+    most = np.nanquantile(error, 0.85)  # a corner where nothing is learned would hide the rest
+    filled = axes.contourf(σs, λs, np.minimum(error, most), levels=20, cmap="viridis_r")
+    figure.colorbar(filled, ax=axes, format="%.1f")
+    axes.plot(*(x.ravel() for x in np.meshgrid(σs, λs)), linestyle="none", marker=".", color="#FFFFFF", markersize=3)
+    axes.grid(False)

@@ -1,0 +1,94 @@
+"""What a race shows: who is best and by how much, what it costs, and the figures. Read from the run folder alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from . import figures, race_figures
+from .race import Result, interval, read, verdict
+from .sections import Section
+
+SIGNS = {"learning_rate": "α", "l2": "λ"}
+
+
+def show(folder: Path) -> list[Section]:
+    """Three tables and the figures."""
+    result = read(folder)
+    sections = [standings(result), losses(result), prices(result)]
+    pictures: dict[str, Path] = {}
+    if result.runners:
+        with figures.style():
+            for caption, name, figure in race_figures.every(result):
+                pictures[caption] = figures.save(folder, name, figure)
+        sections.append(Section("While they train", pictures=pictures))
+    return sections
+
+
+def standings(result: Result) -> Section:
+    n = len(result.seeds)
+    text = (
+        f"Errors in percent after {result.budget:,} gradient evaluations (a Hessian-vector product counts as two), mean over "
+        f"{n} seed{'s' if n > 1 else ''}; ±: half of the 95 % interval. Starts are chosen on select, never on test. − valid: "
+        "test less valid, how far the valid split is overfitted. − tuned: test less that of the tuned schedule, the best "
+        "baseline on select, paired seed by seed; 'ties': its interval holds 0."
+    )
+    if result.failed:
+        text += f" Not finite with some seed, and out: {', '.join(result.failed)}."
+    return Section("Who is best: error", text, columns("error, %"), ranks(result, "error", 100, 2))
+
+
+def losses(result: Result) -> Section:
+    text = "The same arms, chosen by the same errors, in cross-entropy (thousandths of a nat per example)."
+    return Section("Who is best: loss", text, columns("loss, ‰ nat"), ranks(result, "loss", 1000, 1))
+
+
+def columns(what: str) -> list[str]:
+    return [what, "start", "train", "valid", "select", "test", "− valid", "− tuned", ""]
+
+
+def ranks(result: Result, key: str, scale: float, digits: int) -> list[list[str]]:
+    rows = []
+    for one in result.runners:
+        start = " ".join(f"{SIGNS.get(kind, kind)} {value:g}" for kind, value in one.first["start"].items())
+        at = {split: scale * one.at_end(split, key) for split in ("train", "valid", "select", "test")}
+        row = [one.family, start, *(f"{at[split].mean():.{digits}f}" for split in ("train", "valid", "select"))]
+        row += [with_half(at["test"], f".{digits}f"), f"{(at['test'] - at['valid']).mean():+.{digits}f}"]
+        if result.tuned is None or one is result.tuned:
+            row += ["", "tuned" if result.tuned else ""]
+        else:
+            difference = at["test"] - scale * result.tuned.at_end("test", key)
+            row += [with_half(difference, f"+.{digits}f"), verdict(difference)]
+        rows.append(row)
+    return rows
+
+
+def prices(result: Result) -> Section:
+    rows = []
+    for one in result.runners:
+        record = one.first
+        steps = record["block"]["steps"][0]
+        plain = result.plain_seconds * steps
+        rows.append(
+            [one.family, str(steps), f"{record['price'] / steps:.2f}", f"{record['steps']:,}", milli(one.seconds),
+             milli(plain), milli(one.seconds - plain), f"{one.seconds / plain:.2f}"]
+        )  # fmt: skip
+    clock = race_figures.CLOCKS[result.clock]
+    text = (
+        f"ms: {clock}, median over blocks and seeds without the first, which compiles; plain: so many steps of plain "
+        "training at a constant rate in the same run, with the same arrays of hyperparameters; method: what is left (of a "
+        "schedule: that each of its blocks is started from outside)."
+    )
+    head = ["", "steps a block", "gradients a step", "steps in all", "ms a block", "plain", "method", "ratio"]
+    return Section("What it costs", text, head, rows)
+
+
+def with_half(values: np.ndarray, form: str) -> str:
+    mean, half = interval(values)
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.replace('+', '')}}")
+
+
+def milli(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"

@@ -1,0 +1,222 @@
+"""Arms of a comparison: equal budgets, schedules from outside, and a process that is really killed in the middle of a block."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hypertrail_data
+from hypertrail import L2, Adaptive, Dynamics, LearningRate, Plain, Problem, UsageError, arms, arrays, engines, stopping
+from hypertrail.arms import Arm
+from hypertrail.errors import Stopped
+from hypertrail_nets import mlp
+
+BUDGET = 60
+
+
+def small(steps: int = BUDGET, schedule: Any = None, **changes: Any) -> Problem:
+    splits = hypertrail_data.make_splits(hypertrail_data.load("digits"), 60, 40, 20, 30, seed=0)
+    settings: dict[str, Any] = {
+        "network": mlp((8, 8, 1), (5,), dropout=0.2),
+        "splits": splits,
+        "schedule": schedule or hypertrail_data.BatchSchedule(60, 10, seed=0, order="reshuffled"),
+        "steps": steps,
+        "hyperparameters": (L2("parameter", bounds=(1e-7, 1e-2)), LearningRate("parameter", 0.1, bounds=(1e-5, 1.0))),
+        "dynamics": Dynamics("damped", 0.1, 0.9),
+        "valid_batch": 10,
+        "precision": "float64",
+    }
+    return Problem(**(settings | changes))
+
+
+ADAPTIVE = Arm("adaptive", Adaptive(steps=7, validation_batches=2, last=2, mode="look-ahead", mass=0.5))
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Any:
+    return engines.load("cpu")
+
+
+def test_equal_budgets_are_fewer_steps_for_what_costs_more(cpu, tmp_path):
+    problem = small()
+    price = 7 + 2 + 2 * (2 + 2)  # the reference engine takes g twice on the way back: for rates, and with the product
+    record = arms.train(cpu, problem, ADAPTIVE, BUDGET, tmp_path / "a.npz", every=2)
+    assert record["price"] in (price, 7 + 2 + 2 * 2 + 2)
+    n = BUDGET // record["price"]
+    assert record["gradients"] == n * record["price"] <= BUDGET < record["gradients"] + record["price"]
+    assert record["steps"] == n * (7 - 2)
+    assert record["block"]["steps"] == [7] * n
+    plain = arms.train(cpu, problem, Arm("plain", Plain(7)), BUDGET, tmp_path / "b.npz", every=3)
+    assert (plain["steps"], plain["gradients"], plain["price"]) == (56, 56, 7)
+    assert [one["block"] for one in plain["points"]] == [2, 5, 7], "every third block, and the last"
+    assert set(plain["points"][0]["metrics"]) == {"train", "valid", "select", "test"}
+    assert plain["failed"] is None
+    json.dumps(plain, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_plain_blocks_are_plain_training(name, tmp_path):
+    engine, problem = engines.load(name), small(steps=20)
+    for start, schedule in (((), "constant"), ((("learning_rate", 0.3), ("l2", 1e-3)), "constant"), ((), "step")):
+        arm = Arm("plain", Plain(5), start, schedule)
+        arms.train(engine, problem, arm, 20, tmp_path / f"{start}{schedule}.npz")
+        state = arrays.load(tmp_path / f"{start}{schedule}.npz")["state"]
+        drops = ((10, 0.1), (15, 0.01)) if schedule == "step" else ()
+        other = problem.with_(dynamics=Dynamics("damped", 0.1, 0.9, schedule=drops))
+        training = engine.train(other, arm.first_hyper(problem))
+        for key, w in training.final.items():
+            np.testing.assert_allclose(state["w"][key], w, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_a_schedule_compiles_nothing_anew(tmp_path):
+    import jax
+
+    engine, problem, seen = engines.load("gpu"), small(), []
+
+    def listen(event: str, duration: float, **rest: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        arms.train(engine, problem, Arm("a", Plain(5)), BUDGET, tmp_path / "a.npz")
+        assert seen
+        seen.clear()
+        for schedule in arms.SCHEDULES:
+            arms.train(engine, problem, Arm("b", Plain(5), (("learning_rate", 0.2),), schedule), BUDGET,
+                       tmp_path / f"{schedule}.npz")  # fmt: skip
+        assert not seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_schedules_fall_as_they_say(cpu, tmp_path):
+    assert [arms.step_schedule(p) for p in (0, 0.49, 0.5, 0.75)] == [1, 1, 0.1, 0.01]
+    assert arms.cosine_schedule(0) == 1
+    assert arms.cosine_schedule(0.5) == pytest.approx(0.5)
+    arm = Arm("cosine", Plain(6), (("learning_rate", 0.2),), "cosine")
+    record = arms.train(cpu, small(), arm, BUDGET, tmp_path / "a.npz")
+    rates = [mean for mean, *_ in record["hyper"]["learning_rate"]["network"]]
+    wanted = [0.2, *(0.2 * (1 + np.cos(np.pi * k / 10)) / 2 for k in range(10))]
+    np.testing.assert_allclose(np.exp(rates), wanted, rtol=1e-4)
+
+
+def test_a_kind_with_a_step_of_0_stays(cpu, tmp_path):
+    arm = Arm("l2", Adaptive(6, 2, 2, moves=(("learning_rate", 0.0), ("l2", 0.01))), schedule="cosine")
+    record = arms.train(cpu, small(), arm, BUDGET, tmp_path / "a.npz")
+    (rates, *_), penalties = record["hyper"]["learning_rate"].values(), record["hyper"]["l2"]["dense1/W"]
+    assert rates[-1][0] < rates[0][0] == rates[1][0], "the schedule moves them"
+    assert rates[-1][1] == rates[-1][-1], "all alike"
+    assert penalties[-1][1] < penalties[0][0] < penalties[-1][-1], "up or down, one by one"
+
+
+def test_what_diverges_is_a_result(cpu, tmp_path):
+    problem = small(hyperparameters=(L2("parameter"), LearningRate("parameter", 0.1, bounds=(1e-5, 1e200))))
+    record = arms.train(cpu, problem, Arm("wild", Plain(5), (("learning_rate", 1e150),)), BUDGET, tmp_path / "a.npz")
+    assert "is not finite at step" in record["failed"]
+    assert record["gradients"] < BUDGET
+
+
+def test_what_cannot_be_is_refused(cpu, tmp_path):
+    problem, path = small(), tmp_path / "a.npz"
+    for arm, budget, words in (
+        (Arm("a", ADAPTIVE.method, schedule="cosine"), BUDGET, "moves the learning rate itself"),
+        (ADAPTIVE, 5, "more than the budget of 5"),
+        (ADAPTIVE, BUDGET + 1, "expected the budget, 61"),
+        (Arm("a", Plain(5), (("l2", 1.0),)), BUDGET, "l2 1 at the start, expected between 1e-07 and 0.01"),
+        (Arm("a", Plain(5), (("l1", 1.0),)), BUDGET, "expected a kind that is declared"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            arms.train(cpu, problem, arm, budget, tmp_path / f"{words}.npz")
+    for make in (lambda: Arm("a b", Plain()), lambda: Arm("a", Plain(), schedule="linear"), lambda: Plain(0)):
+        with pytest.raises(UsageError, match="expected"):
+            make()
+    arms.train(cpu, problem, Arm("a", Plain(20)), BUDGET, path)
+    with pytest.raises(UsageError, match="is of another arm than b"):
+        arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, path)
+
+
+def test_a_signal_stops_it_where_all_is_saved(cpu, tmp_path):
+    problem, path = small(), tmp_path / "a.npz"
+    whole = arms.train(cpu, problem, ADAPTIVE, BUDGET, tmp_path / "whole.npz")
+    stopping.ask("SIGTERM")
+    try:
+        for k in range(len(whole["points"])):
+            with pytest.raises(Stopped, match=f"block {k} of arm adaptive"):
+                arms.train(cpu, problem, ADAPTIVE, BUDGET, path)
+    finally:
+        stopping.forget()
+    assert same(arms.train(cpu, problem, ADAPTIVE, BUDGET, path), whole)
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Everything but the seconds, to the bit: the digest is of the state's arrays."""
+    first, second = (
+        {key: one for key, one in record.items() if key not in ("block", "evaluation_seconds")}
+        | {key: record["block"][key] for key in ("steps", "loss", "hyper_loss")}
+        for record in (a, b)
+    )
+    assert first == second
+    return first["digest"] is not None
+
+
+CHILD = """
+import importlib.util, os, signal, sys
+from dataclasses import dataclass
+from pathlib import Path
+
+engine, folder, fatal = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+spec = importlib.util.spec_from_file_location("here", {here!r})
+here = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(here)
+from hypertrail import arms, engines, runs
+from hypertrail_data import BatchSchedule
+
+
+@dataclass(frozen=True)
+class Deadly(BatchSchedule):
+    def indices(self, start, stop):
+        if start <= fatal < stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().indices(start, stop)
+
+
+class Folder:
+    path = folder
+    part = runs.Run.part
+
+
+problem = here.small(schedule=Deadly(60, 10, 0, "reshuffled"))
+arms.in_run(Folder(), engines.load(engine), problem, here.ADAPTIVE, here.BUDGET, every=2)
+"""
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_killed_in_the_middle_of_a_block_it_ends_with_the_same_bits(name, tmp_path):
+    """SIGKILL in block 3 (step 18 is in the middle of it, for the reference engine); blocks 0 and 1 are saved, 2 is not."""
+    child = CHILD.format(here=str(Path(__file__).resolve()))
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def start(fatal: int) -> int:
+        words = [sys.executable, "-c", child, name, str(folder), str(fatal)]
+        return subprocess.run(words, check=False, env=os.environ).returncode
+
+    assert start(18) == -signal.SIGKILL
+    left = arrays.load(folder / "arms" / "s0-adaptive.npz")
+    assert int(left["state"]["block"]) == 2, "two blocks are saved, the third was not"
+    assert not list((folder / "parts").glob("*.json"))
+    assert start(10**6) == 0
+    assert not (folder / "arms" / "s0-adaptive.npz").exists()
+    found = json.loads((folder / "parts" / "s0-adaptive.json").read_text())
+    whole = arms.train(engines.load(name), small(), ADAPTIVE, BUDGET, tmp_path / "whole.npz", every=2)
+    assert same(found, whole)

@@ -1,0 +1,197 @@
+"""The studies of the online methods: tiny ones, end to end, their numbers against computations of their own."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import hypertrail_data
+from hypertrail import Almeida, HypergradientDescent, Plain, UsageError, cli, runs
+from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
+from hypertrail_nets import count_params
+
+
+@pytest.fixture
+def blank_mnist(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (90, 28, 28, 1), dtype=np.uint8)
+    blank = hypertrail_data.Dataset("mnist", x, rng.integers(0, 10, 90).astype(np.int32), 10, 20, 255)
+    monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: blank)
+
+
+def run(name, folder, *words):
+    """A whole run on the reference engine, and what it drew; a second start of the same folder does nothing."""
+    command = ["run", name, "--engine", "cpu", *words, "--run-dir", str(folder)]
+    assert cli.main(command) == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("<img") == len(list((folder / "figures").iterdir())) > 0
+    return runs.read_metrics(folder)[-1]
+
+
+# -- almeida-quadratic ---------------------------------------------------------------------------------------------------
+
+
+def test_quadratics_are_walked_as_by_hand(tmp_path):
+    """Every rule on the deterministic turned problem, in a loop that shares no line with the engine."""
+    config = almeida_quadratic.Config(weights=4, condition=10, steps=40, examples=32, seeds=1)
+    here = almeida_quadratic.problem(config, "turned", "parameter")
+    assert np.linalg.eigvalsh(here.H) == pytest.approx(np.logspace(-1, 0, 4))
+    from hypertrail import engines
+
+    engine = engines.load("cpu")
+    for method, rule in (
+        (Plain(20), lambda s, g: s["p"]),
+        (Almeida(0.05, block=20), almeida),
+        (HypergradientDescent("additive", 0.05, 20), lambda s, g: s["p"] + 0.05 * g * s["last"]),
+    ):
+        found = almeida_quadratic.walk(engine, here, 0.3, method)
+        w = here.initial_weights()["logits/W"].ravel()
+        start, curve = here.excess(w), []
+        s = {"p": np.full(4, 0.3), "last": np.zeros(4), "v": np.zeros(4)}
+        for t in range(40):
+            g = here.H @ w
+            s["p"] = rule(s, g)
+            w, s["last"] = w - s["p"] * g, g
+            if t % 20 == 19:
+                curve.append(here.excess(w) / start)
+        assert found == {"curve": pytest.approx(curve, rel=1e-9), "diverged": None}
+
+
+def almeida(s, g):
+    s["v"] = 0.9 * s["v"] + 0.1 * g**2
+    return s["p"] * np.maximum(0.5, 1 + 0.05 * g * s["last"] / s["v"])
+
+
+def test_noise_has_mean_0_and_the_size_asked_for():
+    config = almeida_quadratic.Config(examples=4096, batch=16)
+    ξ = almeida_quadratic.problem(config).splits.train.x[:, 0, :, 0]
+    assert np.abs(ξ.mean(axis=0)).max() < 1e-12
+    assert ξ.std() / 4 == pytest.approx(0.3, rel=0.02)
+    assert not almeida_quadratic.problem(config, "turned").splits.train.x.any()
+
+
+def test_what_is_said_of_a_run():
+    good = {"curve": [0.5, 0.25, 0.001], "diverged": None}
+    assert almeida_quadratic.regret(good) == pytest.approx(0.751 / 3)
+    assert [almeida_quadratic.arrival(good, x) for x in (0.3, 1e-9)] == [40, np.inf]
+    assert almeida_quadratic.regret({"curve": [], "diverged": 7}) == np.inf
+
+
+def test_almeida_quadratic(tmp_path, capsys):
+    words = ["--weights", "3", "--steps", "20", "--examples", "32", "--seeds", "1", "--rates", "0.1", "5"]
+    line = run("almeida-quadratic", tmp_path / "run", *words)
+    arms = [label for label in almeida_quadratic.ARMS if not label.startswith("HDM")]
+    assert [one["arm"] for one in line["runs"]] == 4 * arms, "the reference engine has no HDM"
+    plain = line["runs"][0]["runs"]
+    assert plain[0]["diverged"] is None
+    assert plain[1]["diverged"] == 20, "5 is above 2 over the largest curvature"
+    said = capsys.readouterr().out
+    assert "diverges" in said
+    assert "Turned, noisy" in said
+    with pytest.raises(UsageError, match="condition - 1"):
+        almeida_quadratic.Config(condition=1)
+
+
+# -- hd-mnist ------------------------------------------------------------------------------------------------------------
+
+
+def test_hd_mnist_is_the_released_setting(blank_mnist):
+    paper = hd_mnist.Config()
+    assert (paper.batch, paper.epochs, paper.learning_rate, paper.beta, paper.adam_beta) == (128, 10, 1e-3, 1e-3, 1e-7)
+    small = hd_mnist.Config(train=20, test=10, batch=5)
+    here = hd_mnist.problem(small, "mlp", "sgdn")
+    assert count_params(here.network) == 784 * 1000 + 1000 + 1000 * 1000 + 1000 + 10_000 + 10
+    assert (here.dynamics.kind, here.dynamics.momentum, here.l2) == ("nesterov", 0.9, 5e-5)
+    for name, w in here.initial_weights().items():
+        edge = 784**-0.5 if name.startswith("dense1") else 1000**-0.5
+        assert np.abs(w).max() <= edge
+        assert np.abs(w).max() > 0.8 * edge or w.size < 20
+    assert here.steps == 40
+    assert [arm.name for arm in hd_mnist.contenders(small, "logreg", "adam", 2)] == [
+        "logreg-adam",
+        "logreg-adam-hd",
+        "logreg-adam-hdm",
+    ]
+
+
+def test_hd_mnist(blank_mnist, tmp_path, capsys):
+    words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
+    line = run("hd-mnist", tmp_path / "run", *words, "--grid", "0.05")
+    labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
+              "Adam-HD", "Adam-HD×"]  # fmt: skip
+    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == labels
+    published = ["SGD", "SGD-HD", "SGDN", "SGDN-HD", "Adam", "Adam-HD"]
+    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "mlp"] == published
+    assert all(one["failed"] is None for one in line["arms"])
+    rates = {hd_mnist.label(one): hd_mnist.last_rate(one) for one in line["arms"] if one["model"] == "logreg"}
+    assert rates["SGD"] == pytest.approx(1e-3, rel=1e-4)
+    assert rates["SGD, α 0.05"] == pytest.approx(0.05, rel=1e-4)
+    assert abs(rates["SGD-HD"] / 1e-3 - 1) > 0.01
+    assert 0.02 * 16 > abs(np.log(rates["SGD-HD×"] / 1e-3)) > 1e-4, "at most β in each of 16 steps"
+    assert "0.3737" in capsys.readouterr().out, "the published loss stands beside ours"
+    assert {point["step"] for point in line["arms"][0]["points"]} == set(range(2, 18, 2))
+
+
+# -- t1t2-mnist ----------------------------------------------------------------------------------------------------------
+
+
+def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(t1t2_mnist, "BLOCK", 20)
+    words = ["--train", "20", "--valid", "20", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "4"]
+    words += ["--penalties", "1e-4", "1e-2", "--noises", "0.1", "1", "--starts", "2", "--steps", "40"]
+    line = run("t1t2-mnist", tmp_path / "run", *words)
+    assert [(one["l2"], one["noise"]) for one in line["grid"]] == [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
+    assert [one["steps"] for one in line["grid"]] == [40] * 4
+    for one in line["runs"]:
+        path = np.array(one["path"])
+        assert one["moved"]["steps"] == 20, "two looks at valid a block: the second block does not fit into the budget"
+        assert path.shape == (2, 2)
+        assert np.all(path[0] != path[1])
+        assert 1e-4 <= path[0, 0] <= 1e-2
+        assert 0.1 <= path[0, 1] <= 1
+    again = json.loads((tmp_path / "run" / "parts" / "s0-start-1-again.json").read_text())
+    end = line["runs"][1]["path"][-1]
+    assert [again["start"]["l2"], again["start"]["noise"]] == pytest.approx(end)
+    said = capsys.readouterr().out
+    for words in ("grid, best on select", "start 1", "worst"):
+        assert words in said
+
+
+# -- rtho-mnist ----------------------------------------------------------------------------------------------------------
+
+
+def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
+    monkeypatch.setattr(rtho_mnist, "GRID", ((0.1,), (0.5, 0.9), (1e-4,)))
+    words = ["--train", "20", "--valid", "10", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "3"]
+    line = run("rtho-mnist", tmp_path / "run", *words, "--steps", "8", "--every", "1", "2", "4")
+    assert {one["steps"] for one in line["arms"]} == {8}
+    grid = [one for one in line["arms"] if one["label"] == "grid"]
+    assert [list(one["start"].values()) for one in grid] == [[0.1, 0.5, 1e-4], [0.1, 0.9, 1e-4]]
+    labels = [one["label"] for one in rtho_mnist.of_start(line["arms"], 0)]
+    assert labels == ["kept", "RTHO, Δ 1", "RTHO, Δ 2", "its end, kept", "RTHO, Δ 4", "RTHO, Δ 2, emptied",
+                      "MARTHE(0.99), Δ 2"]  # fmt: skip
+    kept, moved = line["checks"]
+    for one in kept["at"]:
+        for kind in rtho_mnist.KINDS:
+            assert one["rtho"][kind] == pytest.approx(one["exact"][kind], rel=1e-9)
+    assert [one["step"] for one in moved["at"]] == [2, 4, 8]
+    first, *later = moved["at"]
+    for kind in rtho_mnist.KINDS:
+        assert first["rtho"][kind] == pytest.approx(first["exact"][kind], rel=1e-9), "nothing has moved yet"
+        assert abs(later[-1]["rtho"][kind] / later[-1]["exact"][kind] - 1) > 1e-4
+    assert "grid of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_rtho_prices_are_those_of_the_engines(name, blank_mnist, monkeypatch):
+    from hypertrail import engines
+
+    monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
+    config = rtho_mnist.Config(train=20, valid=10, select=10, test=10, batch=5, hidden=(3,), steps=4, every=(2,))
+    here, engine = rtho_mnist.problem(config), engines.load(name)
+    for method in (Plain(4), *rtho_mnist.moving(config).values()):
+        block = next(iter(engine.adapt(here, here.initial_hyper(), method)))
+        assert block.cost.gradients + 2 * block.cost.hvps == rtho_mnist.price_of_block(method, here, name)
