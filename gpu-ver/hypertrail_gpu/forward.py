@@ -49,6 +49,8 @@ def forward_mode(
             hyper, values = with_effective_momentum(problem, hyper, values, training.trajectory)
         directions = one_hot(hyper, m, problem.dtype)
         columns = jax.vmap(lambda d: jax.jvp(programs.values, (hyper,), (d,))[1])(directions)
+        still = {kind: one for kind, one in values.items() if kind not in columns}  # the effective γ, declared or not
+        ways = columns | jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), still)
         w, v = jax.tree.map(jnp.asarray, (programs.initial_weights(values), problem.initial_velocity()))
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
         if problem.declared("initial_scale"):
@@ -58,8 +60,6 @@ def forward_mode(
                 ),
                 Z[1],
             )
-        still = {kind: one for kind, one in values.items() if kind not in columns}  # the effective γ, declared or not
-        ways = columns | jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), still)
         advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
