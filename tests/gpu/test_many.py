@@ -10,8 +10,21 @@ import pytest
 
 import hypertrail_data
 import hypertrail_gpu as gpu
-from hypertrail import DrMAD, Dynamics, Exact, Forward, NumericalFailure, Truncated, UsageError
+from hypertrail import (
+    DrMAD,
+    Dynamics,
+    Exact,
+    ExampleWeight,
+    Forward,
+    InitialScale,
+    Noise,
+    NumericalFailure,
+    TrainingInput,
+    Truncated,
+    UsageError,
+)
 from hypertrail_gpu import many
+from hypertrail_nets import mlp
 
 TOLERANCE = 1e-10
 SEEDS = (3, 4)
@@ -98,9 +111,11 @@ def test_refusals(make, monkeypatch):
     with pytest.raises(UsageError, match="expected 'ends' or 'memory'"):
         many.train([problem, problem], hypers, "host")
     with pytest.raises(UsageError, match="expected exact, truncated"):
-        many.hypergradient([problem], hypers[:1], [], Forward())
+        many.hypergradient([problem], hypers[:1], [None], Forward())
     with pytest.raises(UsageError, match="expected exact, truncated"):
-        many.hypergradient([problem], hypers[:1], [], DrMAD("C0"))
+        many.hypergradient([problem], hypers[:1], [None], DrMAD("C0"))
+    with pytest.raises(UsageError, match="2 / 1 problems and hyperparameters or trainings"):
+        many.train([problem, problem], hypers[:1])
     monkeypatch.setattr(many, "free_memory", lambda: (1_000_000, 1_000_000))
     with pytest.raises(UsageError, match=r"2 runs side by side need about .* GB.*; run \d+ at a time"):
         many.train([problem, problem], hypers, "memory")
@@ -126,6 +141,14 @@ def test_failure_names_the_run(make):
 def test_every_network_and_kind(make, relative, network, declared, methods):
     problems = many.seeds(make(network, declared), SEEDS)
     compare(problems, moved(problems[0], 2), methods, relative, ("train", "test"))
+
+
+@pytest.mark.slow
+def test_what_lives_at_the_start_and_on_examples(make, relative):
+    declared = (InitialScale("layer", 1.1), ExampleWeight(init=0.9), TrainingInput(), Noise("layer", 0.1))
+    network = mlp((8, 8, 1), (12,), init_scale=0.3, noise=True)
+    problems = many.seeds(make("mlp", "penalties").with_(network=network, hyperparameters=declared), SEEDS)
+    compare(problems, moved(problems[0], 2), [Exact()], relative, ("train", "test"))
 
 
 @pytest.mark.slow
