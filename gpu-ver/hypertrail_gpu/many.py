@@ -64,12 +64,9 @@ def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "end
     """
     if keep not in ("ends", "memory"):
         raise UsageError(f"keep={keep!r} for runs side by side, expected 'ends' or 'memory'; take others run by run")
-<<<<<<< HEAD
+    refuse_counts(problems, hypers)
     for problem, hyper in zip(problems, hypers, strict=True):
         refuse_hyper(problem, hyper)
-=======
-    refuse_counts(problems, hypers)
->>>>>>> devices
     started = time.perf_counter()
     with precision(problems[0]):
         programs = together(tuple(problems))
