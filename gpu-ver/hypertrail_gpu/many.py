@@ -28,7 +28,7 @@ from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import MEASURED_STEPS, DrMAD, Exact, Method, Truncated
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, bytes_read
-from hypertrail.refusals import refuse
+from hypertrail.refusals import refuse, refuse_hyper
 from hypertrail_data import MemoryTrajectory
 from hypertrail_nets import get_all_layers
 
@@ -64,6 +64,9 @@ def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "end
     """
     if keep not in ("ends", "memory"):
         raise UsageError(f"keep={keep!r} for runs side by side, expected 'ends' or 'memory'; take others run by run")
+    refuse_counts(problems, hypers)
+    for problem, hyper in zip(problems, hypers, strict=True):
+        refuse_hyper(problem, hyper)
     started = time.perf_counter()
     with precision(problems[0]):
         programs = together(tuple(problems))
@@ -124,6 +127,7 @@ def hypergradient(
         raise UsageError(
             f"{method.name} for runs side by side, expected exact, truncated or drmad-{' -'.join(LINES)}; take it run by run"
         )
+    refuse_counts(problems, hypers, trainings)
     for problem, training in zip(problems, trainings, strict=True):
         refuse(problem, training, method)
         if not isinstance(method, DrMAD) and isinstance(training.trajectory, Checkpointed | Undoable):
@@ -173,6 +177,7 @@ def hypergradient(
 
 def evaluate(problems: Sequence[Problem], trainings: Sequence[Training], split: str) -> list[Metrics]:
     """`evaluation.evaluate` of S runs, at once. Cost: S forward passes over the split; memory: S times the split."""
+    refuse_counts(problems, trainings)
     with precision(problems[0]):
         programs = together(tuple(problems))
         found = [batches_of(p, t, split) for p, t in zip(problems, trainings, strict=True)]
@@ -245,9 +250,15 @@ class Keyed(Compiled):
         return super().rates(values, t[:3])
 
 
-@lru_cache(maxsize=4)
 def together(problems: tuple[Problem, ...]) -> Together:
     """The programs of these very problems; the last four tuples are remembered, with their data on the device."""
+    if devices.layout().count > 1:
+        raise UsageError(f"runs side by side take one device, {devices.layout().count} are in use; devices.use(1)")
+    return _together(problems)
+
+
+@lru_cache(maxsize=4)
+def _together(problems: tuple[Problem, ...]) -> Together:
     return Together(problems)
 
 
@@ -313,11 +324,16 @@ def scales(values: Values) -> Values:
 # -- what must hold -----------------------------------------------------------------------------------------------------
 
 
+def refuse_counts(problems: Sequence[Problem], *others: Sequence[Any]) -> None:
+    counts = [len(problems), *map(len, others)]
+    if len(set(counts)) > 1 or not problems:
+        raise UsageError(
+            f"{' / '.join(map(str, counts))} problems and hyperparameters or trainings, expected one of each for each run, at "
+            "least one"
+        )
+
+
 def refuse_unlike(problems: Sequence[Problem]) -> None:
-    if not problems:
-        raise UsageError("no problem was given, expected at least one")
-    if devices.layout().count > 1:
-        raise UsageError(f"runs side by side take one device, {devices.layout().count} are in use; devices.use(1)")
     a = problems[0]
     for b in problems[1:]:
         unlike = [key for key in a.__dataclass_fields__ if key not in FREE and getattr(a, key) != getattr(b, key)]

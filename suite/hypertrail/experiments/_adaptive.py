@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 PUBLISHED = (("l2", 0.01), ("learning_rate", 0.1))  # s_λ in decades, s_r in ln α: the thesis' pair for n about 120
 BASELINES = {"constant": "constant rate", "step": "step schedule", "cosine": "cosine schedule"}
-TRAINED_ON_VALID = (
-    "cosine, valid trained on"  # what a schedule can do with the images that the adaptive method looks at
-)
+# What a schedule can do with the images that the adaptive method only looks at.
+TRAINED_ON_VALID = "cosine, valid trained on"
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,10 @@ def schedules(config: Race, block: int) -> dict[str, list[Arm]]:
     return {label: grid(config, name, Plain(block), name) for name, label in BASELINES.items()}
 
 
+def trained_on_valid(config: Race, block: int) -> list[Arm]:
+    return grid(config, "cosine-with-valid", Plain(block), "cosine")
+
+
 def adaptive(steps: int, last: int, **settings: Any) -> Adaptive:
     """The adaptive method with n, K, M = 10 and the published steps, where nothing else is said."""
     return Adaptive(**{"steps": steps, "last": last, "validation_batches": 10, "moves": PUBLISHED, **settings})
@@ -90,7 +93,7 @@ def small_families(config: Race) -> dict[str, list[Arm]]:
     only_rates = adaptive(131, 4, moves=(("l2", 0.0), ("learning_rate", alone["learning_rate"])))
     return {
         **schedules(config, 131),
-        TRAINED_ON_VALID: grid(config, "cosine-with-valid", Plain(131), "cosine"),
+        TRAINED_ON_VALID: trained_on_valid(config, 131),
         "adaptive 131-4": [one("adaptive", both)],
         "adaptive 131-4, start chosen": grid(config, "adaptive", both),
         "adaptive 131-4, look-ahead": [one("look-ahead", adaptive(131, 4, mode="look-ahead"))],
