@@ -73,9 +73,9 @@ def work(case: str) -> None:
 
 
 NOTES = [
-    "CPU seconds: of all S runs, median, repeats interleaved; of the process, as other work on the machine does not count in them.",
-    "Compile: wall clock of the first call less the median, all S runs. One thread of a processor: nothing lies idle there that a",
-    "second run could use. On a GPU this was not measured.",
+    "CPU seconds of the process (other work on the machine does not count in them), of all S runs, median, repeats interleaved.",
+    "Compile: wall clock of the first call less the median, all S runs. One thread of a processor: nothing lies idle there that",
+    "a second run could use. On a GPU this was not measured.",
 ]
 
 
