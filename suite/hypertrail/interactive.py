@@ -23,6 +23,8 @@ SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "x"
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 BINS = 40
 META = "meta-iteration"
+# A few percent are seen as well: at the start all hyperparameters are often equal, later no bin holds more than some.
+SHARES = [[0.0, "#ffffff"], [0.01, "#e8f1fa"], [0.05, "#c6dbef"], [0.15, "#6baed6"], [0.4, BLUE], [1.0, "#08306b"]]
 # ColorBrewer's PuOr turned around: as Matplotlib's PuOr_r.
 DIVERGING = ("#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "#fee0b6", "#fdb863", "#e08214", "#b35806",
              "#7f3b08")  # fmt: skip
@@ -181,13 +183,13 @@ def agreement_layers(one: View) -> Figure:
             {"type": "heatmap", "x": k, "y": ticks, "z": plain(z), "customdata": plain(table), "zmin": low, "zmax": high,
              "colorscale": scale(DIVERGING), "xaxis": panel[0], "yaxis": panel[1],
              "hovertemplate": f"%{{y}}<br>{META} %{{x}}<br>{key.replace('_', ' ')} %{{customdata:.4g}}<extra></extra>",
-             "colorbar": {"orientation": "h", "x": (x0 + x1) / 2, "len": x1 - x0, "y": 0, "yanchor": "top", "ypad": 42,
+             "colorbar": {"orientation": "h", "x": (x0 + x1) / 2, "len": x1 - x0, "y": 0, "yanchor": "top", "ypad": 50,
                           "thickness": 9, **bar}}
         )  # fmt: skip
         label(layout, panel, META, "", autorange="reversed", showticklabels=panel == row[0], automargin=True,
               tickfont={"size": 10}, showgrid=False)  # fmt: skip
     layout["hovermode"] = "closest"
-    layout["margin"]["b"] = 100
+    layout["margin"]["b"] = 108
     return whole(data, layout)
 
 
@@ -241,7 +243,7 @@ def shares(panel: tuple[str, str], u: Spread) -> list[dict[str, Any]]:
     edges = np.linspace(low, high, BINS + 1)
     z = np.array([np.histogram(x, edges)[0] / x.size for x in u]).T
     bins = {"type": "heatmap", "x": plain(np.arange(len(u))), "y": plain((edges[1:] + edges[:-1]) / 2), "z": plain(z),
-            "colorscale": scale(("#ffffff", "#c6dbef", "#6baed6", BLUE, "#08306b")), "zmin": 0.0,
+            "colorscale": SHARES, "zmin": 0.0,
             "colorbar": {"thickness": 9, "tickformat": ".0%", "title": {"text": "share"}}, "xaxis": panel[0],
             "yaxis": panel[1],
             "hovertemplate": f"{META} %{{x}}<br>around %{{y:.3g}}: %{{z:.1%}}<extra></extra>"}  # fmt: skip
