@@ -55,7 +55,12 @@ class Nothing:
 
 
 class Temporary(StoredTrajectory):
-    """A stored trajectory in a folder that nobody named, which goes when it is closed."""
+    """A stored trajectory in a folder that nobody named, which goes when it is closed or let go of."""
+
+    def __init__(self, folder: Path, *rest: Any) -> None:
+        # Before the store's own, which waits for its writer: of an object's finalizers the last one is called first.
+        weakref.finalize(self, shutil.rmtree, folder.parent, ignore_errors=True)
+        super().__init__(folder, *rest)
 
     def close(self) -> None:
         try:
@@ -128,8 +133,6 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
     if isinstance(place, Path):
         store = Temporary if keep == "auto" else StoredTrajectory
         trajectory = store.open(place, "a", begun) if begun else store.create(place)
-        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
-            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
         return States(trajectory, on_host=True)
     return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 

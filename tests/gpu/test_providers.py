@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -357,6 +358,11 @@ def test_auto_goes_to_disk_where_memory_is_short_and_leaves_nothing(case, relati
     assert folder.is_dir()
     assert relative(gpu.hypergradient(problem, hyper, training, Exact()).gradient, exact.gradient) == 0.0
     training.trajectory.close()
+    assert not folder.parent.exists()
+    training = gpu.train(problem, hyper, "auto")  # and where nobody closes it
+    folder = training.trajectory.folder
+    del training
+    gc.collect()
     assert not folder.parent.exists()
 
 
