@@ -11,7 +11,7 @@ from .methods import hypergradient
 from .online import adapt
 from .training import train
 
-__all__ = ["adapt", "describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "device_memory", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
 
 name = "cpu"
 
@@ -26,3 +26,8 @@ def describe() -> dict[str, Any]:
         "numpy": version("numpy"),
         "autograd": version("autograd"),
     }
+
+
+def device_memory() -> int | None:
+    """None: everything lies in the memory of the process."""
+    return None

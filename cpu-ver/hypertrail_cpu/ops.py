@@ -111,6 +111,15 @@ defvjp(
 )
 
 
+@primitive
+def tanh(x: Array) -> Array:
+    return np.tanh(x)
+
+
+# Not autograd's own, which divides by cosh²: that overflows for |x| > 710, and its derivative there is NaN.
+defvjp(tanh, lambda y, x: lambda dy: dy * ((1.0 + y) * (1.0 - y)))
+
+
 class AutogradOps:
     """`hypertrail_nets.layers.Ops` on autograd.numpy: twice differentiable, float64 in, float64 out."""
 
@@ -142,7 +151,7 @@ class AutogradOps:
         return anp.where(x <= 0.0, 0.0, x)
 
     def tanh(self, x: Array) -> Array:
-        return anp.tanh(x)
+        return tanh(x)
 
     def concatenate(self, xs: list[Array]) -> Array:
         return anp.concatenate(xs, axis=-1)
@@ -154,6 +163,9 @@ class AutogradOps:
         # The largest logit is taken off as a constant: the result does not depend on it, so its derivative is exactly 0.
         z = logits - getval(logits).max(axis=-1, keepdims=True)
         return anp.log(anp.sum(anp.exp(z), axis=-1)) - z[np.arange(len(y)), y]
+
+    def drawn(self, x: Array) -> Array:
+        return x
 
 
 OPS = AutogradOps()

@@ -63,6 +63,9 @@ class Ops(Protocol):
     def cross_entropy(self, logits: Array, y: Array) -> Array:
         """−log softmax(logits)[y] in nats, (B, K) and (B,) int → (B,)."""
 
+    def drawn(self, x: Array) -> Array:
+        """A mask or noise (B, …) just made, as the engine wants it laid out: the same numbers."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -244,7 +247,7 @@ class Dropout(Layer):
             raise ValueError(f"{self.name}: a stochastic pass needs key= and step= (or deterministic=True)")
         x = xs[0]
         # The mask is a constant: its dtype and shape are those of the value behind whatever box the engine uses.
-        return x * dropout_mask(how.ops.xp, how.key, self.stream, how.step, x.shape, self.p, x.dtype)
+        return x * how.ops.drawn(dropout_mask(how.ops.xp, how.key, self.stream, how.step, x.shape, self.p, x.dtype))
 
 
 class GaussianNoise(Layer):
@@ -265,7 +268,8 @@ class GaussianNoise(Layer):
             return x
         if how.key is None:
             raise ValueError(f"{self.name}: a stochastic pass needs key= and step= (or deterministic=True)")
-        return x + how.params[self.std] * gaussian_noise(how.ops.xp, how.key, self.stream, how.step, x.shape, x.dtype)
+        z = gaussian_noise(how.ops.xp, how.key, self.stream, how.step, x.shape, x.dtype)
+        return x + how.params[self.std] * how.ops.drawn(z)
 
 
 class Nonlinearity(Layer):

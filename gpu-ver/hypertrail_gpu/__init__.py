@@ -5,6 +5,7 @@
 
 from typing import Any
 
+from . import devices
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
@@ -24,7 +25,17 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
+        "in_use": devices.layout().count,
+        "process": devices.process(),
     }
 
 
-__all__ = ["adapt", "describe", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+def device_memory() -> int | None:
+    """Most bytes that the fullest device has held at once so far; None on a processor, which does not tell."""
+    import jax
+
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((one["peak_bytes_in_use"] for one in told if "peak_bytes_in_use" in one), default=None)
+
+
+__all__ = ["adapt", "describe", "device_memory", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]

@@ -21,7 +21,7 @@ from hypertrail.hyperparameters import OF_EXAMPLES, Hyper
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 
-from . import losses
+from . import devices, losses
 from .dynamics import rule
 from .functional import Inner, add, linearise, pull, reverse_step, step, zeros
 from .ops import OPS
@@ -41,40 +41,45 @@ def precision(problem: Problem) -> Iterator[None]:
         yield
 
 
-@lru_cache(maxsize=4)
 def compiled(problem: Problem) -> Compiled:
-    """The programs of this very problem object; the last four problems are remembered, with their data on the device."""
-    return Compiled(problem)
+    """The programs of this very problem object on the devices in use; the last four are remembered, with their data there."""
+    return _compiled(problem, devices.layout())
+
+
+@lru_cache(maxsize=4)
+def _compiled(problem: Problem, layout: devices.Layout) -> Compiled:
+    return Compiled(problem, layout)
 
 
 class Compiled:
     """Data on the device and compiled programs of one problem. Call everything inside `precision(problem)`."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, layout: devices.Layout) -> None:
+        layout.refuse(problem.schedule.batch)
+        self.problem, self.layout, self.jit, self.put = problem, layout, layout.jit, layout.put
         self.kinds = [h.kind for h in problem.hyperparameters]
         self.per_step = {h.kind for h in problem.hyperparameters if h.per_step}
         self.keeps_velocity = problem.needs_velocity()
         self.inner = Inner(self.loss, self.update, has_aux=True)
         train = problem.splits.train
-        self.train_data = jnp.asarray(train.x, problem.dtype), jnp.asarray(train.y)
-        self.valid_data = jax.tree.map(jnp.asarray, problem.valid_batches())
+        self.train_data = self.put(train.x, problem.dtype), self.put(train.y)
+        self.valid_data = self.put(problem.valid_batches())
         self.chunk = chunk_length(problem)
         self.disk_chunk = chunk_length(problem, DISK_BYTES)
         self.state_bytes = state_bytes(problem)
         # Compiled per object, not per class: when the object goes, its programs and the data they hold go too.
         self.others: dict[str, Any] = {}
-        self.values = jax.jit(self._values)
-        self.pull_back = jax.jit(self._pull_back)
-        self.pull_start = jax.jit(self._pull_start)
-        self.weights = jax.jit(self._weights)
-        self.train_chunk = jax.jit(self._train_chunk, static_argnums=0)
-        self.reverse_chunk = jax.jit(self._reverse_chunk)
-        self.undo_chunk = jax.jit(self._undo_chunk)
-        self.reverse_line = jax.jit(self._reverse_line, static_argnums=0)
-        self.hyper_gradient = jax.jit(self._hyper_gradient)
-        self.hyper_loss = jax.jit(self._hyper_loss)
-        self.metrics = jax.jit(self._metrics)
+        self.values = self.jit(self._values)
+        self.pull_back = self.jit(self._pull_back)
+        self.pull_start = self.jit(self._pull_start)
+        self.weights = self.jit(self._weights)
+        self.train_chunk = self.jit(self._train_chunk, static_argnums=0)
+        self.reverse_chunk = self.jit(self._reverse_chunk)
+        self.undo_chunk = self.jit(self._undo_chunk)
+        self.reverse_line = self.jit(self._reverse_line, static_argnums=0)
+        self.hyper_gradient = self.jit(self._hyper_gradient)
+        self.hyper_loss = self.jit(self._hyper_loss)
+        self.metrics = self.jit(self._metrics)
 
     # -- the elementary problem, in the form functional.py takes: hyper = the values of the declared kinds as the batch
     #    sees them, and t = (step, row of per-step values, learning rate factor)
@@ -107,7 +112,8 @@ class Compiled:
 
         What is differentiated is the batch's own rows of an example weight or learned image, never the whole array.
         """
-        return self.problem.seen(values, indices), (data[0][indices], data[1][indices])
+        indices = self.layout.share(indices)
+        return self.problem.seen(values, indices), self.layout.share((data[0][indices], data[1][indices]))
 
     def collect(self, dvalues: Values, more: Values, indices: Array) -> Values:
         """dvalues += more, the derivatives of a batch's rows into these rows (repeated ones add up).
@@ -115,7 +121,7 @@ class Compiled:
         XLA does the scatter in place in the carry of a loop: a step costs the rows of its batch.
         """
         return {
-            kind: {key: one.at[indices].add(more[kind][key]) for key, one in arrays.items()}
+            kind: {key: one.at[indices].add(self.layout.whole(more[kind][key])) for key, one in arrays.items()}
             if kind in OF_EXAMPLES
             else add(arrays, more[kind])
             for kind, arrays in dvalues.items()
@@ -214,26 +220,32 @@ class Compiled:
         dw, dv, more = reverse_step(self.inner, w, v, *self.batch(values, data, indices), t, dw, dv)
         return dw, dv, self.collect(dvalues, more, indices)
 
-    def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+    def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree, span: Any = None) -> tuple:
         """Steps undone in floating point, and taken backward at the states this leads to. state = (w, v, dw, dv, dvalues).
+        Of xs, the steps span[1]−1 … span[0], by default all: an argument, so one program serves every tail.
 
             w −= α v;   g = ∇L(w);   v = (v + (1−γ) g) / γ        (Maclaurin et al. 2015, algorithm 2, lines 6 to 8)
 
         Every step back multiplies the rounding error by 1/γ. Returns the state before the steps and ‖dw‖ before each.
         """
+        steps = len(xs[0])
+        lo, hi = (0, steps) if span is None else span
 
-        def backward(state: tuple, x: tuple) -> tuple:
-            (w, v, dw, dv, dvalues), (indices, t) = state, x
+        def backward(k: Array, carry: tuple) -> tuple:
+            (w, v, dw, dv, dvalues), norms = carry
+            i = hi - 1 - (k - lo)
+            indices, t = jax.tree.map(lambda one: one[i], xs)
             alpha, gamma = self.rates(values, t)
             w = {name: one - alpha[name] * v[name] for name, one in w.items()}
             seen, batch = self.batch(values, data, indices)
             g, tangent = linearise(self.inner, w, seen, batch, t)
             v = {name: (one + (1 - gamma[name]) * g[name]) / gamma[name] for name, one in v.items()}
-            before = norm(dw)
+            norms = norms.at[i].set(norm(dw))
             dw, dv, more = pull(self.inner, w, v, g, tangent, seen, t, dw, dv)
-            return (w, v, dw, dv, self.collect(dvalues, more, indices)), before
+            return (w, v, dw, dv, self.collect(dvalues, more, indices)), norms
 
-        return lax.scan(backward, state, xs, reverse=True)
+        norms = jnp.zeros(steps, self.problem.dtype)
+        return lax.fori_loop(lo, hi, backward, (state, norms))
 
     def backward_literal(
         self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple
@@ -250,16 +262,18 @@ class Compiled:
         return add(dw, hvp), dv, self.collect(dvalues, mixed, indices)
 
     def _hyper_gradient(self, w: Tree, values: Values, batches: Tree) -> tuple:
-        f, dw, dvalues = losses.hyper_gradient(self.problem, w, self.complete(values), *batches)
+        f, dw, dvalues = losses.hyper_gradient(self.problem, w, self.complete(values), *self.layout.share(batches, 1))
         return f, dw, {kind: dvalues[kind] for kind in self.kinds}
 
     def _hyper_loss(self, weights: Tree, batches: Tree) -> Array:
         """f at effective weights (any transform already applied)."""
-        return lax.map(lambda batch: self.problem.valid_loss(OPS, weights, *batch), batches).mean()
+        return lax.map(
+            lambda batch: self.problem.valid_loss(OPS, weights, *batch), self.layout.share(batches, 1)
+        ).mean()
 
     def _metrics(self, weights: Tree, running: Tree, batches: Tree) -> Array:
         """(n, 2, B): loss and error of every example of the batches."""
-        return lax.map(lambda batch: self.problem.metrics(OPS, weights, running, *batch), batches)
+        return lax.map(lambda batch: self.problem.metrics(OPS, weights, running, *batch), self.layout.share(batches, 1))
 
     def steps(self, start: int, stop: int) -> tuple:
         """What the programs read for the steps start … stop−1: batch indices and t, with a leading axis of steps."""

@@ -47,10 +47,10 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         values = programs.values(hyper)
         w = jax.tree.map(jnp.asarray, training.final)
         f, dw, dvalues = programs.hyper_gradient(w, values, programs.valid_data)
-        solve = programs.program(f"implicit {method}", lambda: jax.jit(solver(programs, method)))
+        solve = programs.program(f"implicit {method}", lambda: programs.jit(solver(programs, method)))
         p, iterations, residual, curvature, gradient_norm = solve(w, values, dw, programs.train_data)
         judge(method, int(iterations), float(residual), float(curvature))
-        mixed = programs.program("implicit mixed term", lambda: jax.jit(products(programs)))(
+        mixed = programs.program("implicit mixed term", lambda: programs.jit(products(programs)))(
             w, values, jax.tree.map(jnp.negative, p), programs.train_data
         )[1]
         gradient = programs.pull_back(hyper, add(dvalues, mixed))
@@ -77,6 +77,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
 def full_loss(programs: Compiled, w: Tree, values: Tree, data: Tree) -> Any:
     """L over the whole training split: dropout off, penalties included."""
     problem, values = programs.problem, programs.complete(values)
+    data = programs.layout.share(data)
     weights = problem.effective(jnp, w, values)
     return problem.data_loss(OPS, weights, *data, step=None, values=values) + problem.penalty(jnp, w, values)
 

@@ -23,6 +23,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.records import Checkpointed
 from hypertrail_data import MemoryTrajectory, StoredTrajectory
 
+from . import devices
 from .compiled import Compiled
 
 Tree = Any
@@ -51,6 +52,21 @@ class Nothing:
 
     def close(self) -> None:
         """Let go, after a failure: what is durable stays."""
+
+
+class Temporary(StoredTrajectory):
+    """A stored trajectory in a folder that nobody named, which goes when it is closed or let go of."""
+
+    def __init__(self, folder: Path, *rest: Any) -> None:
+        # Before the store's own, which waits for its writer: of an object's finalizers the last one is called first.
+        weakref.finalize(self, shutil.rmtree, folder.parent, ignore_errors=True)
+        super().__init__(folder, *rest)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
 class States(Nothing):
@@ -107,11 +123,16 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
         return Starts(keep.at(programs.problem.steps))
     if isinstance(keep, Last):
         return States(MemoryTrajectory(), first=max(programs.problem.steps - keep.steps, 0))
+    processes = devices.process()[1]
+    if processes > 1 and (keep == "auto" or isinstance(keep, Path)):
+        raise UsageError(
+            f"keep={str(keep)!r} with {processes} processes: one of them would have to hand every segment to the others; keep "
+            "'memory' (on each device), 'host' (in each process' RAM) or Checkpoints()"
+        )
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
-        trajectory = StoredTrajectory.open(place, "a", begun) if begun else StoredTrajectory.create(place)
-        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
-            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
+        store = Temporary if keep == "auto" else StoredTrajectory
+        trajectory = store.open(place, "a", begun) if begun else store.create(place)
         return States(trajectory, on_host=True)
     return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 
@@ -126,15 +147,20 @@ def stretches(at: list[int], steps: int) -> list[tuple[int, int]]:
     return list(zip(at, [*at[1:], steps], strict=True))
 
 
+def free_memory() -> tuple[int, int]:
+    """Free bytes (of this process' first device, of the host); the same where the device is the processor."""
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host, host
+
+
 def room_for(programs: Compiled) -> str | Path:
     """'memory', 'host' or a temporary folder: the first that half of whose free memory holds all T states.
 
     Raises UsageError where even the disk has no room.
     """
     needed = programs.state_bytes * programs.problem.steps
-    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = jax.devices()[0].memory_stats() or {}
-    device = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host
+    device, host = free_memory()
     if needed <= SHARE * device:
         return "memory"
     if needed <= SHARE * host:

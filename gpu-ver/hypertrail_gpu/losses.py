@@ -21,11 +21,14 @@ Array = Any
 
 
 def elementary_loss(
-    problem: Problem, w: Mapping[str, Array], values: Values, x: Array, y: Array, step: Any
+    problem: Problem, w: Mapping[str, Array], values: Values, x: Array, y: Array, step: Any, key: Any = None
 ) -> tuple[Array, dict[str, Array]]:
-    """L(w, λ, batch) with penalties and that step's dropout masks, and the batch statistics. Scalar, {name: (C,)}."""
+    """L(w, λ, batch) with penalties and that step's dropout masks, and the batch statistics. Scalar, {name: (C,)}.
+
+    key: of the masks, where it is not the problem's.
+    """
     collect: dict[str, Array] = {}
-    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect, values)
+    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect, values, key)
     return loss + problem.penalty(jnp, w, values), collect
 
 

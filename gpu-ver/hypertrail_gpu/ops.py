@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import devices
+
 Array = Any
 
 
@@ -115,7 +117,7 @@ class JaxOps:
         return (x - mean) * lax.rsqrt(variance + epsilon)
 
     def relu(self, x: Array) -> Array:
-        return jnp.where(x > 0, x, jnp.zeros_like(x))
+        return jnp.where(x <= 0, jnp.zeros_like(x), x)  # the condition is written so that NaN stays NaN
 
     def tanh(self, x: Array) -> Array:
         return jnp.tanh(x)
@@ -129,6 +131,10 @@ class JaxOps:
     def cross_entropy(self, logits: Array, y: Array) -> Array:
         picked = jnp.take_along_axis(logits, y[:, None].astype(jnp.int32), axis=-1)[:, 0]
         return jax.nn.logsumexp(logits, axis=-1) - picked
+
+    def drawn(self, x: Array) -> Array:
+        # Whole on every device: made in parts, its bits would be sent around, four bytes for each number and step.
+        return devices.layout().whole(x)
 
 
 OPS = JaxOps()

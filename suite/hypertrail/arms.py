@@ -4,9 +4,9 @@
     arm = Arm("cosine-0.3", Plain(131), start=(("learning_rate", 0.3),), schedule="cosine")
     record = in_run(run, engine, problem, arm, budget=20_000)      # what lands in parts/<name>.json
 
-The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`price`): a method that costs more
-takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give them
-the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
+The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`arm_records.price`): a method
+that costs more takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give
+them the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
 
 Every `every` blocks the network is measured on all splits with the deterministic forward, and what the next block starts from
 is on the disk, one file that appears whole or not at all. A process killed anywhere goes on from there and ends with
@@ -15,31 +15,24 @@ the same bits (on a CPU); only the seconds are others.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from . import arrays, stopping
-from .adapting import Block, State, gather, moved_kinds, numpy_state
-from .engines import SPLITS, Engine
+from .adapting import Block, State, moved_kinds
+from .arm_records import Record, begun, count, digest, measure, over, save
+from .engines import Engine
 from .errors import NumericalFailure, UsageError
-from .hyperparameters import NETWORK, Hyper
-from .online import Adaptive, Online, Plain
+from .hyperparameters import Hyper
+from .online import Adaptive, Online
 from .problem import Problem
-from .records import Cost
 from .runs import Run
-
-Record = dict[str, Any]
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def step_schedule(done: float) -> float:
@@ -94,11 +87,6 @@ class Arm:
         start, rates = self.first_hyper(problem)["learning_rate"], hyper["learning_rate"]
         shift = math.log(max(SCHEDULES[self.schedule](done), 1e-12))
         return hyper | {"learning_rate": {key: (start[key] + shift).astype(u.dtype) for key, u in rates.items()}}
-
-
-def price(cost: Cost) -> int:
-    """What a block costs in gradient evaluations: a gradient that gave the Hessian-vector product too counts as two."""
-    return cost.gradients + 2 * cost.hvps
 
 
 def in_run(
@@ -177,15 +165,6 @@ def train(
     return record | {"digest": digest(arrays.load(path)["state"]) if path.is_file() else None}
 
 
-def over(record: Record) -> bool:
-    """Whether no further block fits into the budget. UsageError where not even one does."""
-    if record["price"] > record["budget"]:
-        raise UsageError(
-            f"a block of arm {record['arm']} costs {record['price']} gradients, more than the budget of {record['budget']}"
-        )
-    return record["price"] > 0 and record["gradients"] + record["price"] > record["budget"]
-
-
 def moves(method: Online, kind: str) -> bool:
     """Whether the method gives this kind a step other than 0."""
     return not isinstance(method, Adaptive) or method.move(kind) != 0
@@ -204,99 +183,3 @@ def blocks(engine: Engine, problem: Problem, arm: Arm, state: State | None, reco
         one = list(engine.adapt(problem, arm.scheduled(problem, hyper, done), arm.method, state=state, blocks=1))
         yield one[0]
         state = one[0].state
-
-
-# -- the record ---------------------------------------------------------------------------------------------------------
-
-
-def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tuple[Record, State | None]:
-    """The record and state that `path` holds; where there is none, those of the start."""
-    first: Record = {
-        "arm": arm.name,
-        "schedule": arm.schedule,
-        "method": {"name": arm.method.name, **as_json(asdict(arm.method))},
-        "start": dict(arm.start),
-        "seed": problem.seed,
-        "budget": budget,
-        "every": every,
-    }
-    if path.is_file():
-        saved = arrays.load(path)
-        record = json.loads(bytes(saved["record"]))
-        if any(record[key] != first[key] for key in first):
-            raise UsageError(f"{path} is of another arm than {arm.name} with a budget of {budget}; remove it")
-        return record, saved["state"]
-    spread = spreads(arm, arm.first_hyper(problem))
-    return first | {
-        "steps": 0, "gradients": 0, "hvps": 0, "price": 0, "failed": None,
-        "block": {"steps": [], "loss": [], "hyper_loss": [], "seconds": [], "processor": []},
-        "points": [],
-        "hyper": {kind: {key: [one] for key, one in tensors.items()} for kind, tensors in spread.items()},
-        "evaluation_seconds": 0.0,
-    }, None  # fmt: skip
-
-
-def count(record: Record, block: Block, processor: float) -> None:
-    """A block is done: what it cost, and its losses."""
-    record["price"] = price(block.cost)
-    record["gradients"] += record["price"]
-    record["hvps"] += block.cost.hvps
-    record["steps"] = int(block.state["step"])
-    for key, value in {
-        "steps": len(block.losses),
-        "loss": float(block.losses.mean()),
-        "hyper_loss": float(block.hyper_losses.mean()) if block.hyper_losses.size else None,
-        "seconds": block.cost.seconds,
-        "processor": processor,
-    }.items():
-        record["block"][key].append(value)
-
-
-def measure(record: Record, engine: Engine, problem: Problem, block: Block, arm: Arm) -> None:
-    """Loss and error of every split after a block, and how the hyperparameters spread there."""
-    clock = time.perf_counter()
-    here = gather(problem, [block])
-    metrics = {s: asdict(engine.evaluate(problem, here, s)) for s in SPLITS if len(getattr(problem.splits, s))}
-    if not all(np.isfinite(one["loss"]) for one in metrics.values()):
-        split = next(s for s, one in metrics.items() if not np.isfinite(one["loss"]))
-        raise NumericalFailure(f"loss on {split}", block.stop)
-    record["points"].append(
-        {"block": block.index, "step": record["steps"], "gradients": record["gradients"], "metrics": metrics}
-    )
-    for kind, tensors in spreads(arm, here.hyper).items():
-        for key, one in tensors.items():
-            record["hyper"][kind][key].append(one)
-    record["evaluation_seconds"] += time.perf_counter() - clock
-
-
-def spreads(arm: Arm, hyper: Hyper) -> dict[str, dict[str, list[float]]]:
-    """{kind: {tensor: [mean, quantiles]}} to six digits; of a method that moves nothing one entry, for all is the same."""
-    out: dict[str, dict[str, list[float]]] = {}
-    for kind, tensors in hyper.items():
-        if isinstance(arm.method, Plain):
-            tensors = {NETWORK: next(iter(tensors.values()))}
-        out[kind] = {}
-        for key, u in tensors.items():
-            flat = np.asarray(u, dtype=np.float64).ravel()
-            out[kind][key] = [float(f"{x:.6g}") for x in (flat.mean(), *np.quantile(flat, QUANTILES))]
-    return out
-
-
-def save(path: Path, record: Record, state: State) -> None:
-    """Record and state, together or not at all."""
-    text = json.dumps(record, allow_nan=False).encode()
-    arrays.save(path, {"record": np.frombuffer(text, np.uint8), "state": numpy_state(state)})
-
-
-def digest(state: State) -> str:
-    """sha256 over every array of a state, with its name."""
-    out = hashlib.sha256()
-    for name, one in sorted(arrays.flatten(state)):
-        out.update(f"{name} {one.dtype} {one.shape} ".encode())
-        out.update(np.ascontiguousarray(one).tobytes())
-    return out.hexdigest()
-
-
-def as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """A method's settings as JSON gives them back."""
-    return json.loads(json.dumps(settings, default=str))

@@ -1,6 +1,7 @@
 """The command line. Dispatch by hand, so that help and list import neither JAX nor matplotlib; tyro reads the fields.
 
-    hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN
+    hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN ... | plot RUN FIGURE
+    hypertrail export-tensorboard RUN ... | launch EXPERIMENT | status [FOLDER] | collect [FOLDER ...]
 
 Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped by a signal or by a full disk (the
 same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second one, or outside a run).
@@ -16,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,8 +39,14 @@ commands:
   run EXPERIMENT         run one; writes a folder under runs/ with numbers, figures and report.html
   verify EXPERIMENT      check its hypergradient: finite differences, and the other engine
   verify everything      every method, hyperparameter and dynamics against each other on a tiny network
-  compare RUN_A RUN_B    two run folders side by side: metrics, hypergradients, where they part
-  report RUN             write report.html and the figures of a run folder anew
+  compare RUN_A RUN_B    two run folders side by side, step by step: losses, weights, hypergradients, where they part
+  report RUN [RUN ...]   an interactive page about one run, or several side by side, in a folder with its figures
+  plot RUN [FIGURE]      one figure of a run as PNG, PDF or SVG; without a name: which ones there are
+  export-tensorboard RUN [RUN ...]
+                         scalars and histograms of runs as TensorBoard's event files
+  launch EXPERIMENT      run it for many seeds and settings: a Slurm job array, or processes of this machine
+  status [FOLDER]        how far the runs of a folder or a launch are
+  collect [FOLDER ...]   many runs in one table and figure: mean and interval over seeds
 
 hypertrail run EXPERIMENT --help    every setting of an experiment and what it means
 hypertrail --version
@@ -105,14 +113,15 @@ def dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}, expected one of {', '.join(COMMANDS)}; see hypertrail --help")
     action, operands, what = COMMANDS[command]
-    if rest[:1] in (["-h"], ["--help"]):
-        print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
+    if rest[:1] in (["-h"], ["--help"]) and not operands.startswith("["):  # those read their own words
+        told = "\n".join(textwrap.fill(line, 110) for line in what.splitlines())
+        print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{told}")
         return 0
-    wanted = operands.replace("...", "").split()
+    wanted = re.sub(r"\[.*?\]|\.\.\.", "", operands).split()
     given = rest[: len(wanted)]
     if len(given) < len(wanted) or any(word.startswith("-") for word in given):
         raise UsageError(f"hypertrail {command} needs {' '.join(wanted)}; see hypertrail {command} --help")
-    if "..." not in operands and len(rest) > len(wanted):
+    if "..." not in operands and "[" not in operands and len(rest) > len(wanted):
         raise UsageError(f"hypertrail {command} takes {operands or 'nothing'}, got {' '.join(rest)} as well")
     return action(words, *given)
 
@@ -152,7 +161,7 @@ def into_folder(
     words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
-    from . import display, engines, memory, runs
+    from . import display, engines, memory, processes, runs
     from .report import write_report
     from .sections import own_sections
 
@@ -160,14 +169,17 @@ def into_folder(
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     engine = engines.load(config.engine)
+    processes.share(engine, config.devices, problem)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
-    with runs.Run(path, record, may_grow) as run:
+    with processes.folder(engine, path) as path, runs.Run(path, record, may_grow) as run:
         if run.finished:
             return nothing_to_do(path)
         run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
         voice = display.Voice(run.log)
         with recorded(run):
             voice.say(f"run folder: {path}")
+            if not run.fresh:
+                voice.say("it holds this run, not finished: goes on where that was")
             with voice:
                 if study:
                     run.keep_lines(0)  # they come again, out of parts/ where they were long in coming
@@ -230,14 +242,66 @@ def verify_command(words: list[str], name: str) -> int:
 def compare_command(words: list[str], a: str, b: str) -> int:
     from . import compare
 
-    return compare.main(Path(a), Path(b))
+    _, out = operands_and_out(words, at_most=2)
+    return compare.main(Path(a), Path(b), out)
 
 
-def report_command(words: list[str], folder: str) -> int:
-    from .report import write_report
+def report_command(words: list[str], *first: str) -> int:
+    from . import report
 
-    print(f"report: {write_report(Path(folder))}")
-    return 0
+    folders, out = operands_and_out(words)
+    return report.main([Path(one) for one in folders], out)
+
+
+def plot_command(words: list[str], folder: str) -> int:
+    from . import plot
+
+    (_, *names), out = operands_and_out(words, at_most=2)
+    return plot.main(Path(folder), names[0] if names else None, out)
+
+
+def export_tensorboard_command(words: list[str], *first: str) -> int:
+    from . import events
+
+    folders, out = operands_and_out(words)
+    return events.main([Path(one) for one in folders], out)
+
+
+def operands_and_out(words: list[str], at_most: int | None = None) -> tuple[list[str], Path | None]:
+    """What stands behind the command, and the path behind --out wherever it stands."""
+    command, *rest = words
+    operands, out, place = [], None, iter(rest)
+    for word in place:
+        if word == "--out" or word.startswith("--out="):
+            given = next(place, "") if word == "--out" else word.removeprefix("--out=")
+            if not given:
+                raise UsageError(f"hypertrail {command} --out needs a path; see hypertrail {command} --help")
+            out = Path(given)
+        elif word.startswith("-"):
+            raise UsageError(f"hypertrail {command} knows no {word}, only --out; see hypertrail {command} --help")
+        else:
+            operands.append(word)
+    if at_most is not None and len(operands) > at_most:
+        raise UsageError(f"hypertrail {command} takes at most {at_most} names, got {' '.join(operands)}")
+    return operands, out
+
+
+def launch_command(words: list[str], name: str) -> int:
+    from . import launch
+
+    return launch.main(name, words[2:], words)
+
+
+def status_command(words: list[str]) -> int:
+    from . import status
+
+    return status.main(parse(status.Options, words[1:], "hypertrail status", status.__doc__))
+
+
+def collect_command(words: list[str]) -> int:
+    from . import collect
+
+    return collect.main(parse(collect.Options, words[1:], "hypertrail collect", collect.__doc__))
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
@@ -249,8 +313,38 @@ COMMANDS: dict[str, tuple[Callable[..., int], str, str]] = {
         "Check an experiment's hypergradient against finite differences and the other engine; `everything`: all methods, "
         "hyperparameters and dynamics on a tiny network.",
     ),
-    "compare": (compare_command, "RUN_A RUN_B", "Two run folders side by side."),
-    "report": (report_command, "RUN", "Write report.html and the figures of a run folder anew."),
+    "compare": (
+        compare_command,
+        "RUN_A RUN_B [--out DIR]",
+        "Two run folders side by side, meta-iteration by meta-iteration and step by step, and where they part beyond the "
+        "tolerance table.\n--out DIR: the same as compare.csv, and as a figure, compare.png and compare.pdf.",
+    ),
+    "report": (
+        report_command,
+        "RUN [RUN ...] [--out DIR]",
+        "A folder with index.html about one run, or several side by side: interactive figures (the report extra) that need "
+        "no network, tables, and every figure as PNG and PDF.\n--out DIR: the folder; else RUN/report (and RUN/report.html, "
+        "the same in one file with still pictures), or for several runs a new reports/<time> in the folder that holds them.",
+    ),
+    "plot": (
+        plot_command,
+        "RUN [FIGURE] [--out FILE]",
+        "One figure of a run; without a name, which figures there are.\n--out FILE: ends in .png, .pdf or .svg; else "
+        "RUN/figures/FIGURE.png.",
+    ),
+    "export-tensorboard": (
+        export_tensorboard_command,
+        "RUN [RUN ...] [--out DIR]",
+        "Scalars and histograms of runs as event files for `tensorboard --logdir DIR` (the track extra).\n--out DIR: the "
+        "folder, with one in it for each run; else RUN/tensorboard, of each run.",
+    ),
+    "launch": (
+        launch_command,
+        "EXPERIMENT ...",
+        "Run an experiment for many seeds and settings. `hypertrail launch EXPERIMENT --help` shows how.",
+    ),
+    "status": (status_command, "[FOLDER] ...", "How far the runs of a folder or a launch are."),
+    "collect": (collect_command, "[FOLDER ...] ...", "Many runs in one table and figure."),
 }
 
 
@@ -274,8 +368,8 @@ def recorded(run: Any) -> Iterator[None]:
     """What stops a run is written into its folder: FAILED for an error, a line in the log for what lets it go on later."""
     try:
         yield
-    except (KeyboardInterrupt, Terminated) as signalled:
-        run.log(f"stopped by {'SIGINT' if isinstance(signalled, KeyboardInterrupt) else 'SIGTERM'}")
+    except KeyboardInterrupt:
+        run.log("stopped by SIGINT")
         raise
     except Stopped as stopped:
         run.log(str(stopped))
@@ -297,17 +391,26 @@ def recorded(run: Any) -> Iterator[None]:
 
 def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None) -> C:
     """The config from the command line, by tyro. Its boxed complaints become one UsageError line."""
+    return parse_known(config, words, prog, doc, default, every=True)[0]
+
+
+def parse_known(
+    config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None, every: bool = False
+) -> tuple[C, list[str]]:
+    """The same, and the words that are no settings of `config`; every: there must be none."""
     import tyro
 
     said = io.StringIO()
+    asked = {"default": default} if default else {}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config, args=words, prog=prog, description=doc, **({"default": default} if default else {}))
+            out = tyro.cli(config, args=words, prog=prog, description=doc, return_unknown_args=not every, **asked)
     except SystemExit as end:
         if end.code in (0, None):
             raise
         complaint = one_line(said.getvalue())
         raise UsageError(f"{complaint}{'' if complaint.endswith('?') else ';'} see {prog} --help") from None
+    return (out, []) if every else out
 
 
 def one_line(boxed: str) -> str:
@@ -322,7 +425,7 @@ def one_line(boxed: str) -> str:
 
 @contextlib.contextmanager
 def terminations() -> Iterator[None]:
-    """SIGTERM raises Terminated while the command works."""
+    """SIGTERM raises Terminated while the command works; a run has its own way with it (signals.py)."""
 
     def stop(number: int, frame: Any) -> None:
         raise Terminated

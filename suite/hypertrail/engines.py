@@ -79,8 +79,13 @@ class Engine(Protocol):
     def evaluate(self, problem: Problem, training: Training, split: str) -> Metrics:
         """Loss (nats) and error rate on a whole split, deterministic forward with running averages."""
 
+    # An engine that can share its batches over several devices has a module `devices` too: see processes.py.
+
     def describe(self) -> dict[str, Any]:
         """Versions and devices, for env.json."""
+
+    def device_memory(self) -> int | None:
+        """Most bytes of its own memory that a device has held at once so far; None where it has none, or does not tell."""
 
 
 def load(name: str) -> Engine:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arms import Arm, Record, in_run
+from .arm_records import Record
+from .arms import Arm, in_run
 from .engines import Engine
 from .errors import UsageError
 from .problem import Problem
@@ -46,10 +47,12 @@ def run(
     seeds: Sequence[int],
     budget: int,
     every: int,
+    with_valid: Sequence[str] = (),
 ) -> None:
     """Every arm with every seed, each a part of the run; then one line that says who ran against whom.
 
-    problem(seed): built once for each seed, whose programs all its arms share. Cost: len(arms) · len(seeds) · budget gradients,
+    problem(seed): built once for each seed, whose programs all its arms share. with_valid: arms that train on train and valid
+    together, as a schedule may where a method looks at valid. Cost: len(arms) · len(seeds) · budget gradients,
     and every split forward after each `every` blocks. UsageError for families that name other arms than there are.
     """
     known = [arm.name for arm in arms]
@@ -58,13 +61,14 @@ def run(
         raise UsageError(f"families {dict(families)} and baselines {list(baselines)} do not fit the arms {known}")
     for seed in seeds:
         of_seed = problem(seed)
+        on_both = joined(of_seed) if with_valid else of_seed
         for i, arm in enumerate(arms):
             words = f"seed {seed}, {arm.name} ({i + 1} of {len(arms)})"
 
             def seen(done: int, total: int, words: str = words) -> None:
                 voice.progress(words, done, total)
 
-            record = in_run(run, engine, of_seed, arm, budget, every, seen)
+            record = in_run(run, engine, on_both if arm.name in with_valid else of_seed, arm, budget, every, seen)
             voice.say(f"{words}: {in_words(record)}")
     on_processor = engine.describe().get("backend", "cpu") == "cpu"
     run.append(
@@ -76,6 +80,16 @@ def run(
             "clock": "processor" if on_processor else "seconds",
         }
     )
+
+
+def joined(problem: Problem) -> Problem:
+    """The problem whose train split is train and valid together; valid stays what it is, and so do the pixels' mean and scale."""
+    train, valid = problem.splits.train, problem.splits.valid
+    both = replace(
+        train, **{key: np.concatenate([getattr(one, key) for one in (train, valid)]) for key in ("x", "y", "rows")}
+    )
+    splits, schedule = replace(problem.splits, train=both), replace(problem.schedule, examples=len(both))
+    return problem.with_(splits=splits, schedule=schedule)
 
 
 def in_words(record: Record) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import figures
-from .arms import Record
+from .arm_records import Record
 from .engines import SPLITS
 from .race import Result, Runner
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CLOCKS = {"processor": "of processor time", "seconds": "on the wall"}
-SCHEDULES = [(figures.BLACK, style) for style in ("-", "--", ":")]
+CLOCKS = {"processor": "processor time", "seconds": "wall clock"}
+SCHEDULES = [(figures.BLACK, style) for style in ("-", "--", ":", "-.")]
 COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, "#56B4E9", "#E69F00", "#B2182B")
 METHODS = [(colour, style) for style in ("-", "--") for colour in COLOURS]
 PANELS = 12  # tensors that are drawn one by one; of a deeper network so many, evenly from input to output
@@ -47,7 +47,7 @@ def errors(result: Result) -> Figure:
         left.plot(x, 100 * y.mean(axis=0), **look)
         right.plot(runner.seconds / runner.first["price"] * x, 100 * y.mean(axis=0), **look)
     left.set(title="For the same gradients", xlabel="gradient evaluations", ylabel="test error (%)", yscale="log")
-    right.set(title="For the same time", xlabel=f"seconds {CLOCKS[result.clock]}, without compilation")
+    right.set(title="For the same time", xlabel=f"seconds ({CLOCKS[result.clock]}, without compilation)")
     percent_axis(left, np.concatenate([100 * curve(one, "test")[1].mean(axis=0) for one in result.runners]))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
@@ -72,8 +72,7 @@ def splits(result: Result) -> Figure:
         axes.set_title(runner.family, fontsize=8.5)
     for axes in list(grid.flat)[n:]:
         axes.set_visible(False)
-    everything = np.concatenate(shown)
-    grid[0][0].set_ylim(0, 1.1 * np.quantile(everything, 0.95))
+    grid[0][0].set_ylim(0, 1.1 * np.quantile(np.concatenate(shown), 0.98))
     figure.supxlabel("gradient evaluations", fontsize=9)
     figure.supylabel("error (%)", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
@@ -116,7 +115,7 @@ def overhead(result: Result) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(right=1.12 * max(plain, whole.max()))
-    axes.set_xlabel(f"milliseconds of a step, {CLOCKS[result.clock]}")
+    axes.set_xlabel(f"milliseconds of a step ({CLOCKS[result.clock]})")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     return figure
 

@@ -5,14 +5,16 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     metrics.jsonl  log.txt                  one line per meta-iteration; what was printed, and every start and stop
     states/0000.npz …                       hyperparameters and outer state BEFORE each meta-iteration (the last: after all)
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
-    trajectory/                             only with --trajectory disk
+    steps/0000.npz …                        elementary loss of every step, ‖dw‖ of every step back
+    trajectory/                             only with --trajectory disk: that of the last hypergradient
     training.npz                            the middle of the training that is at work, if that takes minutes (midway.py)
-    figures/  report.html
+    figures/  report.html                   one page that needs nothing but itself, made at the end
+    report/  tensorboard/                   where `hypertrail report` and `export-tensorboard` were asked for
     lock                                    who writes here (lock.py); empty: nobody
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 
-A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/ and hypergradients/; what its
-parts found lies in parts/.
+A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/; what
+its parts found lies in parts/.
 
 The same command with --run-dir on the folder of
 
@@ -57,7 +59,7 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "report.html",
 )
 GROWS = ("meta_iterations",)  # fields of a meta loop that may be larger than they were when its run is taken up again
-META_LOOP = ("states", "hypergradients", "figures")  # the folders that a meta loop writes to
+META_LOOP = ("states", "hypergradients", "steps", "figures")  # the folders that a meta loop writes to
 WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HYPERTRAIL_DATA")
@@ -156,13 +158,16 @@ class Run:
             return
         sweep(self.path)
         mend(self.path / LOG)
+        if (
+            more or (self.path / FAILED).is_file()
+        ):  # another training now, or one that may have gone wrong before its middle
+            (self.path / TRAINING).unlink(missing_ok=True)
         before = self._lock.took_over
         if before is not None:
             self.log(f"the last writer, {before}, is gone without a word")
         failed = self.path / FAILED
         if failed.is_file():
             self.log(f"tried again after: {failed.read_text(encoding='utf-8').strip()}")
-            (self.path / TRAINING).unlink(missing_ok=True)  # its middle may be where it went wrong
             failed.unlink()
         if more:
             self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))
@@ -216,6 +221,9 @@ class Run:
 
     def hypergradient(self, meta_iteration: int) -> Path:
         return self.path / "hypergradients" / f"{meta_iteration:04d}.npz"
+
+    def steps(self, meta_iteration: int) -> Path:
+        return self.path / "steps" / f"{meta_iteration:04d}.npz"
 
     def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.

@@ -1,6 +1,7 @@
 """SIGTERM and SIGUSR2 while a run is at work: the first asks it to stop (stopping.py), a second one ends it at once.
 
-What a cluster sends before it takes a node away is one of the two. "At once" holds inside a long computation too, where Python
+What comes within SAME seconds of the first belongs to it: Slurm's srun and its step daemon both hand on the same SIGTERM. What a
+cluster sends before it takes a node away is one of the two. "At once" holds inside a long computation too, where Python
 gets no turn: the signal's number goes down a pipe, and a thread that waits at its other end ends the process, with code
 143 (SIGTERM) or 140 (SIGUSR2). Nothing is lost by that: a run folder can be taken up whenever its writer was killed.
 """
@@ -11,12 +12,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from . import stopping
 
 ASKING = (signal.SIGTERM, signal.SIGUSR2)
+SAME = 1.0
 
 
 @contextlib.contextmanager
@@ -48,11 +51,15 @@ def nothing(number: int, frame: Any) -> None:
 
 
 def listen(pipe: int) -> None:
+    first = 0.0
     while numbers := os.read(pipe, 1):
         if numbers[0] not in ASKING:
             continue
         if stopping.asked():
+            if time.monotonic() - first < SAME:
+                continue
             name = signal.Signals(numbers[0]).name
             os.write(2, f"hypertrail: ended at once by a second signal ({name})\n".encode())
             os._exit(128 + numbers[0])
+        first = time.monotonic()
         stopping.ask(signal.Signals(numbers[0]).name)

@@ -7,9 +7,18 @@ for block in blocks:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .errors import Stopped
 
 _asked_by: list[str] = []  # the signals that have asked, in their order
+_anyone: Callable[[bool], bool] = bool
+
+
+def together(anyone: Callable[[bool], bool]) -> None:
+    """Several processes make one run and stop at the same place: anyone(mine) tells whether one of them was asked."""
+    global _anyone
+    _anyone = anyone
 
 
 def ask(who: str) -> None:
@@ -29,5 +38,6 @@ def forget() -> None:
 
 def here(where: str) -> None:
     """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk."""
-    if _asked_by:
-        raise Stopped(f"stopped by {_asked_by[0]} after {where}; run the same command with --run-dir to go on")
+    if _anyone(bool(_asked_by)):
+        who = asked() or "a signal to another process"
+        raise Stopped(f"stopped by {who} after {where}; run the same command with --run-dir to go on")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from hypertrail_data import DataError
 
-from . import arrays, diagnostics, outer, stopping
+from . import arrays, diagnostics, memory, outer, stopping
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
@@ -28,7 +29,7 @@ from .methods import DrMAD, Exact, Method, Truncated
 from .midway import Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
-from .refusals import refuse_plan
+from .refusals import refuse_lengths, refuse_plan, refuse_without_valid
 from .runs import TRAINING, Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -49,7 +50,8 @@ class MetaIteration:
 
     hyper: in force while training; after, state: hyperparameters and outer state after the update. metrics: loss and error
     of every split that is not empty. hypergradient, exact, agreement: None in the closing record, exact and agreement
-    also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact.
+    also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact. losses: (T,) elementary loss of
+    each step before it was taken.
     """
 
     index: int
@@ -63,6 +65,7 @@ class MetaIteration:
     exact: Hypergradient | None = None
     agreement: dict[str, diagnostics.KindAgreement] | None = None
     costs: dict[str, Cost] = field(default_factory=dict)
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def as_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl."""
@@ -111,6 +114,9 @@ def tune(
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
     also_exact = compare_exact and not isinstance(method, Exact)
+    refuse_without_valid(problem)
+    if steps is not None:
+        refuse_lengths(problem, [steps(k) for k in range(meta_iterations + 1)])
     if start is None:
         start = beginning(problem, rule)
     hyper, state = start.hyper, start.state
@@ -128,30 +134,33 @@ def tune(
         costs = {"train": training.cost}
         clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
-        metrics = {split: engine.evaluate(problem, training, split) for split in named}
+        with let_go_after_failure(training):
+            metrics = {split: engine.evaluate(problem, training, split) for split in named}
+            refuse_nonfinite(metrics, k, T)
         costs["evaluate"] = Cost(seconds=time.perf_counter() - clock)
-        refuse_nonfinite(metrics, k, T)
         if last:
-            f = engine.hyper_loss(problem, training)
+            with let_go_after_failure(training):
+                f = engine.hyper_loss(problem, training)
             let_go(training)
-            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs)
+            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs, losses=training.losses)
             return
         exact = agreement = None
-        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
-        costs["hypergradient"] = result.cost
-        if also_exact:
-            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
-            costs["exact"] = exact.cost
+        with let_go_after_failure(training):
+            result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
+            costs["hypergradient"] = result.cost
+            if also_exact:
+                exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
+                costs["exact"] = exact.cost
+        f = result.hyper_loss
+        let_go(training)
         for one in (result, exact):
             if one is not None:
                 one.gradient = in_order(one.gradient, hyper)
                 outer.refuse_nonfinite(one.gradient, k)
         if exact is not None:
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
-        f = result.hyper_loss
-        let_go(training)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
-        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs)
+        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs, training.losses)
         hyper = after
 
 
@@ -196,7 +205,8 @@ def into_run(
                 gradients["exact"] = record.exact.gradient
             arrays.save(run.hypergradient(record.index), gradients)
             arrays.save_state(run.state(record.index + 1), record.after, record.state)
-        lines.append(record.as_json())
+        arrays.save(run.steps(record.index), every_step(record))
+        lines.append({**record.as_json(), "memory": {"host": memory.peak(), "device": engine.device_memory()}})
         run.append(lines[-1])
         midway(record.index).forget()
         if finished is not None:
@@ -206,6 +216,15 @@ def into_run(
         if keep == folder and record.index < meta_iterations - 1:
             shutil.rmtree(folder, ignore_errors=True)
     return lines
+
+
+def every_step(record: MetaIteration) -> dict[str, np.ndarray]:
+    """What was measured at every step: loss, forwards; adjoint (and exact_adjoint), ‖dw‖ of the reverse pass, last step first."""
+    found = {"loss": record.losses}
+    for name, one in (("adjoint", record.hypergradient), ("exact_adjoint", record.exact)):
+        if one is not None:
+            found[name] = one.adjoint_norms
+    return found
 
 
 def beginning(problem: Problem, rule: outer.Rule) -> Start:
@@ -239,7 +258,8 @@ def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int)
     if closed:
         start = Start(done + 1, start.hyper, start.state)
     lines = run.keep_lines(start.index)
-    for folder, first in ((run.state(0).parent, done + 1), (run.hypergradient(0).parent, done)):
+    after = ((run.state(0), done + 1), (run.hypergradient(0), done), (run.steps(0), start.index))
+    for folder, first in ((path.parent, first) for path, first in after):
         for path in folder.glob("*.npz"):
             if int(path.stem) >= first:
                 path.unlink()
@@ -296,6 +316,15 @@ def let_go(training: Training) -> None:
         training.trajectory.close()
 
 
+@contextmanager
+def let_go_after_failure(training: Training) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # a signal counts too
+        let_go(training)
+        raise
+
+
 def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:
     """The same arrays in the order of `hyper`, that of the network (JAX sorts by name)."""
     return outer.tree(lambda u, h: h, hyper, gradient)
@@ -312,8 +341,7 @@ def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int
             report(k, name, done, total)
         stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
-    if report is not None:
-        report(k, name, 0, total)
+    progress(0, total)
     return progress
 
 

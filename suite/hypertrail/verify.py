@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from . import diagnostics
+from . import diagnostics, processes
 from .engines import ENGINES, Engine, load
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import Arrays, Hyper
@@ -143,6 +143,7 @@ def main(module: ModuleType, config: Any, name: str) -> int:
     problem = build(module, config)
     method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
+    processes.share(engine, config.devices, problem)
     other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
     print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)
     failed = []

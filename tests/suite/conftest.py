@@ -46,7 +46,8 @@ class ClosedForm:
         if isinstance(keep, Path):
             keep.mkdir()
         cost = Cost(gradients=problem.steps, seconds=0.5, trajectory_bytes=0 if keep == "ends" else 1000)
-        one = SimpleNamespace(problem=problem, hyper=hyper, keep=keep, trajectory=trajectory, cost=cost)
+        losses = np.linspace(2.0, self.hyper_loss(problem, SimpleNamespace(hyper=hyper)) / 1e4, problem.steps)
+        one = SimpleNamespace(problem=problem, hyper=hyper, keep=keep, trajectory=trajectory, cost=cost, losses=losses)
         self.trainings.append(one)
         return one
 
@@ -69,6 +70,9 @@ class ClosedForm:
 
     def describe(self) -> dict[str, Any]:
         return {"engine": self.name}
+
+    def device_memory(self) -> int | None:
+        return None
 
 
 @pytest.fixture

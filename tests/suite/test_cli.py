@@ -89,11 +89,13 @@ def test_help_of_an_experiment_explains_every_field(digits_experiment):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rum"], "unknown command 'rum', expected one of list, run, verify, compare, report; see hypertrail --help"),
+        (["rum"], f"unknown command 'rum', expected one of {', '.join(cli.COMMANDS)}; see hypertrail --help"),
         (["run"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),
         (["run", "--seed", "1"], "hypertrail run needs EXPERIMENT; see hypertrail run --help"),
         (["compare", "x"], "hypertrail compare needs RUN_A RUN_B; see hypertrail compare --help"),
-        (["report", "a", "b"], "hypertrail report takes RUN, got a b as well"),
+        (["list", "a"], "hypertrail list takes nothing, got a as well"),
+        (["compare", "a", "b", "c"], "hypertrail compare takes at most 2 names, got a b c"),
+        (["report", "a", "--out"], "hypertrail report --out needs a path; see hypertrail report --help"),
         (
             ["run", "drmad-digit"],
             f"unknown experiment 'drmad-digit', expected one of {', '.join(names())}; did you mean drmad-digits?",
@@ -228,8 +230,8 @@ def test_a_run_says_and_writes_everything(finished):
         assert word in answer.stdout
     assert answer.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     there = {p.name for p in folder.iterdir()}
-    assert there == {"config.json", "env.json", "command.txt", "metrics.jsonl", "log.txt", "states", "hypergradients", "figures",
-                     "report.html", "lock", "DONE"}  # fmt: skip
+    assert there == {"config.json", "env.json", "command.txt", "metrics.jsonl", "log.txt", "states", "hypergradients", "steps",
+                     "figures", "report.html", "lock", "DONE"}  # fmt: skip
     assert "meta-iteration 0: T 6" in (folder / "log.txt").read_text()
     env = json.loads((folder / "env.json").read_text())
     assert env["engine"]["engine"] == "cpu"

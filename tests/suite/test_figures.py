@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,16 @@ from hypertrail import (
     UsageError,
     figures,
     outer,
+    report,
     runs,
+    static,
     tuning,
 )
+from hypertrail.catalogue import catalogue, draw
 from hypertrail.report import write_report
+from hypertrail.view import View, views
 
-NAMES = ("metrics", "agreement", "agreement-layers", "hyper-l2-W", "hyper-l2-scale")
+NAMES = ("metrics", "training", "hyper-l2-W", "hyper-l2-scale", "norms", "agreement", "agreement-layers", "cost")
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +51,21 @@ def test_no_other_figures(run_folder, page):
 
 def test_figures_change_with_what_happened(run_folder, page, make_run):
     other = make_run(error=2.0)
-    figures.draw_all(other)
-    for name in ("agreement", "hyper-l2-W", "metrics"):
+    names = ("agreement", "metrics", "norms", "training")
+    draw([one for one in catalogue([View(other)]) if one.name in names], other)
+    for name in names:
         assert (other / "figures" / f"{name}.png").read_bytes() != (run_folder / "figures" / f"{name}.png").read_bytes()
 
 
-def test_without_a_comparison_there_is_no_agreement(make_run):
+def test_without_a_comparison_there_is_no_agreement(make_run, monkeypatch):
     folder = make_run(compare_exact=False)
-    assert sorted(p.stem for p in figures.draw_all(folder).values()) == ["hyper-l2-W", "hyper-l2-scale", "metrics"]
-    assert "Agreement" not in write_report(folder).read_text()
+    assert [one.name for one in catalogue([View(folder)])] == [
+        name for name in NAMES if not name.startswith("agreement")
+    ]
+    monkeypatch.setattr(report, "catalogue", lambda shown: [])  # the words alone
+    page = write_report(folder).read_text()
+    assert "Agreement" not in page
+    assert "exact norm" not in page
 
 
 def test_the_page_needs_nothing_but_itself(page):
@@ -76,7 +87,8 @@ def test_the_page_holds_the_numbers(run_folder, page):
     assert 'class="state">done<' in page
 
 
-def test_what_a_user_names_is_escaped(make_run, tmp_path):
+def test_what_a_user_names_is_escaped(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "catalogue", lambda shown: [])
     folder = make_run(tmp_path / "a<b>&c", data_dir=tmp_path / "<script>")
     page = write_report(folder).read_text()
     assert "<script" not in page
@@ -106,7 +118,7 @@ def test_kinds_that_live_on_examples_are_drawn(tmp_path, engine, make_problem, d
         tuning.into_run(
             run, make_problem(hyperparameters=declared), engine, DrMAD("C1"), outer.Sign(0.1), 2, compare_exact=True
         )
-    drawn = {path.stem: caption for caption, path in figures.draw_all(run.path).items()}
+    drawn = {one.name: one.caption for one in catalogue([View(run.path)])}
     assert {"hyper-example_weight-train", "hyper-training_input-x", "hyper-initial_scale-W", "learned-images"} <= set(
         drawn
     )
@@ -124,12 +136,69 @@ def test_kinds_that_live_on_examples_are_drawn(tmp_path, engine, make_problem, d
     assert page.count("data:image/png;base64,") == len(drawn)
 
 
+def made_up(kind, role, tensors, letter="A", alone=True):
+    """A view of a run that has these hyperparameters."""
+    one = View(Path("nowhere"), letter, f"{letter}: made up", ord(letter) - ord("A"), alone)
+    one.__dict__["spreads"] = {kind: {role: tensors}}
+    return one
+
+
 def test_many_tensors_and_one_number_are_both_drawn(tmp_path):
     rng = np.random.default_rng(0)
     many = {f"block{i}.conv/W": [rng.normal(size=9) for _ in range(4)] for i in range(41)}
     one = {"network": [np.array([0.1 * k]) for k in range(4)]}
-    for kind, tensors, panels in (("l2", many, 41), ("learning_rate", one, 1)):
-        figure = figures.hyperparameters(kind, tensors)
-        figure.savefig(tmp_path / "one.png")
+    for kind, role, tensors, panels in (("l2", "W", many, 41), ("learning_rate", "network", one, 1)):
+        beside = [made_up(kind, role, tensors, "B", alone=False)] if panels == 1 else []
+        figure = static.hyperparameters(kind, role, [made_up(kind, role, tensors, alone=not beside), *beside])
+        figure.savefig(tmp_path / "one.png", dpi=50)
         assert sum(axes.get_visible() for axes in figure.axes) == panels
         assert figures.REPRESENTATION[kind] in [text.get_text() for text in figure.texts]
+
+
+# -- several runs side by side ------------------------------------------------------------------------------------------
+
+
+def test_several_runs_share_their_figures(run_folder, make_run):
+    """What is alike is drawn together, a line for each run with its name; what only one can have is not among them."""
+    shown = views([run_folder, make_run(error=2.0, meta_iterations=2), make_run(compare_exact=False, seed=3)])
+    drawings = {one.name: one for one in catalogue(shown)}
+    assert set(drawings) == set(NAMES) - {"agreement-layers"}
+    for name, lines in (("metrics", 3), ("training", 3), ("agreement", 2)):
+        figure = drawings[name].draw()
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == lines
+
+
+def test_a_run_has_one_colour_in_every_figure(run_folder, make_run):
+    """Also where another run is left out of a figure that it has nothing for."""
+    shown = views([make_run(compare_exact=False, meta_iterations=1), run_folder])
+    drawings = {one.name: one for one in catalogue(shown)}
+    for name, panels in (("metrics", 9), ("agreement", 3), ("norms", 1)):
+        axes = drawings[name].draw().axes
+        assert len([one for one in axes if one.get_visible()]) == panels
+        lines = [line for line in axes[0].lines if line.get_label().startswith("B: ")]
+        assert [line.get_color() for line in lines] == [figures.RUNS[1]] * len(lines) != []
+        live = [trace for trace in drawings[name].interact()["data"] if trace["name"].startswith("B: ")]
+        assert {trace["line"]["color"] for trace in live} == {figures.RUNS[1]}
+
+
+def test_smoothing_keeps_the_mean_and_the_length():
+    losses = np.arange(1003, dtype=float)
+    steps, means = static.smoothed(losses)
+    assert len(steps) == len(means) == 50
+    np.testing.assert_array_equal(means, steps)  # the loss is the step here
+    assert means[0] == np.arange(20).mean()
+    short = np.array([3.0, 1.0, 2.0])
+    np.testing.assert_array_equal(static.smoothed(short)[1], short)
+
+
+def test_the_same_picture_is_the_same_file_in_every_format(run_folder, tmp_path):
+    drawing = next(one for one in catalogue([View(run_folder)]) if one.name == "norms")
+    for place in ("a", "b"):
+        with figures.into(tmp_path / place, "png", "pdf", "svg"), figures.style():
+            assert figures.save(run_folder, "norms", drawing.draw()) == tmp_path / place / "norms.png"
+    for form in ("png", "pdf", "svg"):
+        one, two = ((tmp_path / place / f"norms.{form}").read_bytes() for place in ("a", "b"))
+        assert one == two
+        assert len(one) > 3000
+    assert not (run_folder / "figures" / "norms.svg").exists()

@@ -38,7 +38,7 @@ def problem(request):
     )
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture
 def engine(request, monkeypatch):
     """An engine whose chunks are short, and so is the time between two writes."""
     monkeypatch.setattr(midway, "EVERY", 0.0)
@@ -77,7 +77,12 @@ def stop_at(step):
     return progress
 
 
-@pytest.mark.parametrize("stored", [False, True], ids=["ends", "disk"])
+@pytest.mark.parametrize(
+    ("engine", "stored"),
+    [("cpu", False), ("cpu", True), ("gpu", True), pytest.param("gpu", False, marks=pytest.mark.slow)],
+    indirect=["engine"],
+    ids=["cpu-ends", "cpu-disk", "gpu-disk", "gpu-ends"],
+)
 def test_a_training_goes_on_to_the_same_bits(problem, engine, tmp_path, stored):
     hyper = problem.initial_hyper()
 
@@ -117,6 +122,7 @@ def test_a_training_goes_on_to_the_same_bits(problem, engine, tmp_path, stored):
         whole.trajectory.close()
 
 
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)], indirect=True)
 def test_what_lies_in_memory_begins_again(problem, engine, tmp_path):
     middle = Midway(tmp_path / "training.npz", 0)
     with pytest.raises(Stopped):

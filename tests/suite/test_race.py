@@ -68,10 +68,11 @@ def test_choices_are_made_on_select_and_judged_on_test(folder):
 
 
 def test_what_it_shows(folder):
-    who, cost, pictures = race_report.show(folder)
+    who, loss, cost, pictures = race_report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
     assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
     assert who.rows[2][5:8] == ["36.00 ± 63.55", "+26.00", "-9.00 ± 0.00"]
+    assert loss.rows[2][5:8] == ["360.0 ± 635.5", "+260.0", "-90.0 ± 0.0"]
     assert "Not finite with some seed, and out: a3, x" in who.text
     assert [row[-1] for row in cost.rows] == ["1.00", "1.00", "2.00"]
     assert cost.rows[2][4:7] == ["2000.0", "1000.0", "1000.0"]
@@ -89,6 +90,17 @@ def test_intervals_and_verdicts():
     assert race.verdict(np.array([2.0, 2.1, 1.9])) == "loses"
     assert race.verdict(np.array([-1.0, 1.1, 0.2])) == "ties"
     assert race.verdict(np.array([-1.0])) == "one seed"
+
+
+def test_train_and_valid_together():
+    problem = adaptive_digits.problem(adaptive_digits.Config(train=20, valid=40, select=5, test=5, batch=4))
+    both = race.joined(problem)
+    assert len(both.splits.train) == both.schedule.examples == 60
+    assert both.schedule.indices(0, 15).max() == 59
+    np.testing.assert_array_equal(both.splits.train.x[20:], problem.splits.valid.x)
+    np.testing.assert_array_equal(both.splits.train.y[:20], problem.splits.train.y)
+    assert both.splits.valid is problem.splits.valid
+    assert len(np.unique(both.splits.train.rows)) == 60
 
 
 def test_families_must_be_those_of_the_arms():
@@ -118,7 +130,7 @@ def blank_data(monkeypatch):
     monkeypatch.setattr(hypertrail_data, "load", load)
 
 
-SMALL = "--seeds 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
+SMALL = "--repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
 
 
 def run(capsys, folder, name, words):
@@ -139,6 +151,7 @@ def test_adaptive_digits(tmp_path, capsys):
         "constant rate",
         "step schedule",
         "cosine schedule",
+        "cosine, valid trained on",
         "adaptive 131-4",
         "adaptive 131-4, start chosen",
         "adaptive 131-4, look-ahead",
@@ -203,7 +216,7 @@ def adaptive_families(config):
 
 
 def test_settings_that_cannot_be():
-    for words in ({"seeds": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
+    for words in ({"repeats": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
         for module in (adaptive_digits, adaptive_mnist, adaptive_densenet):
             with pytest.raises(UsageError, match="expected"):
                 module.Config(**words)

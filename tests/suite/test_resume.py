@@ -13,7 +13,7 @@ from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
 
-M = 4
+M = 3
 RULES = [outer.Sign(0.1), outer.Adam(0.1)]  # without memory, and with the longest
 
 
@@ -40,9 +40,10 @@ def go(path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, traject
 
 
 def plain(path):
-    """Every number of a run: its lines without the seconds, its arrays as they lie there."""
+    """Every number of a run: its lines without seconds and memory, its arrays as they lie there."""
     lines = runs.read_metrics(path)
     for line in lines:
+        line.pop("memory")
         for cost in line["cost"].values():
             cost.pop("seconds")
     return lines, {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*.npz"))}

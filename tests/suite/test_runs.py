@@ -42,7 +42,16 @@ def test_what_was_asked_is_written_before_anything_runs(tmp_path):
             ["run", "drmad-digits", "--steps", "7", "--runs-dir", "my runs"], {"engine": "fake", "devices": ["x"]}
         )
         there = {p.name for p in run.path.iterdir()}
-        assert there == {"config.json", "env.json", "command.txt", "states", "hypergradients", "figures", "lock"}
+        assert there == {
+            "config.json",
+            "env.json",
+            "command.txt",
+            "states",
+            "hypergradients",
+            "steps",
+            "figures",
+            "lock",
+        }
         assert runs.read_config(run.path)["config"]["steps"] == 7
         assert (run.path / "command.txt").read_text() == "hypertrail run drmad-digits --steps 7 --runs-dir 'my runs'\n"
         env = json.loads((run.path / "env.json").read_text())
@@ -109,9 +118,11 @@ def test_a_failed_run_is_tried_again_and_says_so(tmp_path):
     with runs.Run(tmp_path / "run", record()) as run:
         run.describe(["run"], {})
         run.failed("NumericalFailure: loss is not finite at step 3")
+        (run.path / "training.npz").write_text("the middle of a training that went wrong")
     with runs.Run(tmp_path / "run", record()) as run:
         assert not run.finished
     assert runs.status(run.path) == "unfinished"
+    assert not (run.path / "training.npz").exists()
     assert "tried again after: NumericalFailure: loss is not finite at step 3" in (run.path / "log.txt").read_text()
 
 
@@ -130,9 +141,11 @@ def test_a_finished_run_may_only_grow(tmp_path):
         runs.Run(tmp_path / "run", record(meta_iterations=4, steps=99), runs.GROWS)
     assert not runs.is_done(tmp_path / "run", record(meta_iterations=4), runs.GROWS)
     assert runs.status(tmp_path / "run") == "done"
+    (run.path / "training.npz").write_text("of the closing training, which may have another length now")
     with runs.Run(tmp_path / "run", record(meta_iterations=4), runs.GROWS) as run:
         assert (run.fresh, run.finished) == (False, False)
     assert runs.status(tmp_path / "run") == "unfinished"
+    assert not (run.path / "training.npz").exists()
     assert runs.read_config(run.path) == record(meta_iterations=4)
     assert "meta_iterations 3 before, now 4" in (run.path / "log.txt").read_text()
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import hypertrail_data
 from hypertrail import (
     Checkpoints,
     DrMAD,
     Exact,
     Last,
+    LearningRate,
     NumericalFailure,
     Reversible,
     UsageError,
@@ -22,6 +24,7 @@ from hypertrail import (
     tuning,
 )
 from hypertrail.methods import parse_method
+from hypertrail.records import Metrics
 from hypertrail.tuning import tune
 
 
@@ -102,6 +105,40 @@ def test_the_length_of_training_may_change(problem, engine, rule):
     assert [t.problem for t in engine.trainings[3:]] == [problem] * len(same)
 
 
+def test_the_length_of_a_schedule_may_not(make_problem, engine, rule):
+    scheduled = make_problem(hyperparameters=(LearningRate(init=0.3, per_step=True),))
+    with pytest.raises(UsageError, match=r"learning_rate per step: the 6 values .* a training of 7 steps"):
+        next(tune(scheduled, engine, DrMAD("C1"), rule, 2, steps=lambda k: 6 + k))
+    assert not engine.trainings
+    assert len(list(tune(scheduled, engine, DrMAD("C1"), rule, 1, steps=lambda k: 6))) == 2
+
+
+def test_an_empty_valid_split_is_refused_before_anything_is_computed(make_problem, engine, rule):
+    splits = hypertrail_data.make_splits(hypertrail_data.load("digits"), 40, 0, 0, 20, seed=0)
+    with pytest.raises(UsageError, match="the valid split is empty"):
+        next(tune(make_problem(splits=splits), engine, Exact(), rule, 0))
+    assert not engine.trainings
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "hypergradient"])
+def test_states_are_let_go_after_a_failure(problem, engine, rule, monkeypatch, stage):
+    def fails(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, stage, fails)
+    with pytest.raises(KeyboardInterrupt):
+        next(tune(problem, engine, Exact(), rule, 1))
+    assert engine.trainings[0].trajectory.closed
+
+
+def test_states_are_let_go_after_a_failure_at_the_end(problem, engine, rule, monkeypatch):
+    monkeypatch.setattr(engine, "hyper_loss", lambda *_: 1 / 0 if engine.trainings else 0.0)
+    monkeypatch.setattr(engine, "evaluate", lambda *_: Metrics(0.0, 0.0, 1))
+    with pytest.raises(ZeroDivisionError):
+        next(tune(problem, engine, Exact(), rule, 0))
+    assert engine.trainings[0].trajectory.closed
+
+
 def test_no_meta_iterations_only_measures(problem, engine, rule):
     records = list(tune(problem, engine, Exact(), rule, 0))
     assert [r.hypergradient for r in records] == [None]
@@ -175,6 +212,20 @@ def test_states_and_hypergradients_lie_beside_the_lines(run_folder, digits_exper
         np.testing.assert_array_equal(flat(state_again.slots["u"]), flat(state_after.slots["u"]))
         assert (state.count, state_after.count) == (k, k + 1)
         np.testing.assert_allclose(flat(h["exact"]), flat(hyper) + 3, rtol=1e-12)
+
+
+def test_what_was_measured_at_every_step_lies_beside_them_too(run_folder):
+    """(T,) losses of every training, (N,) adjoint norms of the method's way back and of the exact one's."""
+    files = sorted((run_folder / "steps").iterdir())
+    assert [file.name for file in files] == [f"000{k}.npz" for k in range(4)]
+    for k, file in enumerate(files):
+        found = {key: one.shape for key, one in arrays.load(file).items()}
+        assert found == {"loss": (6,)} | ({} if k == 3 else {"adjoint": (7,), "exact_adjoint": (7,)})
+    hyper, _ = arrays.load_state(run_folder / "states" / "0002.npz")
+    assert arrays.load(files[2])["loss"][-1] == pytest.approx(((flat(hyper) + 3) ** 2).sum() / 2 / 1e4)
+    line = runs.read_metrics(run_folder)[1]
+    assert line["memory"]["host"] > 1e6
+    assert line["memory"]["device"] is None
 
 
 def test_a_failed_run_keeps_its_last_good_state(make_run, tmp_path):

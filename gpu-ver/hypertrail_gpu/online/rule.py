@@ -32,7 +32,7 @@ class Rule:
         self.programs, self.problem, self.method = programs, programs.problem, method
         x, y = programs.valid_data
         self.valid_data = x.reshape(-1, *x.shape[2:]), y.reshape(-1)
-        self.run = jax.jit(self.block)
+        self.run = programs.jit(self.block)
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         """The memory before the first block: nested dicts of arrays."""

@@ -44,6 +44,9 @@ class Study:
 
     engine: EngineName = "gpu"
     """What computes. gpu: compiled with JAX, for a GPU or, without one, the processor; cpu: the NumPy reference, slow."""
+    devices: str = "1"
+    """How many devices share each batch (gpu engine): a number, or all. In a job of several processes (srun), all joins them
+    to one run. The numbers are the same up to rounding."""
     precision: Precision = "float32"
     """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
     seed: int = 0

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, diagnostics, engines, figures, outer, stopping
+from ..engines import Progress
 from ..errors import NumericalFailure
 from ..hyperparameters import L2, Hyper, LearningRate
 from ..keeping import Checkpoints
@@ -184,7 +185,7 @@ def compared(
             alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
             if method == DrMAD("C0") and not alone:
                 continue
-            found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact)
+            found = ask(engine, without_rates if alone else problem, hyper, seen, method, exact, progress)
             lines.append({"steps": T, "update": k, "method": name} | found)
     return lines, exact
 
@@ -197,12 +198,18 @@ def ways(word: str, training: Training, few: Training) -> list[tuple[str, Method
 
 
 def ask(
-    engine: Any, problem: Problem, hyper: Hyper, training: Training, method: Method, exact: Hypergradient
+    engine: Any,
+    problem: Problem,
+    hyper: Hyper,
+    training: Training,
+    method: Method,
+    exact: Hypergradient,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What a method says of this training run, beside the exact hypergradient; or why it says nothing."""
     kinds = [h.kind for h in problem.hyperparameters]
     try:
-        result = engine.hypergradient(problem, {kind: hyper[kind] for kind in kinds}, training, method)
+        result = engine.hypergradient(problem, {kind: hyper[kind] for kind in kinds}, training, method, progress)
     except NumericalFailure as failure:
         return {"failed": str(failure)}
     truth = {kind: exact.gradient[kind] for kind in kinds}

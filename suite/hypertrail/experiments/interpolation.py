@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import arrays, engines, figures
+from .. import arrays, engines, figures, stopping
 from ..hyperparameters import L2
 from ..problem import Dynamics, Problem
 from ..records import Training
@@ -117,6 +117,7 @@ def trained(config: Config, engine: Any, name: Name, β: np.ndarray, voice: Voic
 
     def progress(done: int, total: int) -> None:
         voice.progress(name, done, total)
+        stopping.here(f"step {done} of {total} ({name}, which is begun again)")
 
     training = engine.train(problem, problem.initial_hyper(), "ends", progress)
     curves = along_the_line(engine, problem, training, β)

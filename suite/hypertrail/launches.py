@@ -1,0 +1,108 @@
+"""The folder of a launch: which runs it is made of, where they lie, and which jobs were asked to do them.
+
+runs/launches/<time>-<experiment>/
+    launch.json     the runs: folder, seed, cell of the grid, command, jobs so far; written before and after each submission
+    jobs/           submitit's own: what was submitted, and what the jobs printed (<job>_0_log.out, .err)
+    lock            who submits now
+
+A run lies where its configuration says, runs/<experiment>/launched-<config hash>-s<seed>/, whichever launch asked for it. So the
+same launch again finds what is finished, and a larger one begins with what the smaller one did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hypertrail_data import DataError
+
+from . import lock
+from .arrays import write_atomic
+from .errors import UsageError
+from .runs import read_json
+
+LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
+PID = "pid "  # in front of the number of a process of this machine
+
+
+@dataclass
+class Planned:
+    """One run of a launch. words: what `hypertrail` is called with; jobs: ids of Slurm, or 'pid 4711' of this machine."""
+
+    folder: Path
+    hash: str
+    seed: int
+    cell: dict[str, str]
+    words: list[str]
+    jobs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Launch:
+    """command: what was typed when it was new."""
+
+    path: Path
+    experiment: str
+    command: str
+    runs: list[Planned]
+
+    def write(self) -> None:
+        """launch.json, whole or not at all. Folders of runs stand in it as seen from here: the tree may be moved."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        here = self.path.resolve()
+        runs = [asdict(one) | {"folder": os.path.relpath(one.folder.resolve(), here)} for one in self.runs]
+        record = {"experiment": self.experiment, "command": self.command, "runs": runs}
+        write_atomic(self.path / LAUNCH, json.dumps(record, indent=1) + "\n")
+
+
+def read(path: Path) -> Launch:
+    """What `write` wrote. UsageError where `path` is not the folder of a launch, DataError where its record is damaged."""
+    if not (path / LAUNCH).is_file():
+        raise UsageError(f"{path} is not the folder of a launch (it has no {LAUNCH})")
+    record = read_json(path / LAUNCH)
+    try:
+        runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
+        return Launch(path, record["experiment"], record["command"], runs)
+    except (KeyError, TypeError) as damage:
+        raise DataError(f"{path / LAUNCH} is damaged ({damage}); put the original there, or launch anew") from damage
+
+
+def all_in(runs_dir: Path) -> Iterator[Launch]:
+    """Every launch of a runs folder, the newest first."""
+    found = sorted((runs_dir / LAUNCHES).glob(f"*/{LAUNCH}"), reverse=True)
+    return (read(file.parent) for file in found)
+
+
+def same(runs_dir: Path, experiment: str, hashes: Sequence[str]) -> Launch | None:
+    """The newest launch of the very same runs."""
+    for one in all_in(runs_dir):
+        if one.experiment == experiment and sorted(run.hash for run in one.runs) == sorted(hashes):
+            return one
+    return None
+
+
+def jobs(runs_dir: Path) -> dict[Path, list[str]]:
+    """Resolved folder of a run → the jobs that any launch has asked to do it, those of the newest launch last."""
+    out: dict[Path, list[str]] = {}
+    for launch in reversed(list(all_in(runs_dir))):
+        for run in launch.runs:
+            out.setdefault(run.folder.resolve(), []).extend(run.jobs)
+    return out
+
+
+@contextmanager
+def submitting(path: Path) -> Iterator[None]:
+    """Nobody else submits this launch meanwhile. UsageError where somebody does."""
+    path.mkdir(parents=True, exist_ok=True)
+    holder = lock.writer(path / LOCK)
+    if holder is not None:
+        raise UsageError(f"{path} is being launched by {holder}; wait for it, or look with hypertrail status {path}")
+    held = lock.Lock(path / LOCK)
+    try:
+        yield
+    finally:
+        held.release()

@@ -1,0 +1,486 @@
+"""The figures of one run or of several, side by side, as Matplotlib draws them: for paper, and where no script runs.
+
+`interactive.py` has the same functions for the screen. Each takes the runs (`View`), one or more; colour tells them apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import arrays
+from .engines import SPLITS
+from .figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, RUNS, STAGES, STYLE
+from .view import Spread, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Views = Sequence[View]
+DASHES = ("-", "--", ":", "-.")
+
+
+def look(one: View) -> dict[str, Any]:
+    """Colour and line of a run, the same in every figure."""
+    return {"color": RUNS[one.place % len(RUNS)], "linestyle": DASHES[one.place // len(RUNS) % len(DASHES)]}
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+# -- losses and errors --------------------------------------------------------------------------------------------------
+
+
+def metrics(views: Views) -> Figure:
+    """Loss in nats (with the hyper loss) and error in percent over the meta-iterations, every split.
+
+    One run: two panels, a line for each split. Several: a column for each split, a line for each run.
+    """
+    from matplotlib.figure import Figure
+
+    if not views[0].alone:
+        return metrics_of_several(views)
+    (one,) = views
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    sparse = {"markevery": max(1, len(one.k) // 15)}
+    for split in one.splits:
+        style = {**STYLE[split], **sparse}
+        left.plot(one.k, [line["metrics"][split]["loss"] for line in one.lines], label=split, **style)
+        right.plot(one.k, [100 * line["metrics"][split]["error"] for line in one.lines], label=split, **style)
+    f = [line["hyper_loss"] for line in one.lines]
+    left.plot(one.k, f, color=PURPLE, linestyle=":", marker="x", label="hyper loss f", **sparse)
+    left.set(title="Loss", ylabel="cross-entropy (nats per example)")
+    right.set(title="Error", ylabel="error (% of examples)")
+    for axes in (left, right):
+        from_zero(axes)
+        meta_axis(axes, one.k)
+    legend_below(figure, left, 5)
+    return figure
+
+
+def metrics_of_several(views: Views) -> Figure:
+    from matplotlib.figure import Figure
+
+    splits = [split for split in SPLITS if any(split in one.splits for one in views)]
+    figure = Figure(figsize=(9.5, 5.4), layout="constrained")
+    losses, errors = figure.subplots(2, len(splits) + 1, sharex=True, squeeze=False)
+    k = [index for one in views for index in one.k]
+    for one in views:
+        style = {
+            **look(one),
+            "marker": "o",
+            "markersize": 3,
+            "markevery": max(1, len(one.k) // 15),
+            "label": label(one),
+        }
+        for upper, lower, split in zip(losses, errors, splits, strict=False):
+            if split in one.splits:
+                upper.plot(one.k, [line["metrics"][split]["loss"] for line in one.lines], **style)
+                lower.plot(one.k, [100 * line["metrics"][split]["error"] for line in one.lines], **style)
+        losses[-1].plot(one.k, [line["hyper_loss"] for line in one.lines], **style)
+    for axes, title in zip(losses, [*splits, "hyper loss f"], strict=True):
+        axes.set_title(title)
+    losses[0].set_ylabel("cross-entropy (nats per example)")
+    errors[0].set_ylabel("error (% of examples)")
+    for axes in (*losses, *errors[:-1]):
+        from_zero(axes)
+    for axes in (losses[-1], *errors[:-1]):  # the lowest of each column
+        meta_axis(axes, k)
+        axes.set_xlabel("meta-iteration")
+        axes.tick_params(labelbottom=True)
+    errors[-1].set_visible(False)
+    legend_below(figure, losses[-1], 2)
+    return figure
+
+
+def label(one: View) -> str:
+    """What a legend calls a run; a dollar would begin a formula."""
+    return one.label.replace("$", r"\$")
+
+
+def from_zero(axes: Axes) -> None:
+    """The y axis from 0 (or from what is below it) to a little above the highest value."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.lines] or [np.zeros(1)])
+    low, high = min(float(np.nanmin(values)), 0.0), float(np.nanmax(values))
+    axes.set_ylim(1.05 * low, 1.05 * high or 1.0)
+
+
+def meta_axis(axes: Axes, k: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("meta-iteration (updates made before training)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+    axes.set_xlim(min(k) - 0.3, max(k) + 0.3)
+
+
+def training(views: Views) -> Figure:
+    """Elementary loss of every step, smoothed; of one run its meta-iterations from the first to the last, of several the last."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    if views[0].alone:
+        losses = views[0].losses
+        for k in spaced(list(losses), 6):
+            colour = BLACK if k == max(losses) else colormaps["Blues"](0.35 + 0.6 * k / max(max(losses), 1))
+            axes.plot(*smoothed(losses[k]), color=colour, linewidth=1.3, label=f"meta-iteration {k}")
+    else:
+        for one in views:
+            if one.losses:
+                k = max(one.losses)
+                axes.plot(
+                    *smoothed(one.losses[k]), **look(one), linewidth=1.3, label=f"{label(one)} (meta-iteration {k})"
+                )
+    axes.set(xlabel="elementary step", ylabel="elementary loss, penalties included", title="Training")
+    axes.margins(x=0.01)
+    if span([line.get_ydata() for line in axes.lines]) > 30:
+        axes.set_yscale("log")
+    legend_below(figure, axes, 3 if views[0].alone else 2)
+    return figure
+
+
+WINDOWS = 50  # a curve of T steps is averaged over T / WINDOWS of them
+
+
+def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, means of windows of T / 50 steps): minibatch losses jump more than they fall."""
+    width = max(1, len(losses) // WINDOWS)
+    kept = len(losses) // width * width
+    return np.arange(kept).reshape(-1, width).mean(axis=1), losses[:kept].reshape(-1, width).mean(axis=1)
+
+
+def spaced(items: list[int], most: int) -> list[int]:
+    """The first, the last, and some between them."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+
+
+def span(curves: Sequence[Any]) -> float:
+    """Largest over smallest value, where all are positive; else 1: what decides for a logarithmic axis."""
+    values = np.concatenate([np.asarray(one, dtype=np.float64).ravel() for one in curves] or [np.ones(1)])
+    return float(values.max() / values.min()) if values.size and values.min() > 0 else 1.0
+
+
+# -- hypergradients -----------------------------------------------------------------------------------------------------
+
+
+def norms(views: Views) -> Figure:
+    """Norm of the hypergradient, a panel for each kind; the exact one dashed where it was taken."""
+    from matplotlib.figure import Figure
+
+    kinds = kinds_of(views)
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    row = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axes, kind in zip(row, kinds, strict=True):
+        for one in views:
+            style = look(one)
+            ours = [(line["meta_iteration"], line["norm"][kind]) for line in one.lines if kind in line.get("norm", {})]
+            exact = [(line["meta_iteration"], line["agreement"][kind]["total"]["reference_norm"])
+                     for line in one.compared if kind in line["agreement"]]  # fmt: skip
+            if ours:
+                method = next(line["method"] for line in one.lines if "method" in line)
+                said = method if views[0].alone else label(one)
+                axes.plot(*zip(*ours, strict=True), color=style["color"], marker="o", label=said)
+            if exact:
+                said = "exact" if views[0].alone else f"{one.letter}: exact"
+                axes.plot(*zip(*exact, strict=True), color=style["color"] if not views[0].alone else GREY, linestyle="--",
+                          label=said)  # fmt: skip
+        axes.set_title(kind.replace("_", " "))
+        drawn = [line.get_ydata() for line in axes.lines]
+        if span(drawn) > 10:
+            axes.set_yscale("log")
+        meta_axis(axes, [index for one in views for index in one.k])
+        axes.set_xlabel("meta-iteration")
+    row[0].set_ylabel("norm of the hypergradient")
+    legend_below(figure, row[0], 2)
+    return figure
+
+
+def kinds_of(views: Views) -> list[str]:
+    return list(dict.fromkeys(kind for one in views for line in one.lines for kind in line.get("norm", {})))
+
+
+PANELS = (
+    ("cosine", "Cosine", "cosine of the angle to the exact one", 1.0, "1: same direction"),
+    ("signs", "Equal signs", "coordinates with the exact sign (%)", 50.0, "50 %: as good as chance"),
+    ("norm_ratio", "Length", "norm / exact norm", 1.0, "1: same length"),
+)
+
+
+def agreement(views: Views) -> Figure:
+    """A row of three panels per kind: cosine, equal signs and norm ratio; of one run also how the tensors spread."""
+    from matplotlib.figure import Figure
+
+    views = [one for one in views if one.compared]
+    kinds = list(dict.fromkeys(kind for one in views for kind in one.compared[0]["agreement"]))
+    figure = Figure(figsize=(9.5, 0.4 + 3.1 * len(kinds)), layout="constrained")
+    grid = figure.subplots(len(kinds), 3, squeeze=False)
+    for row, kind in zip(grid, kinds, strict=True):
+        for axes, panel in zip(row, PANELS, strict=True):
+            agreement_panel(axes, panel, kind, views)
+            if len(kinds) > 1:
+                axes.set_title(f"{panel[1]}: {kind.replace('_', ' ')}")
+    legend_below(figure, grid[0][0], 2)
+    return figure
+
+
+def agreement_panel(axes: Axes, panel: tuple[str, str, str, float, str], kind: str, views: Views) -> None:
+    key, title, words, reference, meaning = panel
+    scale = 100.0 if key == "signs" else 1.0
+    axes.axhline(reference, color=GREY, linewidth=1, linestyle="--")
+    drawn: list[float] = []
+    for one in views:
+        found = [
+            (line["meta_iteration"], line["agreement"][kind]) for line in one.compared if kind in line["agreement"]
+        ]
+        if not found:
+            continue
+        k = [index for index, _ in found]
+        total = [number(both["total"][key]) * scale for _, both in found]
+        tensors = np.array([[number(x[key]) * scale for x in both["layers"].values()] for _, both in found])
+        if views[0].alone and tensors.shape[1] > 1:
+            low, high = (np.nanquantile(tensors, q, axis=1) for q in (0.1, 0.9))
+            axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="10–90 % of the tensors")
+            drawn += [*tensors.ravel()]
+        said = "all coordinates" if views[0].alone else label(one)
+        axes.plot(k, total, **look(one), marker="o", label=said)
+        drawn += total
+    axes.set_title(title)
+    axes.set_ylabel(words)
+    if key == "norm_ratio":
+        ratio_axis(axes, drawn)
+    limits = {"cosine": (-1.05, 1.05), "signs": (-3, 103)}.get(key)
+    if limits:
+        axes.set_ylim(*limits)
+    below = key == "cosine"  # above it stands the title
+    axes.annotate(meaning, (0.98, reference), xycoords=axes.get_yaxis_transform(), ha="right",
+                  va="top" if below else "bottom", xytext=(0, -3 if below else 2),
+                  textcoords="offset points", fontsize=8, color="#555555")  # fmt: skip
+    meta_axis(axes, [line["meta_iteration"] for one in views for line in one.compared])
+    axes.set_xlabel("meta-iteration")
+
+
+def ratio_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis around 1, with plain numbers, that holds the middle of the values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    known = [v for v in values if np.isfinite(v) and v > 0] or [1.0]
+    low, high = np.quantile(known, [0.05, 0.95])
+    axes.set_yscale("log")
+    axes.set_ylim(min(low / 1.5, 0.4), max(high * 1.5, 2.5))
+    wide = axes.get_ylim()[1] / axes.get_ylim()[0] > 1e3
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def agreement_layers(one: View) -> Figure:
+    """Three maps, tensor by meta-iteration: cosine, equal signs, norm ratio. Input side at the top."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+
+    many, names = tensors_compared(one)
+    k = [line["meta_iteration"] for line in one.compared]
+    figure = Figure(figsize=(9.5, 1.3 + 0.19 * len(names)), layout="constrained")
+    row = figure.subplots(1, 3, sharey=True)
+    norms = {"cosine": Normalize(-1, 1), "signs": Normalize(0, 100), "norm_ratio": LogNorm(1e-2, 1e2)}
+    for axes, (key, title, label, _, _) in zip(row, PANELS, strict=True):
+        table = agreement_map(one, names, key)
+        if key == "norm_ratio":
+            table = np.maximum(table, 1e-30)
+        image = axes.imshow(table, aspect="auto", cmap="PuOr_r", norm=norms[key], interpolation="nearest",
+                            extent=(k[0] - 0.5, k[-1] + 0.5, len(names) - 0.5, -0.5))  # fmt: skip
+        axes.set_title(title)
+        axes.grid(False)
+        meta_axis(axes, k)
+        axes.set_xlim(k[0] - 0.5, k[-1] + 0.5)
+        axes.set_xlabel("meta-iteration")
+        inch = 1 / figure.get_figheight()
+        figure.colorbar(image, ax=axes, orientation="horizontal", label=label, fraction=0.12 * inch, pad=0.15 * inch,
+                        aspect=20, extend="both" if key == "norm_ratio" else "neither")  # fmt: skip
+    row[0].set_yticks(range(len(names)), [name if len(many) == 1 else f"{kind} {name}" for kind, name in names])
+    row[0].tick_params(axis="y", labelsize=7, length=0)
+    return figure
+
+
+def tensors_compared(one: View) -> tuple[list[str], list[tuple[str, str]]]:
+    """The kinds that have several tensors, and (kind, tensor) of all of these."""
+    first = one.compared[0]["agreement"]
+    many = [kind for kind, both in first.items() if len(both["layers"]) > 1]
+    return many, [(kind, name) for kind in many for name in first[kind]["layers"]]
+
+
+def agreement_map(one: View, names: Sequence[tuple[str, str]], key: str) -> np.ndarray:
+    """(tensors, meta-iterations): cosine, equal signs in percent or norm ratio; NaN where it has no value."""
+    scale = 100.0 if key == "signs" else 1.0
+    return np.array(
+        [
+            [number(line["agreement"][kind]["layers"][name][key]) * scale for line in one.compared]
+            for kind, name in names
+        ]
+    )
+
+
+def number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+# -- hyperparameters ----------------------------------------------------------------------------------------------------
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def hyperparameters(kind: str, role: str, views: Views) -> Figure:
+    """One small panel per tensor: how its hyperparameters spread over the meta-iterations.
+
+    One run: median, middle half and 5–95 %. Several: each one's median and its middle half.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = tensors_of(kind, role, views)
+    n = len(names)
+    columns = min(n, 8 if n > 24 else 6 if n > 8 else 4)
+    rows = -(-n // columns)
+    width, height = (9.5, max(3.2, 1.35 * rows + 0.9)) if n > 1 else (5.5, 3.6)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for i, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+        sizes = []
+        for one in views:
+            spread = one.spreads.get(kind, {}).get(role, {}).get(name)
+            if spread is not None:
+                fan(axes, spread, None if views[0].alone else one)
+                sizes.append(f"{spread[0].size:,}")
+        title = name.rpartition("/")[0] or MEANING.get(name, name)
+        axes.set_title(f"{title}\n{' | '.join(dict.fromkeys(sizes))}", fontsize=6.5, fontweight="normal",
+                       linespacing=1.1, pad=2)  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.tick_params(labelsize=7, length=2, labelbottom=i + columns >= n)
+        axes.margins(x=0)
+    for axes in list(grid.flat)[n:]:
+        axes.set_visible(False)
+    figure.supylabel(REPRESENTATION.get(kind, kind), fontsize=9)
+    words = "meta-iteration; above each panel the tensor and how many hyperparameters it has"
+    figure.supxlabel(words if n > 1 else "meta-iteration", fontsize=9)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3 if views[0].alone else 2, fontsize=8)
+    return figure
+
+
+def tensors_of(kind: str, role: str, views: Views) -> list[str]:
+    return list(dict.fromkeys(name for one in views for name in one.spreads.get(kind, {}).get(role, {})))
+
+
+def fan(axes: Axes, spread: Spread, run: View | None) -> None:
+    """Quantiles against the meta-iteration; in one run's own colours, or in those of `run`, one of several."""
+    low, first, middle, third, high = np.array([np.quantile(u, QUANTILES) for u in spread]).T
+    k = np.arange(len(spread))
+    if run is None:
+        axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="5–95 %")
+        axes.fill_between(k, first, third, color=BLUE, alpha=0.38, linewidth=0, label="25–75 %")
+        axes.plot(k, middle, color=BLACK, linewidth=1.2, label="median")
+    else:
+        axes.fill_between(k, first, third, color=look(run)["color"], alpha=0.15, linewidth=0)
+        axes.plot(k, middle, **look(run), linewidth=1.2, label=f"{label(run)}: median and middle half")
+
+
+def learned_images(one: View, most: int = 10) -> Figure:
+    """The first images at the first and at the last state, all on one scale of grey (or colour)."""
+    from matplotlib.figure import Figure
+
+    rows = [arrays.load_state(path)[0]["training_input"]["x"][:most] for path in (one.states[0], one.states[-1])]
+    low, high = min(x.min() for x in rows), max(x.max() for x in rows)
+    n, _, _, channels = rows[0].shape
+    figure = Figure(figsize=(9.5, 19.0 / most + 0.2), layout="constrained")
+    grid = figure.subplots(2, n, squeeze=False)
+    for line, images in zip(grid, rows, strict=True):
+        for axes, image in zip(line, images, strict=True):
+            grey = (image - low) / ((high - low) or 1.0)
+            axes.imshow(
+                grey if channels == 3 else grey[..., 0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest"
+            )
+            axes.set_axis_off()
+    return figure
+
+
+# -- cost ---------------------------------------------------------------------------------------------------------------
+
+
+def cost(views: Views) -> Figure:
+    """Seconds and gradient evaluations, stage by stage, and memory; of one run by meta-iteration, of several run by run."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9.5, 3.5), layout="constrained")
+    seconds, evaluations, memory = figure.subplots(1, 3)
+    at, names, bars = stages_of(views)
+    for axes, key in ((seconds, "seconds"), (evaluations, "gradients")):
+        bottom = np.zeros(len(at))
+        for stage, colour in STAGES.items():
+            height = np.array(bars[key].get(stage, bottom * 0))
+            if height.any():
+                axes.bar(at, height, bottom=bottom, color=colour, width=0.8, label=stage)
+                bottom = bottom + height
+    seconds.set(title="Time", ylabel="seconds")
+    evaluations.set(title="Work", ylabel="gradient evaluations (with HVP: 2)")
+    memory.set(title="Memory", ylabel="MiB")
+    for key, marker, colour in (("host", "o", BLACK), ("device", "s", PURPLE), ("trajectory", "^", BLUE)):
+        values = np.array(bars["memory"][key]) / 2**20
+        if values.any():
+            memory.plot(at, np.where(values > 0, values, np.nan), marker=marker, color=colour, label=MEMORY[key],
+                        linestyle="-" if views[0].alone else "none")  # fmt: skip
+    memory.set_ylim(bottom=0)
+    for axes in (seconds, evaluations, memory):
+        axes.grid(False, axis="x")
+        if views[0].alone:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+            axes.set_xlabel("meta-iteration")
+        else:
+            axes.set_xticks(at, names)
+            axes.set_xlabel("run")
+    seconds.legend(fontsize=8)
+    if memory.lines:
+        memory.legend(fontsize=8)
+    return figure
+
+
+MEMORY = {"host": "process, highest so far", "device": "device, highest so far", "trajectory": "stored trajectory"}
+
+
+def stages_of(views: Views) -> tuple[list[int], list[str], dict[str, dict[str, list[float]]]]:
+    """(positions, their names, {seconds | gradients | memory: {stage or place: a number for each position}}).
+
+    Positions: the meta-iterations of one run, or the runs. A gradient with Hessian-vector product counts as two gradients.
+    """
+    if views[0].alone:
+        groups = [[line] for line in views[0].lines]
+        at, names = views[0].k, [str(k) for k in views[0].k]
+    else:
+        groups, at, names = [one.lines for one in views], list(range(len(views))), [one.letter for one in views]
+    stages = list(dict.fromkeys(stage for lines in groups for line in lines for stage in line["cost"]))
+    costs = [[line["cost"] for line in lines] for lines in groups]
+
+    def total(stage: str, *keys: str) -> list[float]:
+        weight = {"hvps": 2}
+        return [sum(weight.get(key, 1) * one.get(stage, {}).get(key, 0) for one in group for key in keys)
+                for group in costs]  # fmt: skip
+
+    def most(key: str) -> list[float]:
+        return [max((line.get("memory", {}).get(key) or 0 for line in lines), default=0) for lines in groups]
+
+    stored = [max((one["train"]["trajectory_bytes"] for one in group), default=0) for group in costs]
+    return at, names, {
+        "seconds": {stage: total(stage, "seconds") for stage in stages},
+        "gradients": {stage: total(stage, "gradients", "hvps") for stage in stages},
+        "memory": {"host": most("host"), "device": most("device"), "trajectory": stored},
+    }  # fmt: skip
