@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+RACE = "--engine cpu --repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --every 1 "
 SHORT = {
     "drmad-digits": "--engine cpu --depth 4 --growth 2 --blocks 1 --steps 6 --meta-iterations 1 --train 64 --valid 32 --batch 16",
     "drmad-mnist": "--engine cpu --hidden 5 --steps 10 --meta-iterations 1 --train 200 --valid 60 --test 60",
@@ -24,10 +25,27 @@ SHORT = {
     "learned-data-mnist": "--engine cpu --steps 5 --meta-iterations 1 --valid 60 --select 60 --test 60",
     "completions-mnist": "--engine cpu --lengths 10 --meta-iterations 1 --methods drmad-C4 --train 60 --valid 60 --test 60",
     "drmad-vs-exact": "--engine cpu --steps 20 --reference-steps 0 --train 60 --valid 60",
+    "adaptive-digits": RACE + "--hidden 3 --penalties 1e-4 --budget 160",
+    "almeida-quadratic": "--engine cpu --weights 3 --steps 20 --examples 32 --repeats 1 --rates 0.1 5",
+    "adaptive-mnist": RACE + "--hidden 3 --penalties 1e-4 --budget 160",
+    "adaptive-densenet": RACE + "--setting 100-5 --budget 20 --block 3 --validation-batches 2 --depth 7 --growth 2 "
+    "--first-output 2",
+    "hd-mnist": "--engine cpu --train 40 --test 10 --batch 5 --epochs 2 --mlp-epochs 1 --hidden 4 --rates 0.05",
+    "t1t2-mnist": "--engine cpu --train 20 --valid 20 --select 10 --test 10 --batch 5 --hidden 4 --penalties 1e-4 1e-2 "
+    "--noises 0.1 1 --starts 2 --steps 40",
+    "rtho-mnist": "--engine cpu --train 20 --valid 10 --select 10 --test 10 --batch 5 --hidden 3 --steps 8 --every 1 2 4",
 }
 
 ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedules-mnist", "ard-mnist", "learned-data-mnist",
-            "completions-mnist", "drmad-vs-exact")  # fmt: skip
+            "completions-mnist", "drmad-vs-exact", "adaptive-mnist", "adaptive-densenet", "hd-mnist", "t1t2-mnist",
+            "rtho-mnist")  # fmt: skip
+
+
+STUDIES = ("rosenbrock", "adaptive-digits", "almeida-quadratic")
+LAUNCHES = (
+    "hypertrail launch drmad-digits --seeds 0:10 --grid method=exact,drmad-C4 --partition gpu --gpus 1 --time 2:00:00",
+    "hypertrail launch rosenbrock --grid steps=25,50 --cluster local --at-once 2",
+)
 
 
 def commands(root: Path) -> list[str]:
@@ -53,9 +71,10 @@ def datasets(root: Path) -> Path:
 
 def test_all_of_them_are_known_here(root):
     """A command that is added to the README without being run anywhere fails here."""
-    known = {"make demo", "make test", "hypertrail list", "hypertrail compare RUN_A RUN_B", "hypertrail report RUN",
-             "hypertrail run drmad-digits", "hypertrail verify drmad-digits", "hypertrail verify everything",
-             "hypertrail run rosenbrock"}  # fmt: skip
+    known = {"make demo", "make test", "hypertrail list", "hypertrail compare RUN_A RUN_B", "hypertrail report RUN RUN",
+             "hypertrail plot RUN FIGURE", "hypertrail export-tensorboard RUN", "hypertrail status", "hypertrail collect",
+             "hypertrail verify drmad-digits", "hypertrail verify everything", *LAUNCHES}  # fmt: skip
+    known |= {f"hypertrail run {name}" for name in ("drmad-digits", *STUDIES)}
     assert set(commands(root)) == known | {f"hypertrail run {name} --data-dir FOLDER" for name in ON_FILES}
 
 
@@ -67,11 +86,30 @@ def test_list_run_compare_and_report(tmp_path):
     (tmp_path / "a" / "report.html").unlink()
     hypertrail("report a", tmp_path)
     assert (tmp_path / "a" / "report.html").is_file()
+    hypertrail("report a b --out both", tmp_path)
+    assert (tmp_path / "both" / "index.html").is_file()
+    assert "metrics" in hypertrail("plot a", tmp_path)
+    hypertrail("plot a metrics --out one.pdf", tmp_path)
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    hypertrail("export-tensorboard a", tmp_path)
+    assert list((tmp_path / "a" / "tensorboard").rglob("events.out.*"))
 
 
-def test_a_study(tmp_path):
-    assert "after 1 update: loss" in hypertrail(f"run rosenbrock {SHORT['rosenbrock']} --run-dir run", tmp_path)
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study(tmp_path, name):
+    hypertrail(f"run {name} {SHORT[name]} --run-dir run", tmp_path)
+    assert (tmp_path / "run" / "DONE").is_file()
     hypertrail("report run", tmp_path)
+
+
+def test_launch_status_and_collect(tmp_path):
+    array, here = (command.removeprefix("hypertrail ") for command in LAUNCHES)
+    assert "#SBATCH" in hypertrail(f"{array} --dry-run", tmp_path)
+    assert not (tmp_path / "runs").exists()
+    hypertrail(f"{here.replace('25,50', '5,6')} --engine cpu --updates 1", tmp_path)
+    assert "2 runs: 2 done" in hypertrail("status", tmp_path)
+    hypertrail("collect", tmp_path)
+    assert len(list(tmp_path.rglob("runs.csv"))) == 1
 
 
 def test_verify(tmp_path):

@@ -11,14 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, speed_matched_steps
+from hypertrail.methods import DrMAD, speed_matched_steps, stretch_steps
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Params, Training
 
 from .providers import Line, Pieces, split
 from .training import norm, rates
-
-TOO_SHORT = 5  # the speed of a line is that of its steps 5 to 20
 
 
 def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> Line:
@@ -58,7 +56,7 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
 def line_before_tail(problem: Problem, hyper: Hyper, training: Training, method: DrMAD, w: Params, stop: int) -> Line:
     """C5: C4 on w_0 → w = w_stop, stop = T − K; its batches are spread over the steps 0 … stop−1, its rates those of stop − 1.
 
-    The speed is that of the run's first steps, over ‖w_stop − w_0‖. N = stop where stop < 5.
+    The speed is that of the run's first steps, over ‖w_stop − w_0‖. N = min(stop, max_steps) where stop < 5.
     """
     w0 = float64(training.initial)
     return stretch(problem, hyper, w0, w, 0, stop, steps_of(training.distances, w0, w, stop, method))
@@ -70,8 +68,8 @@ def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) ->
             N                                       ρ_i       batch of step           rates of step
             by the first speed of this stretch      i / N     a + ⌊i (b − a) / N⌋     b − 1
 
-    N = b − a where that is below 5. The line begins with the velocity that was kept at a. So one stretch is C4, and a state at
-    every step (n = T) is exact. UsageError for a stretch in which the weights did not move.
+    N = min(b − a, max_steps) where b − a is below 5. The line begins with the velocity that was kept at a. So one stretch is
+    C4, and a state at every step (n = T) is exact. UsageError for a stretch in which the weights did not move.
     """
     kept = training.trajectory
     assert isinstance(kept, Checkpointed)
@@ -87,10 +85,8 @@ def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) ->
 
 
 def steps_of(distances: np.ndarray, w: Params, w_end: Params, steps: int, method: DrMAD) -> int:
-    """N of C4 for a stretch of `steps` steps from w to w_end; `steps` where they are too few to measure a speed."""
-    if steps < TOO_SHORT:
-        return steps
-    return speed_matched_steps(distances, norm({p: w_end[p] - w[p] for p in w}), steps, method)
+    """N for a stretch of `steps` steps from w to w_end."""
+    return stretch_steps(distances, lambda: norm({p: w_end[p] - w[p] for p in w}), steps, method)
 
 
 def stretch(

@@ -8,6 +8,7 @@ from hypertrail.engines import SPLITS
 from hypertrail.errors import UsageError
 from hypertrail.problem import Problem
 from hypertrail.records import Metrics, Training
+from hypertrail.refusals import refuse_without_valid
 
 from . import losses
 from .drmad import float64
@@ -18,6 +19,7 @@ BATCH = 500  # examples at a time: bounds the memory, changes nothing (the deter
 
 def hyper_loss(problem: Problem, training: Training) -> float:
     """f(w_T), the loss that hypergradients are of. Cost: one forward pass over the validation batches."""
+    refuse_without_valid(problem)
     return losses.hyper_loss(losses.in_float64(problem), float64(training.weights))
 
 

@@ -152,15 +152,18 @@ def temporary(problem: Problem) -> Trajectory:
     from hypertrail_data.store import StoredTrajectory
 
     class Temporary(StoredTrajectory):
+        def __init__(self, folder: Path, *rest: Any) -> None:
+            # Before the store's own, which waits for its writer: of an object's finalizers the last one is called first.
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            super().__init__(folder, *rest)
+
         def close(self) -> None:
             try:
                 super().close()
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    trajectory = Temporary.create(Path(tempfile.mkdtemp(prefix="hypertrail-")), meta=meta(problem))
-    weakref.finalize(trajectory, shutil.rmtree, trajectory.folder, ignore_errors=True)
-    return trajectory
+    return Temporary.create(Path(tempfile.mkdtemp(prefix="hypertrail-")), meta=meta(problem))
 
 
 def meta(problem: Problem) -> dict[str, Any]:

@@ -111,6 +111,15 @@ defvjp(
 )
 
 
+@primitive
+def tanh(x: Array) -> Array:
+    return np.tanh(x)
+
+
+# Not autograd's own, which divides by cosh²: that overflows for |x| > 710, and its derivative there is NaN.
+defvjp(tanh, lambda y, x: lambda dy: dy * ((1.0 + y) * (1.0 - y)))
+
+
 class AutogradOps:
     """`hypertrail_nets.layers.Ops` on autograd.numpy: twice differentiable, float64 in, float64 out."""
 
@@ -142,7 +151,7 @@ class AutogradOps:
         return anp.where(x <= 0.0, 0.0, x)
 
     def tanh(self, x: Array) -> Array:
-        return anp.tanh(x)
+        return tanh(x)
 
     def concatenate(self, xs: list[Array]) -> Array:
         return anp.concatenate(xs, axis=-1)

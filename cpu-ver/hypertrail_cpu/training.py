@@ -17,6 +17,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
+from hypertrail.refusals import refuse_hyper
 
 from .dynamics import rule
 from .keeping import keeper
@@ -149,6 +150,7 @@ def train(
     """
     clock = time.perf_counter()
     names.check(keep)
+    refuse_hyper(problem, hyper)
     problem = in_float64(problem)
     integers: Integers | None = None
     if isinstance(keep, Reversible):

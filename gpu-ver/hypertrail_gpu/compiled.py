@@ -220,26 +220,32 @@ class Compiled:
         dw, dv, more = reverse_step(self.inner, w, v, *self.batch(values, data, indices), t, dw, dv)
         return dw, dv, self.collect(dvalues, more, indices)
 
-    def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree) -> tuple:
+    def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree, span: Any = None) -> tuple:
         """Steps undone in floating point, and taken backward at the states this leads to. state = (w, v, dw, dv, dvalues).
+        Of xs, the steps span[1]−1 … span[0], by default all: an argument, so one program serves every tail.
 
             w −= α v;   g = ∇L(w);   v = (v + (1−γ) g) / γ        (Maclaurin et al. 2015, algorithm 2, lines 6 to 8)
 
         Every step back multiplies the rounding error by 1/γ. Returns the state before the steps and ‖dw‖ before each.
         """
+        steps = len(xs[0])
+        lo, hi = (0, steps) if span is None else span
 
-        def backward(state: tuple, x: tuple) -> tuple:
-            (w, v, dw, dv, dvalues), (indices, t) = state, x
+        def backward(k: Array, carry: tuple) -> tuple:
+            (w, v, dw, dv, dvalues), norms = carry
+            i = hi - 1 - (k - lo)
+            indices, t = jax.tree.map(lambda one: one[i], xs)
             alpha, gamma = self.rates(values, t)
             w = {name: one - alpha[name] * v[name] for name, one in w.items()}
             seen, batch = self.batch(values, data, indices)
             g, tangent = linearise(self.inner, w, seen, batch, t)
             v = {name: (one + (1 - gamma[name]) * g[name]) / gamma[name] for name, one in v.items()}
-            before = norm(dw)
+            norms = norms.at[i].set(norm(dw))
             dw, dv, more = pull(self.inner, w, v, g, tangent, seen, t, dw, dv)
-            return (w, v, dw, dv, self.collect(dvalues, more, indices)), before
+            return (w, v, dw, dv, self.collect(dvalues, more, indices)), norms
 
-        return lax.scan(backward, state, xs, reverse=True)
+        norms = jnp.zeros(steps, self.problem.dtype)
+        return lax.fori_loop(lo, hi, backward, (state, norms))
 
     def backward_literal(
         self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple

@@ -6,11 +6,13 @@ deep neural networks", IJCAI 2016, algorithm 2. All of these are POOR on long ru
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrail.methods import DrMAD, speed_matched_steps
+from hypertrail.methods import DrMAD, speed_matched_steps, stretch_steps
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Params, Training
 
@@ -48,18 +50,18 @@ def line(problem: Problem, training: Training, method: DrMAD) -> tuple[Line, int
 
 
 def line_before_tail(problem: Problem, training: Training, method: DrMAD, w: Params, tail: int) -> tuple[Line, int]:
-    """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there (all its steps if under 5)."""
-    T = N = problem.steps - tail
-    if T >= 5:
-        N = speed_matched_steps(training.distances, distance(training.initial, w), T, method)
-    return stretch(problem, training.initial, w, 0, T, N, min(T, method.max_steps)), N
+    """Completion C5: the line from w_0 to w = w_{T−tail}, C4's rule on the run that ends there (`methods.stretch_steps`)."""
+    T = problem.steps - tail
+    N = stretch_steps(training.distances, lambda: distance(training.initial, w), T, method)
+    capacity = min(problem.steps, method.max_steps)  # whatever the tail is, which moves with γ
+    return stretch(problem, training.initial, w, 0, T, N, capacity), N
 
 
 def pieces(problem: Problem, training: Training, method: DrMAD) -> list[tuple[Line, int]]:
     """Completion C6: a line for each stretch between kept states, first to last, each with C4's rule on its own steps.
 
-    A stretch too short for that rule (under 5 steps) takes as many line steps as it has steps. The thesis left this
-    completion unfinished; the rule is ours. With a state kept at every step it is exact.
+    A stretch too short for that rule (under 5 steps) takes as many line steps as it has steps, at most max_steps. The thesis
+    left this completion unfinished; the rule is ours. With a state kept at every step it is exact.
     """
     kept = training.trajectory
     assert isinstance(kept, Checkpointed)
@@ -68,11 +70,9 @@ def pieces(problem: Problem, training: Training, method: DrMAD) -> list[tuple[Li
     capacity = min(max(b - a for a, b in zip(kept.at, stops, strict=True)), method.max_steps)
     lines = []
     for j, (start, stop) in enumerate(zip(kept.at, stops, strict=True)):
-        N = stop - start
-        if N >= 5:
-            N = speed_matched_steps(kept.distances[j], distance(ends[j], ends[j + 1]), N, method)
-        N = min(N, capacity)
-        path = stretch(problem, ends[j], ends[j + 1], start, stop, N, capacity)
+        w, w_end = ends[j], ends[j + 1]
+        N = stretch_steps(kept.distances[j], partial(distance, w, w_end), stop - start, method)
+        path = stretch(problem, w, w_end, start, stop, N, capacity)
         lines.append((path._replace(v0=jax.tree.map(jnp.asarray, part(kept.states[j], "v/"))), N))
     return lines
 

@@ -9,6 +9,7 @@ import numpy as np
 from hypertrail.errors import UsageError
 from hypertrail.problem import Problem
 from hypertrail.records import Metrics, Training
+from hypertrail.refusals import refuse_without_valid
 
 from . import devices
 from .compiled import compiled, precision
@@ -18,6 +19,7 @@ EVALUATION_BATCH = 500
 
 def hyper_loss(problem: Problem, training: Training) -> float:
     """f(w_T): mean cross-entropy on the validation batches, batch statistics. Cost: a forward pass over them."""
+    refuse_without_valid(problem)
     with precision(problem):
         programs = compiled(problem)
         return float(programs.hyper_loss(training.weights, programs.valid_data))

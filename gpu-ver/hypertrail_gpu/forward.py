@@ -21,10 +21,11 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, count
 from hypertrail.methods import Forward
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training
+from hypertrail.records import Cost, Hypergradient, Training, Undoable
 
 from .compiled import Compiled, compiled, precision
 from .functional import step
+from .reversal import with_effective_momentum
 
 Array = Any
 Tree = Any
@@ -36,7 +37,7 @@ def forward_mode(
     """Exact hypergradient by forward mode. The columns of Z are carried side by side (vmap over one linearisation a step).
 
     Cost: T gradients and T · m tangents of a gradient; memory: m states. dw_0 and dv_0 are not known to this method:
-    they are empty. Raises NumericalFailure where Z stops being finite.
+    they are empty. Raises NumericalFailure where Z or f is not finite. Of a reversible run it takes the effective γ.
     """
     started = time.perf_counter()
     m = count(hyper)
@@ -44,8 +45,12 @@ def forward_mode(
         programs = compiled(problem)
         hyper = jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper)
         values = programs.values(hyper)
+        if isinstance(training.trajectory, Undoable):
+            hyper, values = with_effective_momentum(problem, hyper, values, training.trajectory)
         directions = one_hot(hyper, m, problem.dtype)
         columns = jax.vmap(lambda d: jax.jvp(programs.values, (hyper,), (d,))[1])(directions)
+        still = {kind: one for kind, one in values.items() if kind not in columns}  # the effective γ, declared or not
+        ways = columns | jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), still)
         w, v = jax.tree.map(jnp.asarray, (programs.initial_weights(values), problem.initial_velocity()))
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
         if problem.declared("initial_scale"):
@@ -58,7 +63,7 @@ def forward_mode(
         advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
-            (w, v, Z), sizes = advance((w, v, Z), values, columns, programs.train_data, programs.steps(start, stop))
+            (w, v, Z), sizes = advance((w, v, Z), values, ways, programs.train_data, programs.steps(start, stop))
             bad = np.flatnonzero(~np.isfinite(np.asarray(sizes)))
             if bad.size:
                 raise NumericalFailure(
@@ -67,6 +72,8 @@ def forward_mode(
             if progress:
                 progress(stop, problem.steps)
         f, dw, dvalues = programs.hyper_gradient(w, values, programs.valid_data)
+        if not np.isfinite(f):
+            raise NumericalFailure("hyper loss", problem.steps)
         through_w = jax.tree.map(lambda z, d: jnp.tensordot(z, d, d.ndim), Z[0], dw)
         direct = jax.tree.map(lambda z, d: jnp.tensordot(z, d, d.ndim), columns, dvalues)
         h = np.asarray(sum(jax.tree.leaves(through_w) + jax.tree.leaves(direct)), np.float64)

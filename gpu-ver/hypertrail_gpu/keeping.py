@@ -54,6 +54,21 @@ class Nothing:
         """Let go, after a failure: what is durable stays."""
 
 
+class Temporary(StoredTrajectory):
+    """A stored trajectory in a folder that nobody named, which goes when it is closed or let go of."""
+
+    def __init__(self, folder: Path, *rest: Any) -> None:
+        # Before the store's own, which waits for its writer: of an object's finalizers the last one is called first.
+        weakref.finalize(self, shutil.rmtree, folder.parent, ignore_errors=True)
+        super().__init__(folder, *rest)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
 class States(Nothing):
     """Every state from step `first` on, in a trajectory: on the device, in the host's RAM or in HDF5 segments."""
 
@@ -116,9 +131,8 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
         )
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
-        trajectory = StoredTrajectory.open(place, "a", begun) if begun else StoredTrajectory.create(place)
-        if keep == "auto":  # nobody named the folder, so it goes when the trajectory does
-            weakref.finalize(trajectory, shutil.rmtree, place.parent, ignore_errors=True)
+        store = Temporary if keep == "auto" else StoredTrajectory
+        trajectory = store.open(place, "a", begun) if begun else store.create(place)
         return States(trajectory, on_host=True)
     return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 

@@ -28,7 +28,7 @@ from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import MEASURED_STEPS, DrMAD, Exact, Method, Truncated
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, bytes_read
-from hypertrail.refusals import refuse
+from hypertrail.refusals import refuse, refuse_hyper
 from hypertrail_data import MemoryTrajectory
 from hypertrail_nets import get_all_layers
 
@@ -65,6 +65,8 @@ def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "end
     if keep not in ("ends", "memory"):
         raise UsageError(f"keep={keep!r} for runs side by side, expected 'ends' or 'memory'; take others run by run")
     refuse_counts(problems, hypers)
+    for problem, hyper in zip(problems, hypers, strict=True):
+        refuse_hyper(problem, hyper)
     started = time.perf_counter()
     with precision(problems[0]):
         programs = together(tuple(problems))

@@ -20,7 +20,7 @@ from hypertrail.refusals import refuse
 from hypertrail_data import StoredTrajectory
 
 from .compiled import Compiled, compiled
-from .drmad import line, line_before_tail, pieces
+from .drmad import distance, line, line_before_tail, pieces
 from .forward import forward_mode
 from .implicit import implicit
 from .providers import Recomputed, Stored
@@ -42,7 +42,9 @@ def hypergradient(
     """
     refuse(problem, training, method)
     if isinstance(method, Forward):
-        return forward_mode(problem, hyper, training, method, progress)
+        result = forward_mode(problem, hyper, training, method, progress)
+        check(result.gradient)
+        return result
     if isinstance(method, Implicit):
         return implicit(problem, hyper, training, method)
     started = time.perf_counter()
@@ -58,7 +60,7 @@ def hypergradient(
         if not np.isfinite(f):
             raise NumericalFailure("hyper loss", problem.steps)
         adjoint = (dw, jax.tree.map(jnp.asarray, problem.initial_velocity()), dvalues)
-        adjoint, norms = walk(programs, adjoint, training, method, values, progress)
+        adjoint, norms, more = walk(programs, adjoint, training, method, values, progress)
         dw, dv, dvalues = adjoint
         if problem.declared("initial_scale"):
             dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
@@ -81,7 +83,8 @@ def hypergradient(
         diagnostics={
             "N": len(norms),
             "zero": [kind for kind, one in gradient.items() if not any(map(np.any, one.values()))],
-        },
+        }
+        | more,
     )
 
 
@@ -95,49 +98,56 @@ def recomputed(training: Training, method: Method) -> int:
 
 def walk(
     programs: Compiled, adjoint: Tree, training: Training, method: Method, values: Tree, progress: Progress | None
-) -> tuple[Tree, np.ndarray]:
-    """From w_T back, by the provider that method and trajectory call for. (dw, dv, dvalues) and ‖dw‖ in the order of steps."""
+) -> tuple[Tree, np.ndarray, dict[str, Any]]:
+    """From w_T back, by the provider that method and trajectory call for. (dw, dv, dvalues), ‖dw‖ in the order of steps, and the
+    method's own diagnostics: 'drift' for FloatReversed, ‖w − w_0‖ / ‖w_0‖ where it arrived; 'tail' for C5, K; 'pieces' for C6,
+    the N of each stretch."""
     problem = programs.problem
     T = problem.steps
     if isinstance(method, DrMAD):
         if method.completion == "C5":
             return tail_then_line(programs, adjoint, training, method, values, progress)
+        more: dict[str, Any] = {}
         if method.completion == "C6":
             lines = pieces(problem, training, method)
+            more["pieces"] = [N for _, N in lines]
         else:
             lines = [line(problem, training, method)]
-        return reverse_lines(programs, adjoint, lines, values, method.completion == "C0", progress)
+        return *reverse_lines(programs, adjoint, lines, values, method.completion == "C0", progress), more
     if isinstance(method, FloatReversed):
-        _, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
-        return adjoint, norms
+        w, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
+        zero = {name: np.zeros(()) for name in training.initial}
+        with np.errstate(over="ignore", invalid="ignore"):  # it may be anywhere
+            drift = distance(training.initial, w) / max(distance(zero, training.initial), 1e-300)
+        return adjoint, norms, {"drift": drift}
     first = max(T - method.steps, 0) if isinstance(method, Truncated) else 0
     if isinstance(training.trajectory, Undoable):
-        return reverse_undone(programs, adjoint, training, values, first, progress)
+        return *reverse_undone(programs, adjoint, training, values, first, progress), {}
     if isinstance(training.trajectory, Checkpointed):
         provider: Recomputed | Stored = Recomputed(training, programs, values)
     else:
         stored = isinstance(training.trajectory, StoredTrajectory)
         provider = Stored(training, programs.disk_chunk if stored else programs.chunk, problem.dtype)
-    return reverse_states(programs, adjoint, provider, training, values, first, progress)
+    return *reverse_states(programs, adjoint, provider, training, values, first, progress), {}
 
 
 def tail_then_line(
     programs: Compiled, adjoint: Tree, training: Training, method: DrMAD, values: Tree, progress: Progress | None
-) -> tuple[Tree, np.ndarray]:
+) -> tuple[Tree, np.ndarray, dict[str, Any]]:
     """Completion C5 (DrMAD2): the last K steps undone with the full dynamics, then C4 on the line from w_0 to w_{T−K}."""
     T = programs.problem.steps
     gammas = programs.complete(values)["momentum"].values()
     first = T - tail_of(method, map(np.asarray, gammas), T)
     w, adjoint, tail_norms = undo(programs, adjoint, training, values, first, progress)
     if first == 0:
-        return adjoint, tail_norms
+        return adjoint, tail_norms, {"tail": T}
     lines = [line_before_tail(programs.problem, training, method, jax.tree.map(np.asarray, w), T - first)]
     adjoint, line_norms = reverse_lines(programs, adjoint, lines, values, False, progress)
-    return adjoint, np.concatenate([line_norms, tail_norms])
+    return adjoint, np.concatenate([line_norms, tail_norms]), {"tail": T - first}
 
 
 def check(gradient: Hyper) -> None:
     for kind, arrays in gradient.items():
         for name, one in arrays.items():
             if not np.all(np.isfinite(one)):
-                raise NumericalFailure(f"hypergradient of {kind} {name}", 0, "the reverse pass diverged")
+                raise NumericalFailure(f"hypergradient of {kind} {name}", 0, "the pass diverged")

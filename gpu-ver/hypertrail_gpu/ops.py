@@ -117,7 +117,7 @@ class JaxOps:
         return (x - mean) * lax.rsqrt(variance + epsilon)
 
     def relu(self, x: Array) -> Array:
-        return jnp.where(x > 0, x, jnp.zeros_like(x))
+        return jnp.where(x <= 0, jnp.zeros_like(x), x)  # the condition is written so that NaN stays NaN
 
     def tanh(self, x: Array) -> Array:
         return jnp.tanh(x)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypertrail.errors import VerificationFailure
 from hypertrail.records import Checkpointed, Training
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ class Stored:
 
 
 class Recomputed:
-    """The true states, each stretch trained again from its checkpoint. Exact: the same program on the same numbers.
+    """The true states, each stretch trained again from its checkpoint. Exact: the same loop from the same numbers.
 
-    Cost: one more forward run. Memory: the checkpoints and the states of one stretch.
+    Not the same program, as this one hands out its states: where the compiler rounds the two differently, the states are those
+    of the run to rounding. Each stretch is compared with where the next one begins, and VerificationFailure raised where they
+    are further apart than `GAPS` allows. Cost: one more forward run. Memory: the checkpoints and the states of one stretch.
     """
 
     def __init__(self, training: Training, programs: Compiled, values: Tree) -> None:
@@ -69,20 +72,44 @@ class Recomputed:
         kept, p = self.training.trajectory, self.programs
         assert isinstance(kept, Checkpointed)
         running = jax.tree.map(jnp.asarray, p.problem.initial_running())  # moved along, but not read again
-        stop = p.problem.steps
+        gap = p.program("gap", lambda: p.jit(relative_distance))
+        w_stop, stop = self.training.final, p.problem.steps
         for start, state in zip(reversed(kept.at), reversed(kept.states), strict=True):
             w, v = (
                 {k[2:]: jnp.asarray(one) for k, one in state.items() if k.startswith(front)} for front in ("w/", "v/")
             )
             xs = p.steps(start, stop)
-            origins = (0, w), (0, w)  # nothing is measured, but the program is the one that training compiled
-            _, _, (_, _, states) = p.train_chunk(True, (w, v, running), origins, self.values, p.train_data, xs)
+            origins = (0, w), (0, w)  # nothing is measured
+            after, _, (_, _, states) = p.train_chunk(True, (w, v, running), origins, self.values, p.train_data, xs)
+            apart = gap(after[0], w_stop)
             if start < first:
                 states = {k: one[first - start :] for k, one in states.items()}
             yield max(start, first), stop, states
+            self.check(float(apart), stop, state)  # looked at only now: the device is busy with the reverse steps
             if start <= first:
                 return
-            stop = start
+            w_stop, stop = w, start
+
+    def check(self, apart: float, step: int, state: dict[str, Array]) -> None:
+        precision = min(
+            [self.programs.problem.dtype, *(one.dtype for one in state.values())], key=lambda d: d.itemsize
+        ).name
+        if not apart <= GAPS[precision]:
+            raise VerificationFailure(
+                f"recomputing from a checkpoint arrives at step {step} {apart:.1e} (relative) away from what the run kept, "
+                f"allowed {GAPS[precision]:g}; pass problem, hyperparameters and training of one run, or keep the states"
+            )
+
+
+# float64: the same run differs by rounding. float32: so it does, and a long stretch of a wild run makes 1e-4 of it; other
+# hyperparameters make 1e-3 and more.
+GAPS = {"float64": 1e-6, "float32": 1e-3}
+
+
+def relative_distance(a: Tree, b: Tree) -> Array:
+    """‖a − b‖ / ‖b‖."""
+    over, under = (sum(jnp.sum(one**2) for one in t.values()) for t in ({k: a[k] - b[k] for k in b}, b))
+    return jnp.sqrt(over / jnp.maximum(under, jnp.finfo(over.dtype).tiny))
 
 
 class Line(NamedTuple):

@@ -68,14 +68,17 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         span = span_steps(problem, fractions)
         lost, losses, distances = [], [], []
         for start in range(0, problem.steps, span):
-            xs = programs.steps(start, min(start + span, problem.steps))
-            state, B, (loss, way, peak) = forward(state, w0, fractions, values, programs.train_data, xs)
-            refuse_failure(np.asarray(loss), np.asarray(peak), start)
+            B = zeros(W)
+            for begin, stop, base in cuts(programs, start, min(start + span, problem.steps)):
+                xs, some = programs.steps(base, base + programs.chunk), (np.int32(begin - base), np.int32(stop - base))
+                state, B, record = forward(state, B, w0, fractions, values, programs.train_data, xs, some)
+                loss, way, peak = (np.asarray(one)[begin - base : stop - base] for one in record)
+                refuse_failure(loss, peak, begin)
+                losses.append(loss)
+                distances.append(way)
+                if progress:
+                    progress(stop, problem.steps)
             lost.append((start, B))
-            losses.append(loss)
-            distances.append(way)
-            if progress:
-                progress(min(start + span, problem.steps), problem.steps)
         W, V, running = state
         final, velocity = to_float(W, problem.dtype), to_float(V, problem.dtype)
         weights = programs.weights(final, values)
@@ -108,11 +111,16 @@ def reverse_undone(
 ) -> tuple[Tree, np.ndarray]:
     """Backward over the undone states, from T to step `first`: the mirror image of the loop in train_reversibly.
 
-    Where it goes all the way, it ends by asserting that it has arrived at w_0, v_0 = 0 and empty buffers, to the bit.
+    Where it goes all the way, it ends by asserting that it has arrived at w_0, v_0 = 0 and empty buffers, to the bit. A walk
+    that ends inside a span meets no empty buffer that would prove it; there the gradient is computed apart.
     Call inside x64 mode.
     """
     kept = training.trajectory
     assert isinstance(kept, Undoable)
+    if not isinstance(kept.lost, list):
+        raise UsageError(
+            "this reversible run is another engine's, whose digits only it can read; go back with that one"
+        )
     T = programs.problem.steps
     fractions = {name: jnp.asarray(round(g * DENOMINATOR), jnp.int64) for name, g in kept.momentum.items()}
     values = effective(programs.problem, values, fractions)
@@ -122,16 +130,20 @@ def reverse_undone(
     stop, apart = T, False
     for start, lost in reversed(kept.lost):
         start = max(start, first)
-        xs = programs.steps(start, stop)
+        apart = apart or start not in starts
         while True:
             backward = programs.program(
                 f"undo, gradient apart: {apart}", lambda a=apart: programs.jit(chunk_backward(programs, a))
             )
-            undone, B, norms[start:stop] = backward(state, lost, fractions, values, programs.train_data, xs)
+            undone, B = state, lost
+            for begin, end, base in reversed(cuts(programs, start, stop)):
+                xs, some = programs.steps(base, base + programs.chunk), (np.int32(begin - base), np.int32(end - base))
+                undone, B, sizes = backward(undone, B, fractions, values, programs.train_data, xs, some)
+                norms[begin:end] = np.asarray(sizes)[begin - base : end - base]
             if start in starts and any(bool(jnp.any(one)) for one in B.values()):
                 if apart:
                     raise VerificationFailure(not_reproduced(start))
-                apart = True  # from here on, this chunk once more
+                apart = True  # from here on, this span once more
                 continue
             break
         state = undone
@@ -158,13 +170,25 @@ def not_reproduced(step: int) -> str:
     )
 
 
-def chunk_forward(programs: Compiled) -> Any:
-    """Some steps forward in fixed point, the buffer starting at 0: state (W, V, running) → state, B, per-step records."""
+def cuts(programs: Compiled, start: int, stop: int) -> list[tuple[int, int, int]]:
+    """The steps start … stop−1 cut where the programs' tables of `chunk` steps end: (begin, end, first step of its table).
 
-    def forward(state: tuple, w0: Tree, fractions: Tree, values: Tree, data: Tree, xs: Tree) -> tuple:
-        def one(carry: tuple, x: tuple) -> tuple:
-            (W, V, running), B = carry
-            indices, t = x
+    Spans change with γ; tables of one length, of which a program does the steps it is told to, let it serve them all.
+    """
+    length, T = programs.chunk, programs.problem.steps
+    first = start // length * length
+    return [(max(at, start), min(at + length, stop), min(at, T - length)) for at in range(first, stop, length)]
+
+
+def chunk_forward(programs: Compiled) -> Any:
+    """The steps span[0] … span[1]−1 of xs forward in fixed point: state (W, V, running), B → state, B, per-step records."""
+
+    def forward(
+        state: tuple, B: Tree, w0: Tree, fractions: Tree, values: Tree, data: Tree, xs: Tree, span: tuple
+    ) -> tuple:
+        def one(i: Array, carry: tuple) -> tuple:
+            (W, V, running), B, record = carry
+            indices, t = jax.tree.map(lambda one: one[i], xs)
             w = to_float(W, programs.problem.dtype)
             (loss, statistics), g = isolated_gradient(programs, w, *programs.batch(values, data, indices), t)
             alpha, gamma = programs.rates(values, t)
@@ -175,10 +199,11 @@ def chunk_forward(programs: Compiled) -> Any:
             w = to_float(W, programs.problem.dtype)
             peak = jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for tree in (w, v) for one in tree.values()]))
             running = programs.problem.update_running(running, statistics)
-            return ((W, V, running), B), (loss, moved(t[0], w, 0, w0), peak)
+            found = loss, moved(t[0], w, 0, w0), peak
+            record = tuple(table.at[i].set(number) for table, number in zip(record, found, strict=True))
+            return (W, V, running), B, record
 
-        (state, B), record = lax.scan(one, (state, zeros(state[0])), xs)
-        return state, B, record
+        return lax.fori_loop(*span, one, (state, B, (jnp.zeros(len(xs[0]), programs.problem.dtype),) * 3))
 
     return forward
 
@@ -191,10 +216,13 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
     same isolation as in the forward pass, for one more gradient a step.
     """
 
-    def backward(state: tuple, B: Tree, fractions: Tree, values: Tree, data: Tree, xs: Tree) -> tuple:
-        def one(carry: tuple, x: tuple) -> tuple:
-            (W, V, dw, dv, dvalues), B = carry
-            indices, t = x
+    def backward(state: tuple, B: Tree, fractions: Tree, values: Tree, data: Tree, xs: Tree, span: tuple) -> tuple:
+        lo, hi = span
+
+        def one(k: Array, carry: tuple) -> tuple:
+            (W, V, dw, dv, dvalues), B, norms = carry
+            i = hi - 1 - (k - lo)
+            indices, t = jax.tree.map(lambda one: one[i], xs)
             alpha, gamma = programs.rates(values, t)
             v = to_float(V, programs.problem.dtype)
             W = {k: W[k] - fixed(alpha[k] * v[k]) for k in W}
@@ -205,12 +233,11 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
             V = {k: V[k] + fixed((1 - gamma[k]) * undoing[k]) for k in V}
             V, B = unscale_all(V, B, fractions)
             v = to_float(V, programs.problem.dtype)
-            before = norm(dw)
+            norms = norms.at[i].set(norm(dw))
             dw, dv, more = pull(programs.inner, w, v, g, tangent, seen, t, dw, dv)
-            return ((W, V, dw, dv, programs.collect(dvalues, more, indices)), B), before
+            return (W, V, dw, dv, programs.collect(dvalues, more, indices)), B, norms
 
-        (state, B), norms = lax.scan(one, (state, B), xs, reverse=True)
-        return state, B, norms
+        return lax.fori_loop(lo, hi, one, (state, B, jnp.zeros(len(xs[0]), programs.problem.dtype)))
 
     return backward
 
@@ -289,7 +316,14 @@ def fractions_of(programs: Compiled, values: Tree) -> dict[str, Array]:
     """
     momentum = programs.complete(values)["momentum"]
     hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
-    return {name: jnp.asarray(math.ceil(float(one) * DENOMINATOR * hair), jnp.int64) for name, one in momentum.items()}
+    numerators = {name: math.ceil(float(one) * DENOMINATOR * hair) for name, one in momentum.items()}
+    for name, n in numerators.items():
+        if not 0 < n < DENOMINATOR:
+            raise UsageError(
+                f"exact reversal needs a momentum between 2^-{EXPONENT} and 1 − 2^-{EXPONENT}, got {float(momentum[name])}; "
+                "lower its bounds, or keep the states"
+            )
+    return {name: jnp.asarray(n, jnp.int64) for name, n in numerators.items()}
 
 
 def capacity(gamma: float) -> int:

@@ -72,8 +72,11 @@ def undo(
     state = (w, v, *adjoint)
     for stop in range(T, first, -programs.chunk):
         start = max(stop - programs.chunk, first)
-        state, some = programs.undo_chunk(state, values, programs.train_data, programs.steps(start, stop))
-        norms[start:stop] = some
+        begin = max(stop - programs.chunk, 0)  # where the tail ends inside a chunk, the whole chunk is handed over
+        span = np.int32(start - begin), np.int32(stop - begin)
+        xs = programs.steps(begin, begin + programs.chunk)
+        state, some = programs.undo_chunk(state, values, programs.train_data, xs, span)
+        norms[start:stop] = np.asarray(some)[start - begin : stop - begin]
         finite(norms, start, stop)
         if progress:
             progress(T - start, T - first)

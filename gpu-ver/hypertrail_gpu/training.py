@@ -18,6 +18,7 @@ from hypertrail.methods import MEASURED_STEPS
 from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
+from hypertrail.refusals import refuse_hyper
 
 from .compiled import compiled, precision
 from .keeping import Nothing, keeper
@@ -40,6 +41,7 @@ def train(
     midway: where an earlier start left off, and where this one leaves what a later one needs; keep 'ends' or a Path only.
     """
     keeping.check(keep)
+    refuse_hyper(problem, hyper)
     if isinstance(keep, keeping.Reversible):
         return train_reversibly(problem, hyper, keep, progress)
     started = time.perf_counter()

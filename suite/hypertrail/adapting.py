@@ -24,6 +24,7 @@ from .hyperparameters import LN10, Hyper, count
 from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Periodic, Plain
 from .problem import Problem
 from .records import Cost, Params
+from .refusals import refuse_without_valid
 
 Array = Any
 State = dict[str, Any]  # {"w", "v", "running", "hyper", "memory"}: nested dicts of arrays; {"step", "block"}: int64 ()
@@ -224,6 +225,8 @@ def refuse(problem: Problem, method: Online) -> None:
             f"a block of {method.name} takes {method.block_steps} steps, the problem has {problem.steps}; "
             "lower the block or train longer"
         )
+    if hasattr(method, "validation_batches"):
+        refuse_without_valid(problem)
     batches = getattr(method, "validation_batches", 0)
     if batches * validation_size(problem) > len(problem.splits.valid):
         raise UsageError(

@@ -38,7 +38,7 @@ def catalogue(views: Sequence[View]) -> list[Drawing]:
     views = [one for one in views if one.lines]
     if not views:
         return []
-    many = len(views) > 1
+    many = not views[0].alone
     out = [Drawing("metrics", "Loss and error of every split after each training run", CURVES,
                    lambda: static.metrics(views), lambda: interactive.metrics(views))]  # fmt: skip
     if any(one.losses for one in views):

@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -113,7 +114,8 @@ def dispatch(words: list[str]) -> int:
         raise UsageError(f"unknown command {command!r}, expected one of {', '.join(COMMANDS)}; see hypertrail --help")
     action, operands, what = COMMANDS[command]
     if rest[:1] in (["-h"], ["--help"]) and not operands.startswith("["):  # those read their own words
-        print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{what}")
+        told = "\n".join(textwrap.fill(line, 110) for line in what.splitlines())
+        print(f"usage: hypertrail {command} {operands}".rstrip() + f"\n\n{told}")
         return 0
     wanted = re.sub(r"\[.*?\]|\.\.\.", "", operands).split()
     given = rest[: len(wanted)]

@@ -220,6 +220,7 @@ class OfExamples(Hyperparameter):
     """
 
     key: ClassVar[str]
+    axes: ClassVar[int | None] = None  # of the images that the array has; None: all
 
     def reaches(self, param: Parameter) -> bool:
         return False
@@ -244,6 +245,7 @@ class ExampleWeight(OfExamples):
     kind: ClassVar[str] = "example_weight"
     levels: ClassVar[tuple[str, ...]] = ("example",)
     key: ClassVar[str] = "train"
+    axes: ClassVar[int | None] = 1
     expectation: ClassVar[str] = "expected a number between 0 and 1"
 
     free, value, slope = Momentum.free, Momentum.value, Momentum.slope
@@ -315,6 +317,22 @@ KINDS: dict[str, type[Hyperparameter]] = {
 OF_EXAMPLES = tuple(kind for kind, c in KINDS.items() if issubclass(c, OfExamples))
 
 
+def hyper_shapes(
+    declared: Sequence[Hyperparameter], params: Sequence[Parameter], steps: int, images: tuple[int, ...]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of the arrays of `initial_hyper`; images: the shape of the training images (n, …)."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for one in declared:
+        front = (steps,) if one.per_step else ()
+        if isinstance(one, OfExamples):
+            shapes[one.kind] = {one.key: images[: one.axes]}
+        elif one.level == NETWORK:
+            shapes[one.kind] = {NETWORK: front}
+        else:
+            shapes[one.kind] = {p.name: front + one.shape(p) for p in params if one.reaches(p)}
+    return shapes
+
+
 def initial_hyper(
     declared: Sequence[Hyperparameter], params: Sequence[Parameter], steps: int, x: np.ndarray | None = None
 ) -> Hyper:
@@ -351,12 +369,17 @@ def collapse(one: Hyperparameter, arrays: Mapping[str, Array], dvalues: Mapping[
 
     dvalues may have the full shape of the parameter: what a value was broadcast over is summed.
     """
+    summed = sum_shared(one, arrays, dvalues)
+    return {key: d * one.slope(one.value(np.asarray(arrays[key]))) for key, d in summed.items()}
+
+
+def sum_shared(one: Hyperparameter, arrays: Mapping[str, Array], dvalues: Mapping[str, Array]) -> Arrays:
+    """The sharing half of `collapse`: {parameter name: d/d value} → {key: d/d the value that is held}."""
     front = 1 if one.per_step else 0
     if one.level == NETWORK:
         total: Any = sum(d.reshape(*d.shape[:front], -1).sum(axis=-1) for d in map(np.asarray, dvalues.values()))
-        return {NETWORK: total * one.slope(one.value(np.asarray(arrays[NETWORK])))}
-    return {key: unbroadcast(dvalues[key], np.shape(u), front) * one.slope(one.value(np.asarray(u)))
-            for key, u in arrays.items()}  # fmt: skip
+        return {NETWORK: total}
+    return {key: unbroadcast(dvalues[key], np.shape(u), front) for key, u in arrays.items()}
 
 
 def unbroadcast(d: np.ndarray, shape: tuple[int, ...], front: int = 0) -> np.ndarray:

@@ -23,6 +23,8 @@ SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "x"
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 BINS = 40
 META = "meta-iteration"
+# A few percent are seen as well: at the start all hyperparameters are often equal, later no bin holds more than some.
+SHARES = [[0.0, "#ffffff"], [0.01, "#e8f1fa"], [0.05, "#c6dbef"], [0.15, "#6baed6"], [0.4, BLUE], [1.0, "#08306b"]]
 # ColorBrewer's PuOr turned around: as Matplotlib's PuOr_r.
 DIVERGING = ("#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "#fee0b6", "#fdb863", "#e08214", "#b35806",
              "#7f3b08")  # fmt: skip
@@ -32,7 +34,7 @@ DIVERGING = ("#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "
 
 
 def metrics(views: Views) -> Figure:
-    if len(views) > 1:
+    if not views[0].alone:
         return metrics_of_several(views)
     (one,) = views
     layout, ((left, right),) = panels([["Loss", "Error"]], height=400)
@@ -60,8 +62,8 @@ def metrics_of_several(views: Views) -> Figure:
     splits = [split for split in SPLITS if any(split in one.splits for one in views)]
     layout, (losses, errors) = panels([[*splits, "hyper loss f"], ["" for _ in splits]], height=560)
     data = []
-    for i, one in enumerate(views):
-        look = look_of(i, one)
+    for one in views:
+        look = look_of(one)
         for upper, lower, split in zip(losses, errors, splits, strict=False):
             if split in one.splits:
                 data.append(
@@ -82,7 +84,7 @@ def metrics_of_several(views: Views) -> Figure:
 def training(views: Views) -> Figure:
     layout, ((panel,),) = panels([["Training"]], height=400)
     data = []
-    if len(views) == 1:
+    if views[0].alone:
         losses = views[0].losses
         shown = static.spaced(list(losses), 6)
         for k, one in losses.items():
@@ -91,10 +93,10 @@ def training(views: Views) -> Figure:
             data.append(curve(panel, *static.smoothed(one), mode="lines", name=f"{META} {k}", line={"color": colour},
                               visible=True if k in shown else "legendonly"))  # fmt: skip
     else:
-        for i, one in enumerate(views):
+        for one in views:
             if one.losses:
                 k = max(one.losses)
-                look = look_of(i, one) | {"name": f"{words(one.label)} ({META} {k})"}
+                look = look_of(one) | {"name": f"{words(one.label)} ({META} {k})"}
                 data.append(curve(panel, *static.smoothed(one.losses[k]), mode="lines", **look))
     label(layout, panel, "elementary step", "elementary loss, penalties included")
     if static.span([trace["y"] for trace in data]) > 30:
@@ -111,12 +113,12 @@ def norms(views: Views) -> Figure:
     data = []
     for n, (panel, kind) in enumerate(zip(row, kinds, strict=True)):
         first = len(data)
-        for i, one in enumerate(views):
-            look = look_of(i, one)
+        for one in views:
+            look = look_of(one)
             ours = [(line["meta_iteration"], line["norm"][kind]) for line in one.lines if kind in line.get("norm", {})]
             exact = [(line["meta_iteration"], line["agreement"][kind]["total"]["reference_norm"])
                      for line in one.compared if kind in line["agreement"]]  # fmt: skip
-            alone = len(views) == 1
+            alone = one.alone
             if ours:
                 name = next(line["method"] for line in one.lines if "method" in line) if alone else look["name"]
                 data.append(curve(panel, *zip(*ours, strict=True), showlegend=not n, **(look | {"name": name})))
@@ -142,9 +144,9 @@ def agreement(views: Views) -> Figure:
     for row, kind in zip(rows, kinds, strict=True):
         for panel, (key, _, _, reference, _), said in zip(row, static.PANELS, axis_words, strict=True):
             scale = 100.0 if key == "signs" else 1.0
-            for i, one in enumerate(views):
+            for one in views:
                 found = [x for x in one.compared if kind in x["agreement"]]
-                look = look_of(i, one) | ({"name": "all coordinates"} if len(views) == 1 else {})
+                look = look_of(one) | ({"name": "all coordinates"} if views[0].alone else {})
                 y = [static.number(x["agreement"][kind]["total"][key]) * scale for x in found]
                 data.append(
                     curve(panel, [x["meta_iteration"] for x in found], y, showlegend=panel == rows[0][0], **look)
@@ -181,13 +183,13 @@ def agreement_layers(one: View) -> Figure:
             {"type": "heatmap", "x": k, "y": ticks, "z": plain(z), "customdata": plain(table), "zmin": low, "zmax": high,
              "colorscale": scale(DIVERGING), "xaxis": panel[0], "yaxis": panel[1],
              "hovertemplate": f"%{{y}}<br>{META} %{{x}}<br>{key.replace('_', ' ')} %{{customdata:.4g}}<extra></extra>",
-             "colorbar": {"orientation": "h", "x": (x0 + x1) / 2, "len": x1 - x0, "y": 0, "yanchor": "top", "ypad": 42,
+             "colorbar": {"orientation": "h", "x": (x0 + x1) / 2, "len": x1 - x0, "y": 0, "yanchor": "top", "ypad": 50,
                           "thickness": 9, **bar}}
         )  # fmt: skip
         label(layout, panel, META, "", autorange="reversed", showticklabels=panel == row[0], automargin=True,
               tickfont={"size": 10}, showgrid=False)  # fmt: skip
     layout["hovermode"] = "closest"
-    layout["margin"]["b"] = 100
+    layout["margin"]["b"] = 108
     return whole(data, layout)
 
 
@@ -204,7 +206,7 @@ def hyperparameters(kind: str, role: str, views: Views) -> Figure:
     layout, ((panel,),) = panels([[""]], height=400)
     label(layout, panel, META, REPRESENTATION.get(kind, kind))
     spreads = [one.spreads.get(kind, {}).get(role, {}) for one in views]
-    if len(views) == 1 and all(spread[0].size == 1 for spread in spreads[0].values()):
+    if views[0].alone and all(spread[0].size == 1 for spread in spreads[0].values()):
         data = [
             curve(panel, np.arange(len(u)), [x.item() for x in u], name=words(name)) for name, u in spreads[0].items()
         ]
@@ -214,11 +216,11 @@ def hyperparameters(kind: str, role: str, views: Views) -> Figure:
     for name in ([None] if len(names) > 1 else []) + names:
         data = []
         size = 0
-        for i, (one, tensors) in enumerate(zip(views, spreads, strict=True)):
+        for one, tensors in zip(views, spreads, strict=True):
             u = pooled(tensors) if name is None else tensors.get(name)
             if u:
                 size = max(size, u[0].size)
-                data += shares(panel, u) if len(views) == 1 else quantiles(panel, u, look_of(i, one))
+                data += shares(panel, u) if views[0].alone else quantiles(panel, u, look_of(one))
         said = f"all {len(names)} tensors" if name is None else MEANING.get(name, name)
         choices.append({"name": f"{said} ({size:,})", "data": data})
     return (
@@ -241,7 +243,7 @@ def shares(panel: tuple[str, str], u: Spread) -> list[dict[str, Any]]:
     edges = np.linspace(low, high, BINS + 1)
     z = np.array([np.histogram(x, edges)[0] / x.size for x in u]).T
     bins = {"type": "heatmap", "x": plain(np.arange(len(u))), "y": plain((edges[1:] + edges[:-1]) / 2), "z": plain(z),
-            "colorscale": scale(("#ffffff", "#c6dbef", "#6baed6", BLUE, "#08306b")), "zmin": 0.0,
+            "colorscale": SHARES, "zmin": 0.0,
             "colorbar": {"thickness": 9, "tickformat": ".0%", "title": {"text": "share"}}, "xaxis": panel[0],
             "yaxis": panel[1],
             "hovertemplate": f"{META} %{{x}}<br>around %{{y:.3g}}: %{{z:.1%}}<extra></extra>"}  # fmt: skip
@@ -273,7 +275,7 @@ def quantiles(panel: tuple[str, str], u: Spread, look: dict[str, Any]) -> list[d
 def cost(views: Views) -> Figure:
     layout, ((seconds, work, memory),) = panels([["Time", "Work", "Memory"]], height=380)
     at, names, bars = static.stages_of(views)
-    x: Any = at if len(views) == 1 else names
+    x: Any = at if views[0].alone else names
     data: list[dict[str, Any]] = []
     for panel, key in ((seconds, "seconds"), (work, "gradients")):
         for stage, colour in STAGES.items():
@@ -289,9 +291,9 @@ def cost(views: Views) -> Figure:
         values = np.array(bars["memory"][key]) / 2**20
         if values.any():
             data.append(curve(memory, x, np.where(values > 0, values, np.nan), name=static.MEMORY[key],
-                              mode="lines+markers" if len(views) == 1 else "markers", line={"color": colour},
+                              mode="lines+markers" if views[0].alone else "markers", line={"color": colour},
                               marker={"symbol": symbol}))  # fmt: skip
-    axis = META if len(views) == 1 else "run"
+    axis = META if views[0].alone else "run"
     for panel, said in ((seconds, "seconds"), (work, "gradients (with HVP: 2)"), (memory, "MiB")):
         label(layout, panel, axis, said, rangemode="tozero")
     layout["barmode"] = "stack"
@@ -390,8 +392,8 @@ def curve(panel: tuple[str, str], x: Any, y: Any, **look: Any) -> dict[str, Any]
     return {"type": "scatter", "x": plain(x), "y": plain(y), "xaxis": panel[0], "yaxis": panel[1], **mode, **look}
 
 
-def look_of(i: int, one: View) -> dict[str, Any]:
-    style = static.look(i)
+def look_of(one: View) -> dict[str, Any]:
+    style = static.look(one)
     line = {"color": style["color"], "dash": LINES[style["linestyle"]]}
     return {"line": line, "name": words(one.label), "legendgroup": one.letter}
 

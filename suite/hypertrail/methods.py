@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import UsageError
 
+TOO_SHORT = 5  # steps of a run or stretch: the speed of a line is that of its steps 5 to 20
 MEASURED_STEPS = 20  # the first steps of a run (and of each stretch between checkpoints) whose speed is measured
 
 
@@ -132,10 +133,11 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise UsageError(f"solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
-        if self.iterations < 1 or not self.tolerance > 0 or not self.step > 0 or self.damping < 0:
+        good = 0 < self.tolerance < 1 and 0 < self.step < math.inf and 0 <= self.damping < math.inf
+        if self.iterations < 1 or not good:
             raise UsageError(
                 f"implicit: iterations {self.iterations}, tolerance {self.tolerance:g}, step {self.step:g}, "
-                f"damping {self.damping:g}: expected positive numbers (damping may be 0)"
+                f"damping {self.damping:g}: expected positive numbers, tolerance below 1 (damping may be 0)"
             )
 
 
@@ -190,7 +192,7 @@ def speed_matched_steps(distances: Sequence[float], total: float, steps: int, me
     Raises UsageError for T < 5 or a run that did not move.
     """
     T = steps
-    if T < 5:
+    if T < TOO_SHORT:
         raise UsageError(f"completion C4 measures the speed of steps 5 to 20, this run has {T}; train longer or use C0")
     if not total > 0.0:
         raise UsageError("completion C4: w_T equals w_0, there is no line to follow; check the learning rate")
@@ -202,3 +204,13 @@ def speed_matched_steps(distances: Sequence[float], total: float, steps: int, me
         raise UsageError("completion C4: the first steps did not move the weights; check the learning rate")
     # A hair is taken off before rounding up, so that a constant speed gives ceil(multiplier · T) and not one more.
     return max(1, min(math.ceil(method.multiplier / b * (1 - 1e-12)), method.max_steps, T))
+
+
+def stretch_steps(distances: Sequence[float], total: Callable[[], float], steps: int, method: DrMAD) -> int:
+    """N of completions C5 and C6 on a stretch of `steps` steps: C4's rule, and min(max_steps, steps) where they are under 5.
+
+    distances: from where the stretch begins, as for C4; total: its length, asked for only where the rule needs it.
+    """
+    if steps < TOO_SHORT:
+        return min(steps, method.max_steps)
+    return speed_matched_steps(distances, total(), steps, method)

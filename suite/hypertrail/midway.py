@@ -9,13 +9,15 @@ memory and are gone).
 from __future__ import annotations
 
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hypertrail_data import DataError
+
 from . import arrays, stopping
+from .errors import UsageError
 from .records import Params
 
 EVERY = 60.0  # seconds between two writes: what is lost at most, and a training that is shorter writes nothing
@@ -59,7 +61,7 @@ class Midway:
                 seconds=float(one["seconds"]),
                 **state,
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (DataError, UsageError, OSError, KeyError):
             return None
 
     def due(self) -> bool:

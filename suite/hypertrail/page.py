@@ -322,6 +322,7 @@ def peaks(one: View) -> list[int]:
     return [max((line.get("memory", {}).get(key) or 0 for line in one.lines), default=0) for key in ("host", "device")]
 
 
+LARGEST = 8  # entries that are listed one by one
 TELLING = (REPORT, "report", "tensorboard", "figures", LOG, LOCK, DONE, FAILED)
 
 
@@ -330,12 +331,13 @@ def disk(views: Sequence[View]) -> str:
     counted: it comes and goes, and this page is part of it."""
     found = [{key: value for key, value in one.sizes.items() if key not in TELLING} for one in views]
     names = sorted(dict.fromkeys(name for one in found for name in one), key=lambda n: -max(x.get(n, 0) for x in found))
-    rows = [[name, *(size(one[name]) if name in one else "–" for one in found)] for name in names]
+    rows = [[name, *(size(one[name]) if name in one else "–" for one in found)] for name in names[:LARGEST]]
+    if names[LARGEST:]:
+        rest = [sum(one.get(name, 0) for name in names[LARGEST:]) for one in found]
+        rows.append([f"{len(names) - LARGEST} others", *map(size, rest)])
     rows.append(["in all", *(size(sum(one.values())) for one in found)])
-    return table(
-        ["on disk (without figures, reports and log)", *([""] if len(views) == 1 else [one.letter for one in views])],
-        rows,
-    )
+    first = "on disk (without figures, reports and log)"
+    return table([first, *([""] if len(views) == 1 else [one.letter for one in views])], rows)
 
 
 def runs_table(views: Sequence[View]) -> str:
@@ -343,11 +345,12 @@ def runs_table(views: Sequence[View]) -> str:
     for one in views:
         config = one.record["config"]
         rows.append(
-            f"<tr><td>{escape(one.letter)}</td><td>{escape(one.name)}</td><td>{escape(one.record['experiment'])}</td>"
+            f"<tr><td>{escape(one.letter)}</td><td>{escape(one.name)}</td>"
+            f'<td class="said">{state(one)}</td><td>{escape(one.record["experiment"])}</td>'
             f"<td>{escape(str(config.get('engine', '')))}</td><td>{escape(str(one.env.get('host', '')))}</td>"
-            f'<td class="when">{escape(started(one))}</td><td class="said">{state(one)}</td></tr>'
+            f'<td class="when">{escape(started(one))}</td></tr>'
         )
-    head = "".join(f"<th>{one}</th>" for one in ("run", "folder", "experiment", "engine", "host", "started", "state"))
+    head = "".join(f"<th>{one}</th>" for one in ("run", "folder", "state", "experiment", "engine", "host", "started"))
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>"
     return f'<div class="wide"><table class="words">\n{inside}</table></div>'
 

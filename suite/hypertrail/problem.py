@@ -23,16 +23,17 @@ from hypertrail_nets import (
     Layer,
     Ops,
     Parameter,
+    get_all_layers,
     get_all_params,
     get_noise_params,
     get_output,
     initial_params,
     initial_running,
 )
-from hypertrail_nets.layers import REGULARIZABLE
+from hypertrail_nets.layers import REGULARIZABLE, Input
 
 from .errors import UsageError
-from .hyperparameters import OF_EXAMPLES, Hyper, Hyperparameter, expand, initial_hyper
+from .hyperparameters import OF_EXAMPLES, Hyper, Hyperparameter, expand, hyper_shapes, initial_hyper
 
 if TYPE_CHECKING:
     from hypertrail_data import BatchSchedule, Splits
@@ -74,7 +75,7 @@ class Dynamics:
     def __post_init__(self) -> None:
         if self.kind not in DYNAMICS:
             raise UsageError(f"dynamics {self.kind!r}, expected one of {', '.join(DYNAMICS)}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < np.inf:
             raise UsageError(f"learning rate {self.learning_rate}, expected a positive number")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum {self.momentum}, expected 0 ≤ momentum < 1")
@@ -85,6 +86,8 @@ class Dynamics:
         steps = [-1, *(step for step, _ in self.schedule)]
         if any(a >= b for a, b in pairwise(steps)):
             raise UsageError(f"schedule {self.schedule}: steps must rise, from 0 on")
+        if not all(0 <= factor < np.inf for _, factor in self.schedule):
+            raise UsageError(f"schedule {self.schedule}: factors of the learning rate, expected numbers ≥ 0")
 
     @property
     def moments(self) -> int:
@@ -145,6 +148,11 @@ class Problem:
             raise UsageError(
                 f"the network gives {self.network.shape} outputs, the data has {self.splits.classes} classes"
             )
+        for layer in get_all_layers(self.network):
+            if isinstance(layer, Input) and layer.shape != self.splits.train.x.shape[1:]:
+                raise UsageError(
+                    f"the network takes images of shape {layer.shape}, the data has {self.splits.train.x.shape[1:]}"
+                )
 
     def with_(self, **changes: Any) -> Problem:
         """A new problem with some fields changed (compiles anew)."""
@@ -192,6 +200,10 @@ class Problem:
     def initial_hyper(self) -> Hyper:
         """The declared hyperparameters at their init, unconstrained arrays in float64."""
         return initial_hyper(self.hyperparameters, self.targets, self.steps, self.splits.train.x)
+
+    def hyper_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The shapes of the arrays of `initial_hyper`, of which none is made."""
+        return hyper_shapes(self.hyperparameters, self.targets, self.steps, self.splits.train.x.shape)
 
     def declared(self, kind: str) -> Hyperparameter | None:
         return next((h for h in self.hyperparameters if h.kind == kind), None)
@@ -303,9 +315,12 @@ class Problem:
         return {key: (1 - AVERAGING) * running[key] + AVERAGING * batch[key] for key in running}
 
     def valid_batches(self) -> tuple[np.ndarray, np.ndarray]:
-        """The validation split cut into equal batches, x (n, B, …), y (n, B); a rest smaller than a batch is left out."""
+        """The validation split cut into equal batches, x (n, B, …), y (n, B); a rest smaller than a batch is left out.
+
+        n = 0 where it is empty: such a problem can be trained, but has no hyper loss (`refusals.refuse_without_valid`).
+        """
         valid = self.splits.valid
-        size = self.valid_batch or len(valid)
+        size = self.valid_batch or len(valid) or 1
         n = len(valid) // size
         return (
             valid.x[: n * size].reshape(n, size, *valid.x.shape[1:]).astype(self.dtype),

@@ -15,9 +15,9 @@ SIGNS = {"learning_rate": "α", "l2": "λ"}
 
 
 def show(folder: Path) -> list[Section]:
-    """Two tables and the figures."""
+    """Three tables and the figures."""
     result = read(folder)
-    sections = [standings(result), prices(result)]
+    sections = [standings(result), losses(result), prices(result)]
     pictures: dict[str, Path] = {}
     if result.runners:
         with figures.style():
@@ -28,19 +28,6 @@ def show(folder: Path) -> list[Section]:
 
 
 def standings(result: Result) -> Section:
-    rows = []
-    for one in result.runners:
-        start = " ".join(f"{SIGNS.get(kind, kind)} {value:g}" for kind, value in one.first["start"].items())
-        row = [one.family, start]
-        row += [f"{100 * one.at_end(split).mean():.2f}" for split in ("train", "valid", "select")]
-        row += [with_half(one.at_end("test")), f"{100 * (one.at_end('test') - one.at_end('valid')).mean():+.2f}"]
-        if result.tuned is None or one is result.tuned:
-            row += ["", "tuned" if result.tuned else ""]
-        else:
-            difference = one.at_end("test") - result.tuned.at_end("test")
-            row += [with_half(difference, "+"), verdict(difference)]
-        rows.append(row)
-    columns = ["error, %", "start", "train", "valid", "select", "test", "− valid", "− tuned", ""]
     n = len(result.seeds)
     text = (
         f"Errors in percent after {result.budget:,} gradient evaluations (a Hessian-vector product counts as two), mean over "
@@ -50,7 +37,32 @@ def standings(result: Result) -> Section:
     )
     if result.failed:
         text += f" Not finite with some seed, and out: {', '.join(result.failed)}."
-    return Section("Who is best", text, columns, rows)
+    return Section("Who is best: error", text, columns("error, %"), ranks(result, "error", 100, 2))
+
+
+def losses(result: Result) -> Section:
+    text = "The same arms, chosen by the same errors, in cross-entropy (thousandths of a nat per example)."
+    return Section("Who is best: loss", text, columns("loss, ‰ nat"), ranks(result, "loss", 1000, 1))
+
+
+def columns(what: str) -> list[str]:
+    return [what, "start", "train", "valid", "select", "test", "− valid", "− tuned", ""]
+
+
+def ranks(result: Result, key: str, scale: float, digits: int) -> list[list[str]]:
+    rows = []
+    for one in result.runners:
+        start = " ".join(f"{SIGNS.get(kind, kind)} {value:g}" for kind, value in one.first["start"].items())
+        at = {split: scale * one.at_end(split, key) for split in ("train", "valid", "select", "test")}
+        row = [one.family, start, *(f"{at[split].mean():.{digits}f}" for split in ("train", "valid", "select"))]
+        row += [with_half(at["test"], f".{digits}f"), f"{(at['test'] - at['valid']).mean():+.{digits}f}"]
+        if result.tuned is None or one is result.tuned:
+            row += ["", "tuned" if result.tuned else ""]
+        else:
+            difference = at["test"] - scale * result.tuned.at_end("test", key)
+            row += [with_half(difference, f"+.{digits}f"), verdict(difference)]
+        rows.append(row)
+    return rows
 
 
 def prices(result: Result) -> Section:
@@ -63,19 +75,19 @@ def prices(result: Result) -> Section:
             [one.family, str(steps), f"{record['price'] / steps:.2f}", f"{record['steps']:,}", milli(one.seconds),
              milli(plain), milli(one.seconds - plain), f"{one.seconds / plain:.2f}"]
         )  # fmt: skip
-    columns = ["", "steps a block", "gradients a step", "steps in all", "ms a block", "plain", "method", "ratio"]
     clock = race_figures.CLOCKS[result.clock]
     text = (
         f"ms: {clock}, median over blocks and seeds without the first, which compiles; plain: so many steps of plain "
         "training at a constant rate in the same run, with the same arrays of hyperparameters; method: what is left (of a "
         "schedule: that each of its blocks is started from outside)."
     )
-    return Section("What it costs", text, columns, rows)
+    head = ["", "steps a block", "gradients a step", "steps in all", "ms a block", "plain", "method", "ratio"]
+    return Section("What it costs", text, head, rows)
 
 
-def with_half(values: np.ndarray, sign: str = "") -> str:
-    mean, half = interval(100 * values)
-    return f"{mean:{sign}.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+def with_half(values: np.ndarray, form: str) -> str:
+    mean, half = interval(values)
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.replace('+', '')}}")
 
 
 def milli(seconds: float) -> str:

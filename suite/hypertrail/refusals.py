@@ -6,8 +6,12 @@ one than was planned. What is accepted here is what `hypertrail verify everythin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from .errors import UsageError
-from .hyperparameters import Hyperparameter, count
+from .hyperparameters import Hyper, Hyperparameter, count
 from .keeping import Checkpoints, Keep, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from .problem import Problem
@@ -42,8 +46,38 @@ def refuse(problem: Problem, training: Training, method: Method) -> None:
         raise UsageError("completion C6 walks between kept states: train with keep=Checkpoints(n)")
 
 
+def refuse_without_valid(problem: Problem) -> None:
+    """The hyper loss is taken on the valid split."""
+    if not len(problem.splits.valid):
+        raise UsageError("the valid split is empty, and the hyper loss is taken on it; give it examples in make_splits")
+
+
+def refuse_lengths(problem: Problem, lengths: Sequence[int]) -> None:
+    """A hyperparameter per step has as many values as the problem has steps."""
+    kinds = [h.kind for h in problem.hyperparameters if h.per_step]
+    other = next((T for T in lengths if problem.steps != T), None)
+    if kinds and other is not None:
+        raise UsageError(
+            f"{' and '.join(kinds)} per step: the {problem.steps} values of this problem do not fit a training of {other} steps; "
+            "keep the length, or declare them without per_step"
+        )
+
+
+def refuse_hyper(problem: Problem, hyper: Hyper) -> None:
+    """Raise UsageError for arrays that are not in the shapes of the declarations (those of another T, for instance)."""
+    for kind, arrays in problem.hyper_shapes().items():
+        for key, shape in arrays.items():
+            found = np.shape(hyper[kind][key]) if key in hyper.get(kind, {}) else None
+            if found != shape:
+                raise UsageError(
+                    f"{kind} {key}: {'no array' if found is None else f'an array of shape {found}'}, this problem declares "
+                    f"{shape}; take problem.initial_hyper(), or what was tuned on a problem of the same declarations and steps"
+                )
+
+
 def refuse_method(problem: Problem, method: Method) -> None:
     """What the declarations alone tell."""
+    refuse_without_valid(problem)
     rates = [h for h in problem.hyperparameters if h.kind in ("learning_rate", "momentum")]
     if isinstance(method, FloatReversed) or (isinstance(method, DrMAD) and method.completion == "C5"):
         refuse_undoing(problem, method)

@@ -24,9 +24,9 @@ Views = Sequence[View]
 DASHES = ("-", "--", ":", "-.")
 
 
-def look(i: int) -> dict[str, Any]:
-    """Colour and line of the i-th run."""
-    return {"color": RUNS[i % len(RUNS)], "linestyle": DASHES[i // len(RUNS) % len(DASHES)]}
+def look(one: View) -> dict[str, Any]:
+    """Colour and line of a run, the same in every figure."""
+    return {"color": RUNS[one.place % len(RUNS)], "linestyle": DASHES[one.place // len(RUNS) % len(DASHES)]}
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
@@ -45,7 +45,7 @@ def metrics(views: Views) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    if len(views) > 1:
+    if not views[0].alone:
         return metrics_of_several(views)
     (one,) = views
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
@@ -73,8 +73,14 @@ def metrics_of_several(views: Views) -> Figure:
     figure = Figure(figsize=(9.5, 5.4), layout="constrained")
     losses, errors = figure.subplots(2, len(splits) + 1, sharex=True, squeeze=False)
     k = [index for one in views for index in one.k]
-    for i, one in enumerate(views):
-        style = {**look(i), "marker": "o", "markersize": 3, "markevery": max(1, len(one.k) // 15), "label": label(one)}
+    for one in views:
+        style = {
+            **look(one),
+            "marker": "o",
+            "markersize": 3,
+            "markevery": max(1, len(one.k) // 15),
+            "label": label(one),
+        }
         for upper, lower, split in zip(losses, errors, splits, strict=False):
             if split in one.splits:
                 upper.plot(one.k, [line["metrics"][split]["loss"] for line in one.lines], **style)
@@ -122,23 +128,23 @@ def training(views: Views) -> Figure:
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     axes = figure.subplots()
-    if len(views) == 1:
+    if views[0].alone:
         losses = views[0].losses
         for k in spaced(list(losses), 6):
             colour = BLACK if k == max(losses) else colormaps["Blues"](0.35 + 0.6 * k / max(max(losses), 1))
             axes.plot(*smoothed(losses[k]), color=colour, linewidth=1.3, label=f"meta-iteration {k}")
     else:
-        for i, one in enumerate(views):
+        for one in views:
             if one.losses:
                 k = max(one.losses)
                 axes.plot(
-                    *smoothed(one.losses[k]), **look(i), linewidth=1.3, label=f"{label(one)} (meta-iteration {k})"
+                    *smoothed(one.losses[k]), **look(one), linewidth=1.3, label=f"{label(one)} (meta-iteration {k})"
                 )
     axes.set(xlabel="elementary step", ylabel="elementary loss, penalties included", title="Training")
     axes.margins(x=0.01)
     if span([line.get_ydata() for line in axes.lines]) > 30:
         axes.set_yscale("log")
-    legend_below(figure, axes, 3 if len(views) == 1 else 2)
+    legend_below(figure, axes, 3 if views[0].alone else 2)
     return figure
 
 
@@ -174,18 +180,18 @@ def norms(views: Views) -> Figure:
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     row = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(row, kinds, strict=True):
-        for i, one in enumerate(views):
-            style = look(i)
+        for one in views:
+            style = look(one)
             ours = [(line["meta_iteration"], line["norm"][kind]) for line in one.lines if kind in line.get("norm", {})]
             exact = [(line["meta_iteration"], line["agreement"][kind]["total"]["reference_norm"])
                      for line in one.compared if kind in line["agreement"]]  # fmt: skip
             if ours:
                 method = next(line["method"] for line in one.lines if "method" in line)
-                said = method if len(views) == 1 else label(one)
+                said = method if views[0].alone else label(one)
                 axes.plot(*zip(*ours, strict=True), color=style["color"], marker="o", label=said)
             if exact:
-                said = "exact" if len(views) == 1 else f"{one.letter}: exact"
-                axes.plot(*zip(*exact, strict=True), color=style["color"] if len(views) > 1 else GREY, linestyle="--",
+                said = "exact" if views[0].alone else f"{one.letter}: exact"
+                axes.plot(*zip(*exact, strict=True), color=style["color"] if not views[0].alone else GREY, linestyle="--",
                           label=said)  # fmt: skip
         axes.set_title(kind.replace("_", " "))
         drawn = [line.get_ydata() for line in axes.lines]
@@ -231,7 +237,7 @@ def agreement_panel(axes: Axes, panel: tuple[str, str, str, float, str], kind: s
     scale = 100.0 if key == "signs" else 1.0
     axes.axhline(reference, color=GREY, linewidth=1, linestyle="--")
     drawn: list[float] = []
-    for i, one in enumerate(views):
+    for one in views:
         found = [
             (line["meta_iteration"], line["agreement"][kind]) for line in one.compared if kind in line["agreement"]
         ]
@@ -240,12 +246,12 @@ def agreement_panel(axes: Axes, panel: tuple[str, str, str, float, str], kind: s
         k = [index for index, _ in found]
         total = [number(both["total"][key]) * scale for _, both in found]
         tensors = np.array([[number(x[key]) * scale for x in both["layers"].values()] for _, both in found])
-        if len(views) == 1 and tensors.shape[1] > 1:
+        if views[0].alone and tensors.shape[1] > 1:
             low, high = (np.nanquantile(tensors, q, axis=1) for q in (0.1, 0.9))
             axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="10–90 % of the tensors")
             drawn += [*tensors.ravel()]
-        said = "all coordinates" if len(views) == 1 else label(one)
-        axes.plot(k, total, **look(i), marker="o", label=said)
+        said = "all coordinates" if views[0].alone else label(one)
+        axes.plot(k, total, **look(one), marker="o", label=said)
         drawn += total
     axes.set_title(title)
     axes.set_ylabel(words)
@@ -349,10 +355,10 @@ def hyperparameters(kind: str, role: str, views: Views) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for i, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
         sizes = []
-        for j, one in enumerate(views):
+        for one in views:
             spread = one.spreads.get(kind, {}).get(role, {}).get(name)
             if spread is not None:
-                fan(axes, spread, None if len(views) == 1 else j, label(one))
+                fan(axes, spread, None if views[0].alone else one)
                 sizes.append(f"{spread[0].size:,}")
         title = name.rpartition("/")[0] or MEANING.get(name, name)
         axes.set_title(f"{title}\n{' | '.join(dict.fromkeys(sizes))}", fontsize=6.5, fontweight="normal",
@@ -367,7 +373,7 @@ def hyperparameters(kind: str, role: str, views: Views) -> Figure:
     words = "meta-iteration; above each panel the tensor and how many hyperparameters it has"
     figure.supxlabel(words if n > 1 else "meta-iteration", fontsize=9)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3 if len(views) == 1 else 2, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3 if views[0].alone else 2, fontsize=8)
     return figure
 
 
@@ -375,8 +381,8 @@ def tensors_of(kind: str, role: str, views: Views) -> list[str]:
     return list(dict.fromkeys(name for one in views for name in one.spreads.get(kind, {}).get(role, {})))
 
 
-def fan(axes: Axes, spread: Spread, run: int | None, words: str) -> None:
-    """Quantiles against the meta-iteration; in one run's own colours, or in those of the run `run` of several."""
+def fan(axes: Axes, spread: Spread, run: View | None) -> None:
+    """Quantiles against the meta-iteration; in one run's own colours, or in those of `run`, one of several."""
     low, first, middle, third, high = np.array([np.quantile(u, QUANTILES) for u in spread]).T
     k = np.arange(len(spread))
     if run is None:
@@ -385,7 +391,7 @@ def fan(axes: Axes, spread: Spread, run: int | None, words: str) -> None:
         axes.plot(k, middle, color=BLACK, linewidth=1.2, label="median")
     else:
         axes.fill_between(k, first, third, color=look(run)["color"], alpha=0.15, linewidth=0)
-        axes.plot(k, middle, **look(run), linewidth=1.2, label=f"{words}: median and middle half")
+        axes.plot(k, middle, **look(run), linewidth=1.2, label=f"{label(run)}: median and middle half")
 
 
 def learned_images(one: View, most: int = 10) -> Figure:
@@ -432,11 +438,11 @@ def cost(views: Views) -> Figure:
         values = np.array(bars["memory"][key]) / 2**20
         if values.any():
             memory.plot(at, np.where(values > 0, values, np.nan), marker=marker, color=colour, label=MEMORY[key],
-                        linestyle="-" if len(views) == 1 else "none")  # fmt: skip
+                        linestyle="-" if views[0].alone else "none")  # fmt: skip
     memory.set_ylim(bottom=0)
     for axes in (seconds, evaluations, memory):
         axes.grid(False, axis="x")
-        if len(views) == 1:
+        if views[0].alone:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
             axes.set_xlabel("meta-iteration")
         else:
@@ -456,7 +462,7 @@ def stages_of(views: Views) -> tuple[list[int], list[str], dict[str, dict[str, l
 
     Positions: the meta-iterations of one run, or the runs. A gradient with Hessian-vector product counts as two gradients.
     """
-    if len(views) == 1:
+    if views[0].alone:
         groups = [[line] for line in views[0].lines]
         at, names = views[0].k, [str(k) for k in views[0].k]
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from .methods import DrMAD, Exact, Method, Truncated
 from .midway import Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
-from .refusals import refuse_plan
+from .refusals import refuse_lengths, refuse_plan, refuse_without_valid
 from .runs import TRAINING, Run
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -113,6 +114,9 @@ def tune(
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
     also_exact = compare_exact and not isinstance(method, Exact)
+    refuse_without_valid(problem)
+    if steps is not None:
+        refuse_lengths(problem, [steps(k) for k in range(meta_iterations + 1)])
     if start is None:
         start = beginning(problem, rule)
     hyper, state = start.hyper, start.state
@@ -130,28 +134,31 @@ def tune(
         costs = {"train": training.cost}
         clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
-        metrics = {split: engine.evaluate(problem, training, split) for split in named}
+        with let_go_after_failure(training):
+            metrics = {split: engine.evaluate(problem, training, split) for split in named}
+            refuse_nonfinite(metrics, k, T)
         costs["evaluate"] = Cost(seconds=time.perf_counter() - clock)
-        refuse_nonfinite(metrics, k, T)
         if last:
-            f = engine.hyper_loss(problem, training)
+            with let_go_after_failure(training):
+                f = engine.hyper_loss(problem, training)
             let_go(training)
             yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs, losses=training.losses)
             return
         exact = agreement = None
-        result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
-        costs["hypergradient"] = result.cost
-        if also_exact:
-            exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
-            costs["exact"] = exact.cost
+        with let_go_after_failure(training):
+            result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
+            costs["hypergradient"] = result.cost
+            if also_exact:
+                exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
+                costs["exact"] = exact.cost
+        f = result.hyper_loss
+        let_go(training)
         for one in (result, exact):
             if one is not None:
                 one.gradient = in_order(one.gradient, hyper)
                 outer.refuse_nonfinite(one.gradient, k)
         if exact is not None:
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
-        f = result.hyper_loss
-        let_go(training)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
         yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs, training.losses)
         hyper = after
@@ -307,6 +314,15 @@ def let_go(training: Training) -> None:
     """Close the trajectory: it may fill the memory, and the next one is about to grow."""
     if training.trajectory is not None:
         training.trajectory.close()
+
+
+@contextmanager
+def let_go_after_failure(training: Training) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # a signal counts too
+        let_go(training)
+        raise
 
 
 def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:

@@ -21,7 +21,8 @@ UNIQUE = 3  # a run is named by the fields in which it differs from the others, 
 
 @dataclass(frozen=True)
 class View:
-    """The folder of a run. letter: what it is called beside others; label: the same with what is different about it.
+    """The folder of a run. letter: what it is called beside others; label: the same with what is different about it; place: which
+    of them it is, and so its colour; alone: there are no others, so figures need not name it.
 
     Raises UsageError, when first looked into, for a folder that is no run.
     """
@@ -29,6 +30,8 @@ class View:
     folder: Path
     letter: str = "A"
     label: str = ""
+    place: int = 0
+    alone: bool = True
     said: str | None = None  # the state to tell, where the run's own last file is yet to come
 
     @cached_property
@@ -98,7 +101,10 @@ def views(folders: Sequence[Path]) -> list[View]:
     """One for each folder, named by a letter and by what is different about it. UsageError where one is no run."""
     records = [read_config(folder) for folder in folders]
     named = zip(letters(len(folders)), folders, differing(records), strict=True)
-    return [View(folder, letter, f"{letter}: {words or folder.resolve().name}") for letter, folder, words in named]
+    return [
+        View(folder, letter, f"{letter}: {words or folder.resolve().name}", i, len(folders) == 1)
+        for i, (letter, folder, words) in enumerate(named)
+    ]
 
 
 def letters(n: int) -> list[str]:

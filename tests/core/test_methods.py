@@ -8,8 +8,8 @@ from math import ceil
 import numpy as np
 import pytest
 
-from hypertrail import DrMAD, Exact, UsageError
-from hypertrail.methods import parse_method, speed_matched_steps, tail_of
+from hypertrail import DrMAD, Exact, Implicit, UsageError
+from hypertrail.methods import parse_method, speed_matched_steps, stretch_steps, tail_of
 
 
 @pytest.mark.parametrize("multiplier", ["0.01", "0.07", "0.1", "0.3", "0.35", "0.5", "0.7", "0.9", "1"])
@@ -79,6 +79,11 @@ def test_names_are_parsed_back(method):
         (lambda: DrMAD(multiplier=0.0), "multiplier 0.0"),
         (lambda: DrMAD(multiplier=float("inf")), "multiplier inf"),
         (lambda: DrMAD(max_steps=0), "max_steps 0"),
+        (lambda: Implicit(tolerance=1.0), "tolerance 1, .* below 1"),
+        (lambda: Implicit(tolerance=float("nan")), "tolerance nan"),
+        (lambda: Implicit("neumann", step=float("inf")), "step inf"),
+        (lambda: Implicit(damping=float("nan")), "damping nan"),
+        (lambda: Implicit(damping=float("inf")), "damping inf"),
     ],
 )
 def test_methods_that_do_not_exist(build, message):
@@ -93,3 +98,16 @@ def test_tail_is_that_of_the_smallest_momentum():
     assert tail_of(DrMAD("C5"), momenta, 1000) == 43
     assert tail_of(DrMAD("C5"), momenta, 20) == 20
     assert tail_of(DrMAD("C5", tail=7), momenta, 1000) == 7
+
+
+def test_stretches_under_5_steps_are_walked_step_by_step():
+    """As far as max_steps lets them; nothing is measured then. From 5 on it is C4's rule."""
+
+    def unasked() -> float:
+        pytest.fail("no length is needed")
+
+    assert [stretch_steps([], unasked, T, DrMAD("C6")) for T in range(5)] == [0, 1, 2, 3, 4]
+    assert [stretch_steps([], unasked, T, DrMAD("C6", max_steps=2)) for T in range(5)] == [0, 1, 2, 2, 2]
+    distances = [0.1 * (t + 1) for t in range(7)]
+    assert stretch_steps(distances, lambda: 0.7, 7, DrMAD("C5")) == 7
+    assert stretch_steps(distances, lambda: 0.7, 7, DrMAD("C5", max_steps=2)) == 2

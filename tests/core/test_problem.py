@@ -10,6 +10,7 @@ import pytest
 from hypertrail import (
     L1,
     L2,
+    T1T2,
     Cost,
     DrMAD,
     Dynamics,
@@ -17,6 +18,7 @@ from hypertrail import (
     ExampleWeight,
     FloatReversed,
     Forward,
+    HypergradientDescent,
     Implicit,
     InitialScale,
     LearningRate,
@@ -29,9 +31,10 @@ from hypertrail import (
     WeightTransform,
     load,
 )
+from hypertrail.adapting import refuse as refuse_online
 from hypertrail.hyperparameters import Hyperparameter
 from hypertrail.problem import DYNAMICS
-from hypertrail.refusals import refuse, refuse_method, refuse_reversible
+from hypertrail.refusals import refuse, refuse_hyper, refuse_method, refuse_reversible
 from hypertrail_data import BatchSchedule, Splits, make_splits
 from hypertrail_data import load as load_data
 from hypertrail_nets import densenet, get_output, mlp
@@ -71,6 +74,7 @@ def make(splits: Splits) -> Any:
         ({"valid_batch": 0}, "valid_batch 0, expected 1 … 70"),
         ({"valid_batch": 71}, "valid_batch 71"),
         ({"network": mlp((8, 8, 1), (), classes=4)}, r"\(4,\) outputs, the data has 10 classes"),
+        ({"network": mlp((7, 7, 1), ())}, r"images of shape \(7, 7, 1\), the data has \(8, 8, 1\)"),
         ({"l2": -1e-4}, "l2 -0.0001"),
         ({"l2": float("nan")}, "l2 nan"),
     ],
@@ -93,6 +97,10 @@ def test_problems_that_cannot_be(make, changes, message):
         ({"epsilon": float("inf")}, "epsilon inf"),
         ({"schedule": ((5, 0.1), (5, 0.01))}, "steps must rise"),
         ({"schedule": ((-2, 0.1),)}, "from 0 on"),
+        ({"schedule": ((3, -1.0),)}, "factors of the learning rate, expected numbers ≥ 0"),
+        ({"schedule": ((3, float("nan")),)}, "expected numbers ≥ 0"),
+        ({"schedule": ((3, float("inf")),)}, "expected numbers ≥ 0"),
+        ({"learning_rate": float("inf")}, "learning rate inf"),
     ],
 )
 def test_dynamics_that_cannot_be(changes, message):
@@ -113,6 +121,38 @@ DECLARED = {
     "rate per parameter": (LearningRate(level="parameter"),),
     "everything": (L2(level="unit"), L1(level="network"), LearningRate(level="unit"), Momentum(), WeightTransform()),
 }
+
+
+@pytest.mark.parametrize("declared", [*DECLARED.values(), (ExampleWeight(), TrainingInput(), InitialScale())])
+def test_shapes_are_those_of_the_arrays(make, declared):
+    problem = make(*declared)
+    hyper = problem.initial_hyper()
+    assert problem.hyper_shapes() == {k: {n: np.shape(u) for n, u in a.items()} for k, a in hyper.items()}
+    refuse_hyper(problem, hyper)
+
+
+def test_arrays_of_other_shapes_are_refused(make):
+    problem = make(LearningRate(per_step=True))
+    longer = problem.with_(steps=9).initial_hyper()
+    with pytest.raises(
+        UsageError, match=r"learning_rate network: an array of shape \(9,\), this problem declares \(7,\)"
+    ):
+        refuse_hyper(problem, longer)
+    for missing in ({}, {"learning_rate": {}}):
+        with pytest.raises(UsageError, match="learning_rate network: no array"):
+            refuse_hyper(problem, missing)
+
+
+def test_without_a_valid_split_there_is_no_hyper_loss(make):
+    splits = make_splits(load_data("digits"), 200, 0, 0, 50, seed=1)
+    problem = make(splits=splits)
+    x, y = problem.valid_batches()
+    assert (x.shape, len(y)) == ((0, 1, 8, 8, 1), 0)
+    for refused in (lambda: refuse_method(problem, DrMAD()), lambda: refuse_online(problem, T1T2(every=1, block=1))):
+        with pytest.raises(UsageError, match="the valid split is empty"):
+            refused()
+    rates = make(LearningRate(), splits=splits, dynamics=Dynamics("damped", 0.1, 0.0))
+    refuse_online(rates, HypergradientDescent(block=1))  # never looks at it
 
 
 @pytest.mark.parametrize("declared", DECLARED.values(), ids=DECLARED.keys())

@@ -459,3 +459,15 @@ def test_refused_completions(make):
     for completion in ("C3", "C4", "C5", "C6"):
         with pytest.raises(UsageError, match="walks a stretch with one learning rate"):
             cpu.hypergradient(moving, moving.initial_hyper(), training, DrMAD(completion))
+
+
+def test_short_stretches_keep_to_max_steps(make):
+    """4 steps before the tail, stretches of 4 steps: step by step, but not more than max_steps."""
+    problem = make("tanh", steps=12)
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, keep=Checkpoints(3))
+    result = cpu.hypergradient(problem, hyper, training, DrMAD("C5", tail=8, max_steps=2))
+    assert (result.diagnostics["N"], result.diagnostics["tail"]) == (10, 8)
+    result = cpu.hypergradient(problem, hyper, training, DrMAD("C6", max_steps=2))
+    assert result.diagnostics["pieces"] == [2, 2, 2]
+    assert cpu.hypergradient(problem, hyper, training, DrMAD("C6")).diagnostics["pieces"] == [4, 4, 4]

@@ -15,7 +15,6 @@ from hypertrail import (
     FloatReversed,
     Last,
     Momentum,
-    NumericalFailure,
     Truncated,
     UsageError,
     VerificationFailure,
@@ -256,14 +255,15 @@ def test_float32_reversal_dies_where_the_reference_says(make, gamma):
 
 
 def test_float_reversal_of_a_long_run_is_lost(make):
-    """In float64 too, after 53 / log2(1/γ) = 53 steps at γ = .5; here it goes to infinity before it is back."""
+    """In float64 too, after 53 / log2(1/γ) = 53 steps at γ = .5: it ends far from w_0, with another hypergradient."""
     problem = make("tanh", steps=100, hyperparameters=(Momentum("network", 0.5),))
     hyper = problem.initial_hyper()
     training = cpu.train(problem, hyper, keep="memory")
     exact = cpu.hypergradient(problem, hyper, training, Exact())
-    assert np.isfinite(exact.adjoint_norms).all()
-    with pytest.raises(NumericalFailure, match="‖dw‖"):
-        cpu.hypergradient(problem, hyper, training, FloatReversed())
+    result = cpu.hypergradient(problem, hyper, training, FloatReversed())
+    assert result.diagnostics["drift"] > 1e6
+    one, other = (float(r.gradient["momentum"]["network"]) for r in (result, exact))
+    assert abs(one - other) > 1e6 * abs(other)
     shorter = make("tanh", steps=58, hyperparameters=(Momentum("network", 0.5),))
     result = cpu.hypergradient(shorter, hyper, cpu.train(shorter, hyper), FloatReversed())
     assert result.diagnostics["drift"] > 0.01

@@ -333,6 +333,31 @@ def test_t1t2_moves_the_penalties_themselves_by_gradient_and_norm(make):
         assert_close(block.hyper["learning_rate"], problem.initial_hyper()["learning_rate"], 1e-15)
 
 
+def test_t1t2_at_the_published_bound_of_zero(make):
+    """λ ← max(0, λ − …): a penalty that came to 0 has a gradient there and may leave it again."""
+    declared = (L2("layer", 1e-3, bounds=(0.0, 1.0)),)
+    problem = make(hyperparameters=declared, dynamics=DAMPED, steps=4)
+    zero = {"l2": {key: np.full_like(u, -np.inf) for key, u in problem.initial_hyper()["l2"].items()}}
+    method = T1T2(every=4, block=4, outer=GradientDescent(0.5), validation_batches=0)
+    (block,) = cpu.adapt(problem, zero, method)
+    assert block.skipped == 0
+    for key, h in block.gradient["l2"].items():
+        assert np.isfinite(h)
+        assert 10 ** block.hyper["l2"][key] == pytest.approx(max(0.0, -0.5 * h), rel=1e-12)
+    assert any(h < 0 for h in block.gradient["l2"].values()), "one of them leaves"
+
+
+def test_t1t2_skips_a_move_that_overflows(make):
+    """Two layers of units of 1e100 each: every loss is finite, the gradient of the third layer is not in square."""
+    dynamics = Dynamics("damped", 1e100, 0.0)
+    problem = make("relu", hyperparameters=(L2("layer", 1e-2),), dynamics=dynamics, steps=1)
+    problem = problem.with_(network=mlp((8, 8, 1), (12, 8), nonlinearity="relu"))
+    (block,) = run(problem, T1T2(every=1, block=1, validation_batches=0))
+    assert block.skipped == 1
+    assert np.isfinite(block.hyper_losses).all()
+    assert_close(block.hyper, problem.initial_hyper(), 1e-15)
+
+
 def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
     from hypertrail_cpu.online import t1t2
 

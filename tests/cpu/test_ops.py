@@ -143,3 +143,11 @@ def test_cross_entropy_is_stable_and_right():
     slope = grad(lambda z: anp.sum(OPS.cross_entropy(z, y)))(logits)
     softmax = np.exp(logits[0]) / np.exp(logits[0]).sum()
     np.testing.assert_allclose(slope, [softmax - [0, 0, 1], [1, -1, 0]], atol=1e-15)
+
+
+def test_second_derivative_of_a_saturated_tanh_is_zero():
+    """Where cosh overflows, above 710."""
+    x = np.array([-1e3, 0.5, 711.0])
+    second = grad(lambda x: anp.sum(grad(lambda x: anp.sum(OPS.tanh(x)))(x)))(x)
+    y = np.tanh(0.5)
+    np.testing.assert_allclose(second, [0, -2 * y * (1 - y**2), 0], rtol=1e-14)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import hypertrail_gpu as gpu
-from hypertrail import DrMAD, Exact
+from hypertrail import L2, DrMAD, Dynamics, Exact, Momentum, Reversible
 
 
 @pytest.fixture
@@ -42,3 +42,24 @@ def test_second_meta_iteration_compiles_nothing(make, compilations, tmp_path):
     second = meta_iteration(problem, moved, methods, tmp_path)
     assert first[2].diagnostics["N"] != second[2].diagnostics["N"], "the line should change its length here"
     assert compilations == []
+
+
+def moved(hyper, by):
+    return {kind: {name: u + by for name, u in arrays.items()} for kind, arrays in hyper.items()}
+
+
+@pytest.mark.parametrize(("keep", "method"), [("ends", DrMAD("C5")), (Reversible(), Exact())], ids=["C5", "reversible"])
+def test_another_momentum_compiles_nothing(make, compilations, keep, method):
+    """γ decides how long the tail is that is undone, and how long a buffer lasts."""
+    declared = (L2("layer", 1e-2), Momentum("network", 0.7))
+    problem = make("mlp", "penalties", steps=60, hyperparameters=declared, dynamics=Dynamics("damped", 0.1, 0.5))
+    seen = []
+    for by in (0.0, -1.2, -2.2):
+        hyper = moved(problem.initial_hyper(), by)
+        training = gpu.train(problem, hyper, keep)
+        result = gpu.hypergradient(problem, hyper, training, method)
+        spans = len(training.trajectory.lost) if keep != "ends" else result.diagnostics["tail"]
+        seen.append((spans, len(compilations)))
+    assert len({spans for spans, _ in seen}) == 3, "or γ decides nothing here"
+    assert seen[0][1] > 0
+    assert [n for _, n in seen] == [seen[0][1]] * 3

@@ -214,7 +214,7 @@ def test_drmad_on_a_short_gentle_run_points_the_right_way(make, completion):
     a, b = (np.concatenate([one.ravel() for one in r.gradient["l2"].values()]) for r in (exact, result))
     # C1 takes two steps here, one of them from the very start of the run; C0 and C4 see the whole way.
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > {"C0": 0.9, "C1": 0.4, "C4": 0.9}[completion]
-    assert result.diagnostics["N"] == {"C0": 20, "C1": 2, "C4": result.diagnostics["N"]}[completion] <= 20
+    assert result.diagnostics["N"] in {"C0": [20], "C1": [2], "C4": range(10, 21)}[completion]
 
 
 def test_refusals_come_before_any_work(make):

@@ -10,7 +10,7 @@ import pytest
 
 import hypertrail_data
 import hypertrail_gpu as gpu
-from hypertrail import OSGM, Clarke, Dynamics, HypergradientDescent, LearningRate, Problem
+from hypertrail import OSGM, Clarke, Dynamics, HypergradientDescent, LearningRate, NumericalFailure, Problem
 from hypertrail.adapting import numpy_state
 from hypertrail.outer import GradientDescent
 from hypertrail_gpu.online import descent
@@ -123,3 +123,10 @@ def test_descent_along_the_tangent_of_the_update(quadratic, monkeypatch):
     assert all(np.abs(u - np.log(0.1)) > 1e-3 for u in runs[0][-1].hyper["learning_rate"].values())
     assert not runs[0][0].state["memory"]["direction"]
     assert runs[1][0].state["memory"]["direction"].keys() == runs[1][0].state["w"].keys()
+
+
+def test_osgm_stops_where_a_trial_step_overflows(quadratic):
+    """Before, P became NaN for good, every later step was refused, and w stood still without a word."""
+    problem = quadratic(LearningRate("network", 1e308, bounds=(1e-3, 1e308)), Dynamics("damped", 0.4, 0.0), 4)
+    with pytest.raises(NumericalFailure, match="hypergradient is not finite at step 1"):
+        run(problem, OSGM(block=4))

@@ -57,3 +57,9 @@ def test_no_swapped_kernel_axes_inside_a_training_loop():
     compiled = jax.jit(lambda w: jax.lax.scan(body, w, None, length=4)[0]).lower(w).compile().as_text()
     assert "convolution(" in compiled
     assert "01oi" not in compiled
+
+
+def test_relu_has_derivative_zero_at_zero_and_keeps_nan():
+    x = jnp.array([-1.0, 0.0, -0.0, 2.0, jnp.nan])
+    np.testing.assert_array_equal(OPS.relu(x), [0, 0, 0, 2, np.nan])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(OPS.relu(x)[:4]))(x), [0, 0, 0, 1, 0])

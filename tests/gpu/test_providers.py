@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,7 +30,9 @@ from hypertrail import (
     UsageError,
     VerificationFailure,
 )
-from hypertrail_gpu import reversal
+from hypertrail_data import StoredTrajectory
+from hypertrail_gpu import keeping, reversal
+from hypertrail_nets import mlp
 
 STEPS = 30
 RATES = (L2("layer", 1e-2), LearningRate("layer", 0.3), Momentum("network", 0.5))
@@ -255,3 +259,131 @@ def test_c2_and_c3(make, relative):
     training = trained(flat, "ends")
     two, three = (gpu.hypergradient(flat, hyper, training, DrMAD(c)) for c in ("C2", "C3"))
     assert relative(two.gradient, three.gradient) < 1e-12
+
+
+# -- what must be noticed -------------------------------------------------------------------------------------------------
+
+
+def test_recomputing_another_run_is_caught(case):
+    problem, hyper, _, _ = case
+    training = gpu.train(problem, hyper, Checkpoints(3))
+    other = {kind: {key: u + 0.1 for key, u in arrays.items()} for kind, arrays in hyper.items()}
+    with pytest.raises(VerificationFailure, match="arrives at step 30"):
+        gpu.hypergradient(problem, other, training, Exact())
+    with jax.enable_x64(True):
+        state = training.trajectory.states[1]
+        state["w/dense1/W"] = state["w/dense1/W"] + 1e-3
+    with pytest.raises(VerificationFailure, match="arrives at step 20"):
+        gpu.hypergradient(problem, hyper, training, Exact())
+    training = gpu.train(problem, hyper, Checkpoints(3))
+    training.trajectory.states[2] = dict(trained(problem, Checkpoints(3)).trajectory.states[1])
+    with pytest.raises(VerificationFailure, match="arrives at step 30"):
+        gpu.hypergradient(problem, hyper, training, Truncated(12))
+
+
+def test_a_walk_that_ends_inside_a_span_takes_the_gradient_apart(make, relative, monkeypatch):
+    """There no empty buffer would show that the g beside the HVP is not the forward pass's; here it never is."""
+    changes = {"dynamics": Dynamics("damped", 0.1, 0.9), "steps": 60}
+    problem = make("mlp", "penalties", **changes)
+    hyper = problem.initial_hyper()
+    good = gpu.hypergradient(problem, hyper, trained(problem, Reversible()), Truncated(40))
+    whole = reversal.linearise
+
+    def rough(*args: Any) -> Any:
+        g, tangent = whole(*args)
+        return {name: one * (1 + 1e-3) for name, one in g.items()}, tangent
+
+    monkeypatch.setattr(reversal, "linearise", rough)
+    problem = problem.with_()
+    training = gpu.train(problem, hyper, Reversible())
+    result = gpu.hypergradient(problem, hyper, training, Truncated(40))
+    assert relative(result.gradient, good.gradient) < 1e-12
+    exact = gpu.hypergradient(
+        problem, hyper, training, Exact()
+    )  # whole spans are proved, and done again where they fail
+    assert exact.diagnostics["N"] == 60
+
+
+def test_forward_mode_takes_the_effective_momentum(make, relative):
+    """Of a reversible run, whether γ is declared or not."""
+    for declared in (RATES, RATES[:2]):
+        problem = make("mlp", "penalties", steps=12, hyperparameters=declared, dynamics=Dynamics("damped", 0.3, 0.9))
+        hyper = problem.initial_hyper()
+        if "momentum" in hyper:
+            hyper = hyper | {"momentum": {"network": np.log(9.0)}}
+        training = gpu.train(problem, hyper, Reversible())
+        assert all(g != 0.9 for g in training.trajectory.momentum.values())
+        exact, result = (gpu.hypergradient(problem, hyper, training, method) for method in (Exact(), Forward()))
+        for kind in hyper:
+            assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-9, kind
+
+
+def test_forward_mode_refuses_a_hyper_loss_that_is_not_finite(make):
+    """Every elementary loss is finite: what the last step did is seen by the hyper loss alone."""
+    changes = {"steps": 1, "dynamics": Dynamics("damped", 1e140, 0.0), "hyperparameters": (L2("network", 1e-9),)}
+    deep = mlp((8, 8, 1), (5, 5), nonlinearity="relu")
+    problem = make("mlp", "penalties", **changes).with_(network=deep)
+    training = gpu.train(problem, problem.initial_hyper())
+    with pytest.raises(NumericalFailure, match="hyper loss"):
+        gpu.hypergradient(problem, problem.initial_hyper(), training, Forward())
+
+
+def test_another_engine_s_digits_are_refused(case):
+    problem, hyper, _, _ = case
+    training = replace(trained(problem, Reversible()))
+    training.trajectory = replace(training.trajectory, lost=("n", "digits"))
+    with pytest.raises(UsageError, match="another engine's"):
+        gpu.hypergradient(problem, hyper, training, Exact())
+
+
+def test_a_declared_momentum_that_rounds_up_to_one_is_refused(make):
+    declared = (Momentum("network", 0.99999, bounds=(1e-4, 0.999999)),)
+    problem = make("mlp", "penalties", hyperparameters=declared)
+    with pytest.raises(UsageError, match=r"between 2\^-16 and 1 − 2\^-16, got 0\.99999"):
+        gpu.train(problem, problem.initial_hyper(), Reversible())
+
+
+def test_arrays_of_another_length_are_refused(make):
+    problem = make("mlp", "per-step")
+    with pytest.raises(UsageError, match=r"learning_rate .* this problem declares \(7, "):
+        gpu.train(problem, problem.with_(steps=5).initial_hyper())
+
+
+def test_auto_goes_to_disk_where_memory_is_short_and_leaves_nothing(case, relative, monkeypatch):
+    problem, hyper, _, exact = case
+    monkeypatch.setattr(keeping.os, "sysconf", lambda name: 1)
+    training = gpu.train(problem, hyper, "auto")
+    assert isinstance(training.trajectory, StoredTrajectory)
+    folder = training.trajectory.folder
+    assert folder.is_dir()
+    assert relative(gpu.hypergradient(problem, hyper, training, Exact()).gradient, exact.gradient) == 0.0
+    training.trajectory.close()
+    assert not folder.parent.exists()
+    training = gpu.train(problem, hyper, "auto")  # and where nobody closes it
+    folder = training.trajectory.folder
+    del training
+    gc.collect()
+    assert not folder.parent.exists()
+
+
+# -- lines with few steps -------------------------------------------------------------------------------------------------
+
+
+def test_short_stretches_keep_to_max_steps(case):
+    """As on the reference engine: 4 steps before the tail, stretches of 4 steps."""
+    problem, hyper, training, _ = case
+    result = gpu.hypergradient(problem, hyper, training, DrMAD("C5", tail=STEPS - 4, max_steps=2))
+    assert result.diagnostics["N"] == STEPS - 4 + 2
+    assert result.diagnostics["tail"] == STEPS - 4
+    result = gpu.hypergradient(problem, hyper, trained(problem, Checkpoints(10)), DrMAD("C6", max_steps=2))
+    assert result.diagnostics["pieces"] == [2] * 10
+
+
+def test_each_way_back_tells_its_own(case):
+    problem, hyper, training, _ = case
+    drift = gpu.hypergradient(problem, hyper, training, FloatReversed()).diagnostics["drift"]
+    assert 0 < drift < 1e-6
+    assert gpu.hypergradient(problem, hyper, training, DrMAD("C5", tail=STEPS)).diagnostics["tail"] == STEPS
+    pieces = gpu.hypergradient(problem, hyper, trained(problem, Checkpoints(3)), DrMAD("C6")).diagnostics
+    assert len(pieces["pieces"]) == 3
+    assert sum(pieces["pieces"]) == pieces["N"]

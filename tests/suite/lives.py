@@ -1,16 +1,17 @@
 """Not a test: runs the command line on one folder, kills it with SIGKILL, runs it again, until it ends by itself.
 
-    python lives.py FOLDER SEED LONGEST WORD …
+    python lives.py FOLDER SEED LONGEST MOST WORD …
 
 FOLDER: of the run. LONGEST: seconds; the first life ends at a random moment before that, each later one may last a twentieth
 longer, so that on any machine one comes to the end; one in three ends as soon as a half written file of the trajectory is
-seen. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is a fork of this process, which has
-imported everything but computed nothing: it is at work at once.
+seen. MOST: so many are killed at most. WORD …: the command. Says in the end, as JSON, how many lives were ended how. A life is
+a fork of this process, which has imported everything but computed nothing: it is at work at once.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -26,14 +27,15 @@ import hypertrail_cpu  # noqa: F401
 from hypertrail import cli
 
 
-def main(folder: Path, seed: int, longest: float, words: list[str]) -> dict[str, int]:
+def main(folder: Path, seed: int, longest: float, most: int, words: list[str]) -> dict[str, int]:
     moments, count = random.Random(seed), {"killed": 0, "while writing": 0}
     while True:
         child = os.fork()
         if child == 0:
             live(words)
         watched = folder / "trajectory" if moments.random() < 1 / 3 else None
-        code = wait(child, time.monotonic() + moments.uniform(0, longest), watched)
+        end = time.monotonic() + moments.uniform(0, longest) if count["killed"] < most else math.inf
+        code = wait(child, end, watched if end < math.inf else None)
         longest *= 1.05
         if code == 0:
             return count
@@ -72,4 +74,4 @@ def half_written(trajectory: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])))
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])))

@@ -136,9 +136,9 @@ def test_kinds_that_live_on_examples_are_drawn(tmp_path, engine, make_problem, d
     assert page.count("data:image/png;base64,") == len(drawn)
 
 
-def made_up(kind, role, tensors, letter="A"):
+def made_up(kind, role, tensors, letter="A", alone=True):
     """A view of a run that has these hyperparameters."""
-    one = View(Path("nowhere"), letter, f"{letter}: made up")
+    one = View(Path("nowhere"), letter, f"{letter}: made up", ord(letter) - ord("A"), alone)
     one.__dict__["spreads"] = {kind: {role: tensors}}
     return one
 
@@ -148,8 +148,8 @@ def test_many_tensors_and_one_number_are_both_drawn(tmp_path):
     many = {f"block{i}.conv/W": [rng.normal(size=9) for _ in range(4)] for i in range(41)}
     one = {"network": [np.array([0.1 * k]) for k in range(4)]}
     for kind, role, tensors, panels in (("l2", "W", many, 41), ("learning_rate", "network", one, 1)):
-        beside = [made_up(kind, role, tensors, "B")] if panels == 1 else []
-        figure = static.hyperparameters(kind, role, [made_up(kind, role, tensors), *beside])
+        beside = [made_up(kind, role, tensors, "B", alone=False)] if panels == 1 else []
+        figure = static.hyperparameters(kind, role, [made_up(kind, role, tensors, alone=not beside), *beside])
         figure.savefig(tmp_path / "one.png", dpi=50)
         assert sum(axes.get_visible() for axes in figure.axes) == panels
         assert figures.REPRESENTATION[kind] in [text.get_text() for text in figure.texts]
@@ -167,6 +167,19 @@ def test_several_runs_share_their_figures(run_folder, make_run):
         figure = drawings[name].draw()
         (legend,) = figure.legends
         assert len(legend.get_texts()) == lines
+
+
+def test_a_run_has_one_colour_in_every_figure(run_folder, make_run):
+    """Also where another run is left out of a figure that it has nothing for."""
+    shown = views([make_run(compare_exact=False, meta_iterations=1), run_folder])
+    drawings = {one.name: one for one in catalogue(shown)}
+    for name, panels in (("metrics", 9), ("agreement", 3), ("norms", 1)):
+        axes = drawings[name].draw().axes
+        assert len([one for one in axes if one.get_visible()]) == panels
+        lines = [line for line in axes[0].lines if line.get_label().startswith("B: ")]
+        assert [line.get_color() for line in lines] == [figures.RUNS[1]] * len(lines) != []
+        live = [trace for trace in drawings[name].interact()["data"] if trace["name"].startswith("B: ")]
+        assert {trace["line"]["color"] for trace in live} == {figures.RUNS[1]}
 
 
 def test_smoothing_keeps_the_mean_and_the_length():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from PIL import Image
 
 from hypertrail import UsageError, cli, report, runs
 from hypertrail.errors import NumericalFailure
+from hypertrail.page import disk
 from hypertrail.report import write_folder, write_report
-from hypertrail.view import differing, letters, views
+from hypertrail.view import View, differing, letters, views
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -149,6 +151,22 @@ def test_what_an_experiment_cannot_show_yet_is_said(four, monkeypatch):
         report.sections_so_far(shown[0])
 
 
+def test_bytes_on_the_disk_add_up(tmp_path):
+    """Of files and folders; the small ones in one row, and what only tells of the run not at all."""
+    for i in range(11):
+        (tmp_path / f"part-{i:02}").write_bytes(bytes(100 * (i + 1)))
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states" / "0000.npz").write_bytes(bytes(5000))
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "metrics.png").write_bytes(bytes(10**6))
+    (tmp_path / "log.txt").write_bytes(bytes(10**6))
+    cells = [re.findall("<td>(.*?)</td>", row) for row in disk([View(tmp_path)]).splitlines() if "<td>" in row]
+    assert cells[0] == ["states", "4.9 KiB"]
+    assert cells[1] == ["part-10", "1.1 KiB"]
+    assert cells[-2:] == [["4 others", "1,000 B"], ["in all", f"{11600 / 1024:.1f} KiB"]]
+    assert len(cells) == 8 + 2
+
+
 # -- names --------------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +244,31 @@ def test_the_browser_would_complain(of_one, browser, tmp_path):
     answer = browser(broken / "index.html", "--dump-dom")
     assert complaints(answer) == [] or "plotly.min.js" in complaints(answer)[0]
     assert drawn(answer.stdout)[1:] == (0, 0)  # not one is live: the pictures are shown
+
+
+@pytest.mark.slow
+def test_the_menu_shows_another_tensor(run_folder, of_one, browser, tmp_path):
+    """Choose the third entry, as a reader would, and read back what is drawn."""
+    folder = shutil.copytree(of_one.parent, tmp_path / "report")
+    choose = """<script>addEventListener("load", () => setTimeout(() => {
+      const menu = document.querySelector("select"), plot = menu.closest("figure").querySelector(".plot");
+      menu.selectedIndex = 2;
+      menu.dispatchEvent(new Event("change"));
+      const text = menu.options[2].text;
+      const bins = plot.data.find((one) => one.type === "heatmap").z.length;
+      const tensor = JSON.stringify(plot.data.find((one) => one.name === "median").y);
+      document.title = ["shown", text, bins, tensor].join("|");
+    }, 3000));</script>"""
+    page = (folder / "index.html").read_text(encoding="utf-8").replace("</body>", choose + "</body>")
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    answer = browser(folder / "index.html", "--dump-dom")
+    assert complaints(answer) == []
+    _, text, bins, medians = re.search(r"<title>(.*)</title>", answer.stdout).group(1).split("|")
+    tensors = views([run_folder])[0].spreads["l2"]["W"]
+    name = list(tensors)[1]
+    assert text == f"{name} ({tensors[name][0].size:,})"
+    assert bins == "40"
+    np.testing.assert_allclose(json.loads(medians), [np.median(u) for u in tensors[name]], rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -68,10 +68,11 @@ def test_choices_are_made_on_select_and_judged_on_test(folder):
 
 
 def test_what_it_shows(folder):
-    who, cost, pictures = race_report.show(folder)
+    who, loss, cost, pictures = race_report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
     assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
     assert who.rows[2][5:8] == ["36.00 ± 63.55", "+26.00", "-9.00 ± 0.00"]
+    assert loss.rows[2][5:8] == ["360.0 ± 635.5", "+260.0", "-90.0 ± 0.0"]
     assert "Not finite with some seed, and out: a3, x" in who.text
     assert [row[-1] for row in cost.rows] == ["1.00", "1.00", "2.00"]
     assert cost.rows[2][4:7] == ["2000.0", "1000.0", "1000.0"]
@@ -129,7 +130,7 @@ def blank_data(monkeypatch):
     monkeypatch.setattr(hypertrail_data, "load", load)
 
 
-SMALL = "--seeds 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
+SMALL = "--repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
 
 
 def run(capsys, folder, name, words):
@@ -215,7 +216,7 @@ def adaptive_families(config):
 
 
 def test_settings_that_cannot_be():
-    for words in ({"seeds": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
+    for words in ({"repeats": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
         for module in (adaptive_digits, adaptive_mnist, adaptive_densenet):
             with pytest.raises(UsageError, match="expected"):
                 module.Config(**words)

@@ -13,7 +13,7 @@ from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
 
-M = 4
+M = 3
 RULES = [outer.Sign(0.1), outer.Adam(0.1)]  # without memory, and with the longest
 
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import hypertrail_data
 from hypertrail import (
     Checkpoints,
     DrMAD,
     Exact,
     Last,
+    LearningRate,
     NumericalFailure,
     Reversible,
     UsageError,
@@ -22,6 +24,7 @@ from hypertrail import (
     tuning,
 )
 from hypertrail.methods import parse_method
+from hypertrail.records import Metrics
 from hypertrail.tuning import tune
 
 
@@ -100,6 +103,40 @@ def test_the_length_of_training_may_change(problem, engine, rule):
     assert engine.trainings[0].problem is problem  # a new problem compiles anew, so only where T changes
     same = list(tune(problem, engine, DrMAD("C1"), rule, 2))
     assert [t.problem for t in engine.trainings[3:]] == [problem] * len(same)
+
+
+def test_the_length_of_a_schedule_may_not(make_problem, engine, rule):
+    scheduled = make_problem(hyperparameters=(LearningRate(init=0.3, per_step=True),))
+    with pytest.raises(UsageError, match=r"learning_rate per step: the 6 values .* a training of 7 steps"):
+        next(tune(scheduled, engine, DrMAD("C1"), rule, 2, steps=lambda k: 6 + k))
+    assert not engine.trainings
+    assert len(list(tune(scheduled, engine, DrMAD("C1"), rule, 1, steps=lambda k: 6))) == 2
+
+
+def test_an_empty_valid_split_is_refused_before_anything_is_computed(make_problem, engine, rule):
+    splits = hypertrail_data.make_splits(hypertrail_data.load("digits"), 40, 0, 0, 20, seed=0)
+    with pytest.raises(UsageError, match="the valid split is empty"):
+        next(tune(make_problem(splits=splits), engine, Exact(), rule, 0))
+    assert not engine.trainings
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "hypergradient"])
+def test_states_are_let_go_after_a_failure(problem, engine, rule, monkeypatch, stage):
+    def fails(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, stage, fails)
+    with pytest.raises(KeyboardInterrupt):
+        next(tune(problem, engine, Exact(), rule, 1))
+    assert engine.trainings[0].trajectory.closed
+
+
+def test_states_are_let_go_after_a_failure_at_the_end(problem, engine, rule, monkeypatch):
+    monkeypatch.setattr(engine, "hyper_loss", lambda *_: 1 / 0 if engine.trainings else 0.0)
+    monkeypatch.setattr(engine, "evaluate", lambda *_: Metrics(0.0, 0.0, 1))
+    with pytest.raises(ZeroDivisionError):
+        next(tune(problem, engine, Exact(), rule, 0))
+    assert engine.trainings[0].trajectory.closed
 
 
 def test_no_meta_iterations_only_measures(problem, engine, rule):

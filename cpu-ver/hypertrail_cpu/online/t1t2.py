@@ -6,7 +6,7 @@ import numpy as np
 
 from hypertrail.adapting import State, moved_kinds, unconstrained
 from hypertrail.errors import NumericalFailure
-from hypertrail.hyperparameters import Hyper, collapse
+from hypertrail.hyperparameters import Hyper, collapse, sum_shared
 from hypertrail.problem import Values
 from hypertrail.records import Cost, Params
 
@@ -67,10 +67,9 @@ class T1T2Rule(Rule):
         rules = {"l2": lambda p: 2 * one.w[p] * u[p], "l1": lambda p: np.sign(one.w[p]) * u[p], "noise": noise.get}
         h: Hyper = {}
         for kind, arrays in self.moved(hyper).items():
-            declared = problem.declared(kind)
-            h[kind] = collapse(declared, arrays, {p: rules[kind](p) for p in values[kind]})
-            if self.method.representation == "value":
-                h[kind] = {key: d / declared.slope(declared.value(arrays[key])) for key, d in h[kind].items()}
+            # In λ itself no slope enters: at λ = 0, where the published bound lies, it is 0 and log λ infinite.
+            gather = sum_shared if self.method.representation == "value" else collapse
+            h[kind] = gather(problem.declared(kind), arrays, {p: rules[kind](p) for p in values[kind]})
         return f, h
 
     def move(self, hyper: Hyper, h: Hyper, factor: float, memory: State) -> tuple[Hyper, State]:

@@ -93,6 +93,7 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             inputs = rule.inputs(start, index)
             moved, gradient, report = rule.run(moving, inputs, programs.train_data, rule.valid_data)
             report = {key: np.asarray(one) for key, one in report.items()}
+            report["lost"] = lost(moved["hyper"])
         judge(report, start, method)
         state = moved | {"step": np.array(start + method.advance), "block": np.array(index + 1)}
         cost = rule.cost()
@@ -112,6 +113,12 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             progress(int(state["step"]), programs.problem.steps)
 
 
+@jax.jit
+def lost(hyper: Hyper) -> jax.Array:
+    """Whether a hyperparameter is NaN. An infinite one may be right: log 0."""
+    return jnp.any(jnp.stack([jnp.any(jnp.isnan(u)) for u in jax.tree.leaves(hyper)]))
+
+
 def judge(report: dict[str, Any], start: int, method: Online) -> None:
     """Raise for the first quantity of a block that is not finite, in the order in which they were computed."""
     hint = "lower the learning rate, its bounds or the method's step"
@@ -126,6 +133,8 @@ def judge(report: dict[str, Any], start: int, method: Online) -> None:
         found.append((start + (int(i) + 1) * every, 2, "hypergradient"))
     if not np.isfinite(report["size"]):
         found.append((start + n, 3, "elementary weights"))
+    if report["lost"]:
+        found.append((start + n, 4, "hyperparameters"))
     if found:
         step, _, quantity = min(found)
         raise NumericalFailure(quantity, step, hint)

@@ -12,6 +12,7 @@ from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
 from hypertrail.records import Cost
 
+from ..compiled import norm
 from .rule import Rule, by_name, shared
 
 Array = Any
@@ -49,14 +50,14 @@ class OSGMRule(Rule):
             P = {key: jnp.clip(x - η * h[key] / (jnp.sqrt(G[key]) + ε), *one.bounds) for key, x in P.items()}
             falls = loss_new < loss
             w, v = jax.tree.map(lambda new, old: jnp.where(falls, new, old), (w_new, v_new), (w, v))
-            return (w, v, self.problem.update_running(running, statistics), P, G), loss
+            return (w, v, self.problem.update_running(running, statistics), P, G), (loss, norm(h))
 
         P = {key: one.value(u, jnp) for key, u in hyper["learning_rate"].items()}
         start = (state["w"], state["v"], state["running"], P, state["memory"]["sum"])
-        (w, v, running, P, G), losses = lax.scan(forward, start, inputs)
+        (w, v, running, P, G), (losses, sizes) = lax.scan(forward, start, inputs)
         rate = {key: unconstrained("learning_rate", x, jnp) for key, x in P.items()}
         after = {"w": w, "v": v, "running": running, "hyper": hyper | {"learning_rate": rate}, "memory": {"sum": G}}
-        return after, {}, self.report(w, losses)
+        return after, {}, self.report(w, losses, sizes=sizes)
 
     def cost(self) -> Cost:
         return Cost(2 * self.method.block_steps)

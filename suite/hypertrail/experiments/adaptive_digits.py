@@ -1,7 +1,7 @@
 """A small tanh network on the handwritten digits: rates and penalties that move while it trains, against tuned schedules.
 
     hypertrail run adaptive-digits
-    hypertrail run adaptive-digits --seeds 1 --budget 3000 --rates 0.3 --penalties 1e-4        (half a minute)
+    hypertrail run adaptive-digits --repeats 1 --budget 3000 --rates 0.3 --penalties 1e-4        (half a minute)
 
 The adaptive method of the thesis (per-parameter ln α and log10 λ by the signs of K reversed steps, s_r .1, s_λ .01, M = 10, α .1
 at the start, bounds α 1e-5 … 1 and λ 1e-7 … 1e-2, output layer averaged over classes) against a constant rate, a step schedule
@@ -11,8 +11,23 @@ valid together, which the adaptive method only looks at; the adaptive method wit
 the rates moving; with only L2 moving, under a cosine of α. The network: 64-64-64-10, tanh, dropout .2,
 batches of 32 in a fixed order, damped momentum γ .9 (α .1 is SGD with learning rate .01).
 
-Hardware: one of two CPU cores.
-Measured: not yet.
+Hardware: one of two CPU cores: 9 minutes of processor time.
+Measured: seeds 0 to 4, float32, error in % (±: 95 % interval over seeds; − tuned: paired), starts chosen on select:
+
+                                  α, λ        train  valid  select  test         − tuned
+    constant rate                 .1, 1e-4    .13    3.00   2.13    1.97 ± .54   +.16 ± .45
+    step schedule (tuned)         1, 1e-4     .20    3.00   1.80    1.81 ± .71
+    cosine                        1, 1e-4     .20    2.95   2.07    1.57 ± .65   −.24 ± .54
+    cosine, valid trained on      1, 1e-4     .02    .05    1.60    1.69 ± .80   −.12 ± .52
+    adaptive 131-4, as published  .1, 1e-4    .13    .00    2.07    2.01 ± .88   +.20 ± 1.21
+      its start chosen            .1, 1e-3    .13    .05    1.87    2.49 ± .72   +.68 ± 1.11
+      look-ahead                  .1, 1e-4    .13    .00    2.20    1.97 ± .51   +.16 ± .65
+    adaptive 100-5                .1, 1e-4    .13    .00    1.93    2.09 ± .52   +.28 ± .74
+    only rates move               .1, 1e-4    .13    1.60   2.20    1.97 ± .54   +.16 ± .65
+    only L2 moves, cosine of α    1, 1e-4     .17    .45    1.67    1.89 ± .65   +.08 ± .72
+
+Everything ties, in error as in loss: adaptation brings nothing here. It learns the valid split by heart, within 100 moves: valid
+falls from 3 % to 0, test stays at 2 %. Mostly the penalties do that, the rates alone get to 1.6 %.
 The thesis has no number for this problem; see adaptive-densenet.
 """
 

@@ -11,8 +11,17 @@ Smaller than theirs: a rectifier network 784-100-100-10 without batch norm, 2,00
 regularisation matters and two cores can train the grid. The outer step is Adam's on log10 λ and ln σ (`--representation value`:
 on λ and σ themselves, as they did, with a step for each; see online.T1T2).
 
-Hardware: MINUTES
-Measured: NUMBERS
+Hardware: one CPU core: 4 minutes of processor time, MNIST files at hand.
+Measured: seed 0, float32, test error: best of the grid (λ .001, σ 1, chosen on select) 6.72 %; from the eight starts, mean
+(best to worst): kept there 7.71 % (6.66 to 8.21), moved by T1–T2 7.94 % (7.19 to 8.46), from the beginning with T1–T2's end
+7.20 % (6.46 to 8.01).
+
+So the ends lie where the grid is good, where σ started above .2: there it goes to between 1 and 1.7, as the grid wants it,
+and training anew with the end gives 6.5 to 7.1 %, once less than the grid's best. Where it starts at .02 to .12 it hardly
+moves (the derivative by ln σ vanishes with σ²), and little is won. λ, over which the grid is flat for decades, overshoots: to .01
+and more, and back to .002 to .007. The runs that T1–T2 moved are themselves no better than what they started from (.2 points
+worse on the mean, and a tenth shorter): as a tuner in one run it loses here; as a cheap search before a second run it wins .5
+points over the start and loses .5 to a grid of 42 trainings.
 The paper's number: none for this network; "the resulting regularization levels are within the optimal regions".
 """
 
@@ -223,6 +232,7 @@ def draw(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Figure:
             axes.plot(σ[0], λ[0], marker="s", color=figures.ORANGE, markeredgecolor="white", markersize=6)
             axes.plot(σ[-1], λ[-1], marker="*", color=figures.ORANGE, markeredgecolor="white", markersize=13)
         axes.set(title=f"Error on {split}, %", xscale="log", yscale="log", xlabel="σ of the noise on the input")
+        axes.margins(0.03)
     figure.axes[0].set_ylabel("λ of the L2 penalty")
     return figure
 
