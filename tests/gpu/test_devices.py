@@ -120,7 +120,7 @@ MANY = [
     "mlp rates exact truncated line checkpoints evaluate",
     "tiny rates exact evaluate",
     "lenet everything exact line tail float reversible",
-    "densenet everything exact checkpoints reversible evaluate",
+    "densenet penalty exact reversible evaluate",
     "mlp per-step exact checkpoints",
     "noisy noise exact",
     "mlp examples exact piecewise evaluate",
@@ -130,9 +130,8 @@ MANY = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4])
-def test_every_way_over_devices(tmp_path, devices):
-    finish(start(tmp_path, devices, "all", MANY))
+def test_every_way_over_devices(tmp_path):
+    finish(start(tmp_path, 2, "all", MANY))
     compare(tmp_path, 0, MANY)
 
 
