@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-RACE = "--engine cpu --seeds 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --every 1 "
+RACE = "--engine cpu --repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --every 1 "
 SHORT = {
     "drmad-digits": "--engine cpu --depth 4 --growth 2 --blocks 1 --steps 6 --meta-iterations 1 --train 64 --valid 32 --batch 16",
     "drmad-mnist": "--engine cpu --hidden 5 --steps 10 --meta-iterations 1 --train 200 --valid 60 --test 60",
@@ -26,11 +26,11 @@ SHORT = {
     "completions-mnist": "--engine cpu --lengths 10 --meta-iterations 1 --methods drmad-C4 --train 60 --valid 60 --test 60",
     "drmad-vs-exact": "--engine cpu --steps 20 --reference-steps 0 --train 60 --valid 60",
     "adaptive-digits": RACE + "--hidden 3 --penalties 1e-4 --budget 160",
-    "almeida-quadratic": "--engine cpu --weights 3 --steps 20 --examples 32 --seeds 1 --rates 0.1 5",
+    "almeida-quadratic": "--engine cpu --weights 3 --steps 20 --examples 32 --repeats 1 --rates 0.1 5",
     "adaptive-mnist": RACE + "--hidden 3 --penalties 1e-4 --budget 160",
     "adaptive-densenet": RACE + "--setting 100-5 --budget 20 --block 3 --validation-batches 2 --depth 7 --growth 2 "
     "--first-output 2",
-    "hd-mnist": "--engine cpu --train 40 --test 10 --batch 5 --epochs 2 --mlp-epochs 1 --hidden 4 --grid 0.05",
+    "hd-mnist": "--engine cpu --train 40 --test 10 --batch 5 --epochs 2 --mlp-epochs 1 --hidden 4 --rates 0.05",
     "t1t2-mnist": "--engine cpu --train 20 --valid 20 --select 10 --test 10 --batch 5 --hidden 4 --penalties 1e-4 1e-2 "
     "--noises 0.1 1 --starts 2 --steps 40",
     "rtho-mnist": "--engine cpu --train 20 --valid 10 --select 10 --test 10 --batch 5 --hidden 3 --steps 8 --every 1 2 4",

@@ -35,7 +35,7 @@ def run(name, folder, *words):
 
 def test_quadratics_are_walked_as_by_hand(tmp_path):
     """Every rule on the deterministic turned problem, in a loop that shares no line with the engine."""
-    config = almeida_quadratic.Config(weights=4, condition=10, steps=40, examples=32, seeds=1)
+    config = almeida_quadratic.Config(weights=4, condition=10, steps=40, examples=32, repeats=1)
     here = almeida_quadratic.problem(config, "turned", "parameter")
     assert np.linalg.eigvalsh(here.H) == pytest.approx(np.logspace(-1, 0, 4))
     from hypertrail import engines
@@ -80,7 +80,7 @@ def test_what_is_said_of_a_run():
 
 
 def test_almeida_quadratic(tmp_path, capsys):
-    words = ["--weights", "3", "--steps", "20", "--examples", "32", "--seeds", "1", "--rates", "0.1", "5"]
+    words = ["--weights", "3", "--steps", "20", "--examples", "32", "--repeats", "1", "--rates", "0.1", "5"]
     line = run("almeida-quadratic", tmp_path / "run", *words)
     arms = [label for label in almeida_quadratic.ARMS if not label.startswith("HDM")]
     assert [one["arm"] for one in line["runs"]] == 4 * arms, "the reference engine has no HDM"
@@ -118,7 +118,7 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
 
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
     words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
-    line = run("hd-mnist", tmp_path / "run", *words, "--grid", "0.05")
+    line = run("hd-mnist", tmp_path / "run", *words, "--rates", "0.05")
     labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
               "Adam-HD", "Adam-HD×"]  # fmt: skip
     assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == labels

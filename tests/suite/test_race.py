@@ -130,7 +130,7 @@ def blank_data(monkeypatch):
     monkeypatch.setattr(hypertrail_data, "load", load)
 
 
-SMALL = "--seeds 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
+SMALL = "--repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --engine cpu"
 
 
 def run(capsys, folder, name, words):
@@ -216,7 +216,7 @@ def adaptive_families(config):
 
 
 def test_settings_that_cannot_be():
-    for words in ({"seeds": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
+    for words in ({"repeats": 0}, {"rates": ()}, {"penalties": (0.0,)}, {"budget": 0}, {"every": 0}):
         for module in (adaptive_digits, adaptive_mnist, adaptive_densenet):
             with pytest.raises(UsageError, match="expected"):
                 module.Config(**words)

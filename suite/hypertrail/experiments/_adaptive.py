@@ -28,7 +28,7 @@ TRAINED_ON_VALID = "cosine, valid trained on"
 class Race(Study):
     """Settings of a race between the adaptive method and schedules."""
 
-    seeds: int = 5
+    repeats: int = 5
     """How many seeds, from `seed` on; each has its own splits, first weights and batches."""
     budget: int = 10_000
     """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
@@ -45,7 +45,7 @@ class Race(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "budget", "every"):
+        for name in ("repeats", "budget", "every"):
             at_least(name, getattr(self, name), 1)
         for name in ("rates", "penalties"):
             at_least(name, len(getattr(self, name)), 1)
@@ -120,7 +120,7 @@ def compete(
         list(arms.values()),
         {label: [arm.name for arm in one] for label, one in families.items()},
         [label for label in BASELINES.values() if label in families],
-        range(config.seed, config.seed + config.seeds),
+        range(config.seed, config.seed + config.repeats),
         config.budget,
         config.every,
         [arm.name for arm in families.get(TRAINED_ON_VALID, ())],

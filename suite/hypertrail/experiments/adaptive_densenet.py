@@ -52,7 +52,7 @@ class Config(_adaptive.Race):
     """n, in place of the setting's; for a short look."""
     validation_batches: int = 10
     """M."""
-    seeds: int = 1
+    repeats: int = 1
     """How many seeds, from `seed` on."""
     budget: int = 60_000
     """Gradient evaluations of each arm; a Hessian-vector product counts as two."""

@@ -1,7 +1,7 @@
 """A small tanh network on the handwritten digits: rates and penalties that move while it trains, against tuned schedules.
 
     hypertrail run adaptive-digits
-    hypertrail run adaptive-digits --seeds 1 --budget 3000 --rates 0.3 --penalties 1e-4        (half a minute)
+    hypertrail run adaptive-digits --repeats 1 --budget 3000 --rates 0.3 --penalties 1e-4        (half a minute)
 
 The adaptive method of the thesis (per-parameter ln α and log10 λ by the signs of K reversed steps, s_r .1, s_λ .01, M = 10, α .1
 at the start, bounds α 1e-5 … 1 and λ 1e-7 … 1e-2, output layer averaged over classes) against a constant rate, a step schedule

@@ -1,7 +1,7 @@
 """A tanh network on 5,000 images of MNIST: rates and penalties that move while it trains, against tuned schedules.
 
     hypertrail run adaptive-mnist --data-dir FOLDER
-    hypertrail run adaptive-mnist --data-dir FOLDER --seeds 1 --rates 0.3 --penalties 1e-4       (a minute)
+    hypertrail run adaptive-mnist --data-dir FOLDER --repeats 1 --rates 0.3 --penalties 1e-4       (a minute)
 
 784-50-50-10, batches of 50 in a fixed order. Who runs, and how it is judged: as in adaptive-digits.
 

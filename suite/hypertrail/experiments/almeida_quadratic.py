@@ -96,7 +96,7 @@ class Config(Study):
     """T, a multiple of 20."""
     rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 1.9)
     """Step sizes at the start; 2 is where gradient descent begins to diverge."""
-    seeds: int = 3
+    repeats: int = 3
     """Draws of noise and batches, in the noisy problems; start and directions stay."""
     tolerance: float = 0.01
     """When f has fallen to this share of its start, a rule has arrived."""
@@ -104,7 +104,7 @@ class Config(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("weights", self.weights, 2)
-        at_least("seeds", self.seeds, 1)
+        at_least("repeats", self.repeats, 1)
         at_least("steps", self.steps, BLOCK)
         at_least("rates", len(self.rates), 1)
         for rate in self.rates:
@@ -168,7 +168,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
     arms = {label: arm for label, arm in ARMS.items() if config.engine == "gpu" or not label.startswith("HDM")}
     found, wanted = (
         [],
-        [(name, d) for name, (_, noisy) in PROBLEMS.items() for d in range(config.seeds if noisy else 1)],
+        [(name, d) for name, (_, noisy) in PROBLEMS.items() for d in range(config.repeats if noisy else 1)],
     )
     for i, (name, draw) in enumerate(wanted):
         of_level = {level: built(lambda c, n=name, level=level, d=draw: problem(c, n, level, d), config) for level in

@@ -89,7 +89,7 @@ class Config(Study):
     """Examples per step."""
     learning_rate: float = 1e-3
     """α at the start, and where it is kept."""
-    grid: tuple[float, ...] = (0.01, 0.1)
+    rates: tuple[float, ...] = (0.01, 0.1)
     """Further α for plain training of softmax regression by SGD and Nesterov."""
     beta: float = 1e-3
     """β of hypergradient descent for SGD and Nesterov."""
@@ -147,7 +147,7 @@ def contenders(config: Config, model: str, optimiser: str, block: int) -> list[A
     if model == "logreg":
         out += [Arm(f"{front}-hdm", HypergradientDescent("multiplicative", config.relative_beta, block))]
         if optimiser != "adam":
-            out += [Arm(f"{front}-{α:g}", Plain(block), (("learning_rate", α),)) for α in config.grid]
+            out += [Arm(f"{front}-{α:g}", Plain(block), (("learning_rate", α),)) for α in config.rates]
     return out
 
 
