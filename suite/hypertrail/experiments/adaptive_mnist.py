@@ -20,10 +20,10 @@ Measured: seeds 0 to 3 (--seeds 4), float32, error in % (±: 95 % interval over 
     only rates move               .1, 1e-3    .00    6.20   6.85    6.29 ± .43   +1.16 ± .36   loses
     only L2 moves, cosine of α    1, 1e-4     .00    5.04   6.88    6.21 ± .45   +1.08 ± .48   loses
 
-So the adaptive method, as published, loses against a tuned cosine, and against a tuned constant rate too (+.75 ± .58). In 53 moves it
-does not get away from a poor start; from the cosine's own start it ties with it. It reads the valid split (test is .6 to 1.4
-points worse), and these images are worth more in the training set. (Only L2 moves: λ starts at 1e-4 alone, where the cosine
-is worse as well. Look-ahead and restore do not differ. The best schedule lies at the edge of the grid.)
+So the adaptive method, as published, loses against a tuned cosine, and against a tuned constant rate too (+.75 ± .58). In 53
+moves it does not get away from a poor start; from the cosine's own start it ties with it. It overfits the valid split (test is
+.6 to 1.4 points worse), and these images are worth more in the training set. (Only L2 moves: λ starts at 1e-4 alone, where the
+cosine is worse as well. Look-ahead and restore do not differ. The best schedule lies at the edge of the grid.)
 The thesis has no number for this problem; see adaptive-densenet.
 """
 
