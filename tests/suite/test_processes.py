@@ -17,8 +17,11 @@ import pytest
 from hypertrail import UsageError, cli, processes, runs, stopping
 
 HYPERTRAIL = Path(sys.executable).with_name("hypertrail")
-SMALL = ["run", "drmad-digits", "--precision", "float64", "--depth", "3", "--blocks", "1", "--growth", "2", "--train",
-         "64", "--valid", "20", "--select", "20", "--test", "20", "--steps", "6", "--batch", "16", "--meta-iterations", "2"]  # fmt: skip
+SMALL = [
+    *("run", "drmad-digits", "--precision", "float64", "--depth", "3", "--blocks", "1", "--growth", "2"),
+    *("--train", "64", "--valid", "20", "--select", "20", "--test", "20", "--steps", "6", "--batch", "16"),
+    *("--meta-iterations", "2"),
+]
 
 
 class Devices:
