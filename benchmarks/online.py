@@ -220,6 +220,7 @@ def main() -> None:
             f"{one['hvps']:.2f}",
             f"{one['start']:.0f}",
             f"{one['memory'] / 1e6:.0f}",
+            one["date"][5:16],
         ]
         for one in records
     ]
@@ -234,7 +235,7 @@ def main() -> None:
         ],
     }
     header = ["", "ratio", "quartiles", "of the least", "pairs", "plain, CPU ms", "CPU ms", "gradients a step",
-              "HVPs a step", "start s", "memory MB"]  # fmt: skip
+              "HVPs a step", "start s", "memory MB", "measured"]  # fmt: skip
     title = "Online methods beside plain training in the same process, a step, float32, one thread"
     _report.write("online", title, data, header, rows, NOTES)
 
@@ -244,7 +245,8 @@ NOTES = [
     "of plain training (one α), the median over pairs of blocks by turns in one process, with its quartiles; of the least: the",
     "quickest block over the quickest plain one. Gradients and HVPs a step: the method's own count (an HVP is a gradient that",
     "gave the products too). Start: the first block, compilation included. Memory: growth of the peak resident set over imports",
-    "and data until then. Hypergradient descent cannot do without one more pass over g and v: bandwidth, no arithmetic.",
+    "and data until then. Rows that a command leaves out keep the numbers of the time they were measured. Hypergradient descent",
+    "cannot do without one more pass over g and v: bandwidth, no arithmetic.",
 ]
 
 

@@ -11,8 +11,27 @@ RTHO's derivative is exact only as long as nothing has moved. The second table l
 of as many steps with the present hyperparameters from the beginning, differentiated backwards; once with hyperparameters kept
 (they agree to rounding) and once with them moved.
 
-Hardware: MINUTES
-Measured: NUMBERS
+Hardware: one CPU core: 3 minutes of processor time, compilation included, MNIST files at hand.
+Measured: seed 0, float32, test error after 2,000 steps, and α, μ, λ at the end; a moving run costs 14,000 to 14,800 gradients,
+a kept one 2,000, the grid 48,000:
+
+                         slow (.003, .5, 1e-5)           over-regularised (.03, .5, 1e-2)
+    kept                 9.82 %                          7.89 %
+    RTHO, Δ 10           7.47 %  .014, .83, 1.5e-5       6.66 %  .11, .86, 4.6e-4
+    RTHO, Δ 50           8.04 %  .010, .79, 3.2e-7       7.02 %  .097, .77, 1.8e-3
+    RTHO, Δ 200          9.31 %  .0046, .61, 3.2e-6      7.20 %  .046, .61, 3.2e-3
+    RTHO, Δ 50, emptied  8.61 %  .0055, .65, 5.2e-7      7.04 %  .042, .59, 7.7e-4
+    MARTHE(.99), Δ 50    8.37 %  .0067, .70, 4.0e-7      6.89 %  .049, .62, 6.5e-4
+    end of Δ 50, kept    7.71 %                          6.53 %
+    grid of 24           6.38 %  .1, .9, 1e-3
+
+So every moving run is better than its start, and the more so the more often it moves (Adam's step is the same for each move);
+none reaches the grid, whose price is that of three or four of them. Training anew with the end of RTHO is better than the run
+that found it, by .3 and .5 points. The memory over all steps is worth .6 points over an emptied one from the slow start and
+nothing from the other.
+Beside the exact hypergradient (float64, slow start, Δ 50): the same to 5e-15 at all lengths while nothing moves. Moved, it is
+1.02, 1.005, .96 of it (α, μ, λ) after 100 steps, 1.15, 1.08, 1.12 after 400, 2.1, 2.0, −.03 after 1,600: twice too long, and λ
+has lost its sign.
 The paper's number: none for MNIST; there a phone recogniser, where RTHO beat random search in a tenth of the time or less.
 """
 
