@@ -107,6 +107,11 @@ def test_nobody_to_join():
         gpu.devices.join()
 
 
+def test_what_is_described_comes_back_from_json():
+    described = gpu.describe()  # a run that is taken up compares it with the env.json of its first start
+    assert json.loads(json.dumps(described)) == described
+
+
 def test_one_device_is_what_there_was():
     assert gpu.devices.layout().mesh is None
     with gpu.devices.using(1) as count:
