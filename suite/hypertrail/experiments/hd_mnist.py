@@ -26,8 +26,8 @@ other arms there; the perceptron after 3 epochs (--mlp-epochs 3; theirs at the e
 
 So theirs is reproduced (in softmax regression to .005), and it says less than it seems: α = .001 is too small for SGD,
 hypergradient descent repairs that within a quarter of an epoch (α .035) and ends where plain α = .01 ends; one more decade of a
-grid is better (.2819). For Nesterov α = .01 does as well as the moving one, and for Adam nothing is won. α of SGD-HD ends at .004,
-below every good fixed one (short horizon), and at epoch 8 it touches its lower bound for a while. On the perceptron it helps SGD
+grid is better (.2819). For Nesterov α = .01 does as well as the moving one, and for Adam nothing is won. α of SGD-HD ends at
+.004, below every good fixed one (short horizon), and at epoch 8 it touches its lower bound for a while. On the perceptron it helps SGD
 and Nesterov much in the first epochs, and Adam is ahead of both; its 100 epochs are not measured.
 The paper's numbers: in brackets above; for the perceptron after 100 epochs .1489, .0968, .0614, .0600, .0628, –.
 """
