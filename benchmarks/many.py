@@ -15,10 +15,10 @@ from typing import Any
 import _report
 import _workers
 
-STEPS = 200
+STEPS = 100
 CASES = {  # name → label, S
-    "tiny-8": ("perceptron 64-16-10, batch 16", 8),
-    "mlp-8": ("perceptron 64-256-10, batch 64", 8),
+    "tiny-4": ("perceptron 64-16-10, batch 16", 4),
+    "mlp-4": ("perceptron 64-256-10, batch 64", 4),
     "lenet-4": ("convolutions 3×3, 6 and 12 maps, batch 32", 4),
 }
 
@@ -29,8 +29,8 @@ def problem(case: str) -> Any:
     from hypertrail_nets import lenet, mlp
 
     networks = {
-        "tiny-8": lambda: (mlp((8, 8, 1), (16,)), 16),
-        "mlp-8": lambda: (mlp((8, 8, 1), (256,)), 64),
+        "tiny-4": lambda: (mlp((8, 8, 1), (16,)), 16),
+        "mlp-4": lambda: (mlp((8, 8, 1), (256,)), 64),
         "lenet-4": lambda: (lenet((8, 8, 1), maps=(6, 12), hidden=(32,), size=3), 32),
     }
     network, batch = networks[case]()

@@ -26,7 +26,7 @@ def describe() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
         "in_use": devices.layout().count,
-        "process": devices.process(),
+        "process": list(devices.process()),  # as JSON gives it back
     }
 
 

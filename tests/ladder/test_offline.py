@@ -99,11 +99,12 @@ def test_float_reversal_agrees_while_it_lasts(problem):
 
 
 def test_reversible_runs_agree(problem):
-    """The integers may differ in their last digits, since the gradients do; the numbers they stand for hardly."""
+    """The integers may differ in their last digits, since the gradients do; the numbers they stand for hardly: where one digit
+    differs, what is filled in below it does too, up to n 2^−52 = 1e-11 of v."""
     a, b = (trained(engine, problem, Reversible()) for engine in (cpu, gpu))
     for name, gamma in a.trajectory.momentum.items():
         assert gamma == b.trajectory.momentum[name]
-        np.testing.assert_allclose(a.final[name], b.final[name], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(a.final[name], b.final[name], rtol=1e-9, atol=1e-11)
     hyper = problem.initial_hyper()
     mine, theirs = (engine.hypergradient(problem, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
     for kind in hyper:
