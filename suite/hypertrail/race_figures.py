@@ -63,7 +63,8 @@ def splits(result: Result) -> Figure:
     figure = Figure(figsize=(9.5, 0.6 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     shown: list[np.ndarray] = []
-    for axes, runner in zip(grid.flat, result.runners, strict=False):
+    for i, (axes, runner) in enumerate(zip(grid.flat, result.runners, strict=False)):
+        axes.tick_params(labelbottom=i + columns >= n)
         for split in (s for s in SPLITS if s in runner.first["points"][0]["metrics"]):
             x, y = curve(runner, split)
             shown.append(100 * y.mean(axis=0))

@@ -1,8 +1,8 @@
 """The thesis' adaptive method on DenseNet-40-12 and CIFAR-10, in its three published settings, against tuned schedules.
 
     hypertrail run adaptive-densenet --data-dir FOLDER --setting 131-4-14k                       (a GPU; days)
-    hypertrail run adaptive-densenet --data-dir FOLDER --block 3 --validation-batches 2 --budget 20 --every 1 --rates 0.1
-        --baselines constant --modes restore --train 640 --valid 128 --select 128 --test 128     (a taste on a CPU)
+    hypertrail run adaptive-densenet --data-dir FOLDER --block 3 --validation-batches 2 --budget 20 --every 1 --batch 8
+        --rates 0.1 --baselines constant --modes restore --train 64 --valid 64 --select 64 --test 64    (a taste on a CPU)
 
 Depth 40, growth 12, first output 16: 1,019,722 learning rates and 1,010,664 penalties that move by the signs of K reversed steps
 (s_r .1 in ln α, s_λ .01 in log10 λ), α .1 at the start, bounds α 1e-5 … 1 and λ 1e-7 … 1e-2, M = 10 validation batches of 64,
