@@ -46,7 +46,7 @@ def work(way: str, steps: int, folder: Path) -> None:
         from hypertrail.keeping import Checkpoints, Last, Reversible
         from hypertrail.methods import parse_method
 
-        memory.one_arena()  # as the command line does
+        memory.give_back()  # as the command line does
         jnp.zeros(1).block_until_ready()  # JAX's own start-up belongs to the baseline
         one = problem("float64", steps)
         hyper = one.initial_hyper()

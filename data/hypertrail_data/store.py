@@ -24,11 +24,9 @@ from .manifest import Entry
 from .trajectory import Array, Layout, Segment, State, check_cut, check_layout, check_start, check_step, describe
 from .writer import Job, Writer, write_segment
 
-# Below 32 MiB the C library takes a segment's image from memory it keeps; above, from fresh pages: 380 MB/s against 250.
-SEGMENT_BYTES = 24 * 2**20
-IN_FLIGHT = (
-    4  # segments accepted and not yet on the disk: what lets a slow disk fall behind training and catch up later
-)
+# Smaller ones cost time (a file, two fsyncs and a line each), larger ones memory: some ten of them are held at a time.
+SEGMENT_BYTES = 8 * 2**20
+IN_FLIGHT = 2  # segments accepted and not yet on the disk: a slow disk may fall behind and catch up later
 KEPT = 2  # segments that stay in memory as they were appended: the first that a walk backwards asks for
 
 
@@ -46,7 +44,7 @@ class StoredTrajectory:
 
     Blocks given to ``append`` are gathered into segments of at most ``segment_bytes``, which a thread builds and writes; a block
     that fits into a segment is not cut in two. A segment's states are *acknowledged* once its line of the manifest is on
-    disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while four segments' worth of bytes are not
+    disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not
     yet acknowledged. The latest segments can be read back at once, from memory, while they are still being written.
     A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
     array, is kept without a copy until it is written.

@@ -31,7 +31,7 @@ Tree = Any
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
 CHUNK_BYTES = 256 << 20
-DISK_BYTES = 24 << 20  # of the states that go to HDF5: as much as a segment, of which several are in memory at a time
+DISK_BYTES = 8 << 20  # of the states that go to HDF5: as much as a segment, of which several are in memory at a time
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def into_folder(
     from .report import write_report
     from .sections import own_sections
 
-    memory.one_arena()  # before the engine starts its threads
+    memory.give_back()  # before the engine starts its threads
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     engine = engines.load(config.engine)

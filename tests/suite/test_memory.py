@@ -11,9 +11,9 @@ import pytest
 # is one pool's worth, or eight.
 PROGRAM = """
 import sys, threading
-from hypertrail.memory import one_arena
+from hypertrail.memory import give_back
 if sys.argv[1] == "one":
-    assert one_arena()
+    assert give_back()
 import numpy as np
 
 ends = [threading.Event() for _ in range(8)]
