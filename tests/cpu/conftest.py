@@ -83,6 +83,7 @@ class Repeating:
     """Batches of 12 rows that hold each of 5 examples twice or more; the next step shares some of them."""
 
     examples: int = 120
+    batch: int = 12
     steps_per_epoch: int = 10
 
     def indices(self, start: int, stop: int) -> np.ndarray:

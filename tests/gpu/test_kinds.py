@@ -49,6 +49,7 @@ class Repeating:
     """Batches of 4 rows with one of them twice; the next step shares two with this one."""
 
     examples: int = 6
+    batch: int = 4
     steps_per_epoch: int = 3
 
     def indices(self, start: int, stop: int) -> np.ndarray:
