@@ -186,9 +186,10 @@ def launch(slurm, *words) -> tuple[Path, list[str], list[Path]]:
 
 
 def numbers(folder: Path):
-    """Every number of a run that does not tell the time."""
+    """Every number of a run that does not tell the time or the memory it took."""
     lines = runs.read_metrics(folder)
     for line in lines:
+        line.pop("memory")
         for cost in line["cost"].values():
             del cost["seconds"]
     return lines, {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.npz"))}
