@@ -28,6 +28,7 @@ from .errors import UsageError
 from .launches import PID
 
 STOPPED = (75, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)  # in order; before the run began
+LOG_LEVEL = "SUBMITIT_LOG_LEVEL"  # submitit's own variable, read when it is imported
 FOREVER = 10 * 366 * 24 * 60  # minutes: submitit wants a number
 POLL = 0.1
 
@@ -239,8 +240,19 @@ def deaf_to_sigint() -> Iterator[None]:
 
 
 def imported() -> Any:
+    """submitit, without its configuration of logging: that closes the handlers of everybody else in this process.
+
+    In the jobs, which are processes of their own, it logs as it likes.
+    """
+    before = os.environ.get(LOG_LEVEL)
+    os.environ[LOG_LEVEL] = "NOCONFIG"
     try:
         import submitit
     except ImportError as missing:
         raise UsageError("launching needs submitit: pip install 'hypertrail[slurm]'") from missing
+    finally:
+        if before is None:
+            del os.environ[LOG_LEVEL]
+        else:
+            os.environ[LOG_LEVEL] = before
     return submitit

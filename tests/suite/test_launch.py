@@ -67,6 +67,22 @@ def test_a_dry_run_prints_every_run_and_the_script_and_writes_nothing(here, caps
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("before", [None, "DEBUG"])
+def test_the_logging_of_others_is_left_alone(before):
+    """submitit configures logging when it is imported, and closes all handlers that are there; jobs still inherit its setting."""
+    program = (
+        "import logging, os; closed = []\n"
+        "class Theirs(logging.Handler):\n    def close(self): closed.append(self); super().close()\n"
+        "theirs = Theirs(); logging.getLogger('absl').addHandler(theirs)\n"
+        "from hypertrail import submitting; submitting.imported()\n"
+        "print(len(closed), os.environ.get('SUBMITIT_LOG_LEVEL'))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "SUBMITIT_LOG_LEVEL"}
+    kept |= {} if before is None else {"SUBMITIT_LOG_LEVEL": before}
+    done = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", str(before)]
+
+
 def test_one_run_is_no_array_and_no_requeue_is_said(here, capsys):
     assert cli.main(["launch", "rosenbrock", "--dry-run", "--no-requeue"]) == 0
     said = capsys.readouterr().out
