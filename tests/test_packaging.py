@@ -31,12 +31,26 @@ PACKAGES = {
 MAY_IMPORT = {
     "hypertrail_nets": {"numpy"},
     "hypertrail_data": {"numpy", "h5py", "pooch", "requests", "urllib3"},
-    "hypertrail": {"numpy", "h5py", "tyro", "rich", "matplotlib", "submitit", "hypertrail_nets", "hypertrail_data"},
+    "hypertrail": {
+        "numpy",
+        "h5py",
+        "tyro",
+        "rich",
+        "matplotlib",
+        "submitit",
+        "plotly",
+        "tensorboard",
+        "hypertrail_nets",
+        "hypertrail_data",
+    },
     "hypertrail_cpu": {"numpy", "autograd", "hypertrail_nets", "hypertrail_data", "hypertrail"},
     "hypertrail_gpu": {"numpy", "jax", "jaxlib", "optax", "hypertrail_nets", "hypertrail_data", "hypertrail"},
 }
 # May be imported inside a function only: what most users of the package never need, or what takes long to import.
-LAZY = {"hypertrail": {"matplotlib", "submitit"}, "hypertrail_data": {"pooch", "requests", "urllib3"}}
+LAZY = {
+    "hypertrail": {"matplotlib", "submitit", "plotly", "tensorboard"},
+    "hypertrail_data": {"pooch", "requests", "urllib3"},
+}
 # Imported, and installed because of another that is declared.
 COMES_WITH = {"jaxlib": "jax", "requests": "pooch", "urllib3": "pooch"}
 
@@ -95,7 +109,7 @@ def test_each_package_imports_only_what_the_design_allows(root: Path, package: s
 
 
 def test_what_is_imported_is_declared(project: dict):
-    extras = [one for name in ("slurm",) for one in project["project"]["optional-dependencies"][name]]
+    extras = [one for name in ("slurm", "report", "track") for one in project["project"]["optional-dependencies"][name]]
     declared = {Requirement(one).name for one in (*project["project"]["dependencies"], *extras)}
     used = set().union(*MAY_IMPORT.values()) - set(PACKAGES)
     assert {COMES_WITH.get(name, name) for name in used} <= declared

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import diagnostics
+from .checks import at_least
 from .engines import Engine, load
 from .errors import UsageError, VerificationFailure
-from .experiments._common import at_least
 from .hyperparameters import (
     L1,
     L2,

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .checks import at_least, fraction, one_of, positive
 from .errors import UsageError
 from .outer import Adam, Rule
 
@@ -387,23 +388,3 @@ MODES = ("restore", "look-ahead", "as-published")
 STATES = ("kept", "undone")
 RULES = ("additive", "multiplicative")
 REPRESENTATIONS = ("value", "free")
-
-
-def one_of(what: str, word: str, known: tuple[str, ...]) -> None:
-    if word not in known:
-        raise UsageError(f"{what} {word!r}, expected one of {', '.join(known)}")
-
-
-def at_least(what: str, number: int, least: int) -> None:
-    if number < least:
-        raise UsageError(f"{what} {number}, expected at least {least}")
-
-
-def positive(what: str, number: float) -> None:
-    if not 0.0 < number < float("inf"):
-        raise UsageError(f"{what} {number}, expected a positive number")
-
-
-def fraction(what: str, number: float) -> None:
-    if not 0.0 <= number < 1.0:
-        raise UsageError(f"{what} {number}, expected at least 0 and below 1")

@@ -195,3 +195,20 @@ def test_rtho_prices_are_those_of_the_engines(name, blank_mnist, monkeypatch):
     for method in (Plain(4), *rtho_mnist.moving(config).values()):
         block = next(iter(engine.adapt(here, here.initial_hyper(), method)))
         assert block.cost.gradients + 2 * block.cost.hvps == rtho_mnist.price_of_block(method, here, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "said"),
+    [
+        (rtho_mnist, {"steps": 300}, "steps 300, expected a multiple of 200 (the steps between two records)"),
+        (rtho_mnist, {"every": (10, 30)}, "every 30, expected a divisor of 200 (the steps between two records)"),
+        (t1t2_mnist, {"steps": 250}, "steps 250, expected a multiple of 100 (the steps between two records)"),
+        (t1t2_mnist, {"every": 0}, "every 0, expected at least 1"),
+        (almeida_quadratic, {"steps": 30}, "steps 30, expected a multiple of 20 (the steps between two looks at f)"),
+    ],
+    ids=str,
+)
+def test_steps_that_do_not_fit_are_refused(module, setting, said):
+    with pytest.raises(UsageError) as refused:
+        module.Config(**setting)
+    assert str(refused.value) == said

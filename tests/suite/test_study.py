@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from hypertrail import UsageError, arrays, cli, experiments, figures, runs
+from hypertrail.checks import at_least
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
-from hypertrail.experiments._common import Study, at_least
+from hypertrail.experiments._common import Study
 from hypertrail.report import write_report
 from hypertrail.sections import Section
 from hypertrail_data import DataError

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import engines, race
 from ..arms import Arm
+from ..checks import at_least, positive
 from ..hyperparameters import L2, Hyperparameter, LearningRate
 from ..online import Adaptive, Online, Plain
 from ..problem import Problem
 from ..runs import Run
-from ._common import Study, at_least, built, positive
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from ..display import Voice

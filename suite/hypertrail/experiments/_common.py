@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from ..checks import at_least, fraction, positive
 from ..errors import UsageError
 
 EngineName = Literal["gpu", "cpu"]
@@ -106,21 +107,6 @@ def listed(numbers: np.ndarray) -> list[float | None]:
 def numbered(values: list[float | None]) -> np.ndarray:
     """What `listed` made of floats: (n,) float64, NaN for None."""
     return np.array([math.nan if x is None else x for x in values])
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{name} {value}, expected at least {least}")
-
-
-def positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise UsageError(f"{name} {value:g}, expected a positive number")
-
-
-def fraction(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UsageError(f"{name} {value:g}, expected at least 0 and below 1")
 
 
 CHECKS: dict[str, Callable[[str, float], None]] = {

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Literal
 
 from .. import race_report
 from ..arms import Arm
+from ..checks import at_least
 from ..problem import Dynamics, Problem
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
-from ._common import at_least
 
 if TYPE_CHECKING:
     from ..display import Voice

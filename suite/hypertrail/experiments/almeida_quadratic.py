@@ -40,13 +40,14 @@ import numpy as np
 
 from .. import engines, figures
 from ..adapting import numpy_state
+from ..checks import at_least, multiple, positive
 from ..errors import NumericalFailure
 from ..hyperparameters import LearningRate
 from ..online import OSGM, Almeida, HypergradientDescent, Online, Plain
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Precision, Study, at_least, built, positive
+from ._common import Precision, Study, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +106,7 @@ class Config(Study):
         super().__post_init__()
         at_least("weights", self.weights, 2)
         at_least("repeats", self.repeats, 1)
-        at_least("steps", self.steps, BLOCK)
+        multiple("steps", self.steps, BLOCK, "the steps between two looks at f")
         at_least("rates", len(self.rates), 1)
         for rate in self.rates:
             positive("rates", rate)

@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, engines, figures
+from ..checks import at_least, positive
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import LearningRate
 from ..methods import Exact
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built, listed, numbered, positive
+from ._common import Study, built, listed, numbered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

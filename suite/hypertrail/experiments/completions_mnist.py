@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays, diagnostics, engines, figures, outer, stopping
+from ..checks import at_least
 from ..engines import Progress
 from ..errors import NumericalFailure
 from ..hyperparameters import L2, Hyper, LearningRate
@@ -43,7 +44,7 @@ from ..refusals import refuse_plan
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
-from ._common import Study, at_least, built
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

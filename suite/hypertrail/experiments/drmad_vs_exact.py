@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import arrays, diagnostics, engines, figures
+from ..checks import at_least
 from ..hyperparameters import Hyper
 from ..keeping import Checkpoints, Keep, Reversible
 from ..methods import Exact, Method, parse_method
@@ -43,7 +44,7 @@ from ..problem import Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
-from ._common import Study, at_least, built
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -41,12 +41,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import arms, engines, figures
 from ..arms import Arm
+from ..checks import at_least
 from ..hyperparameters import LearningRate
 from ..online import HypergradientDescent, Plain
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

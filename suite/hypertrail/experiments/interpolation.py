@@ -31,13 +31,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import arrays, engines, figures, stopping
+from ..checks import at_least
 from ..hyperparameters import L2
 from ..problem import Dynamics, Problem
 from ..records import Training
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_digits, drmad_mnist
-from ._common import Study, at_least, built, listed, numbered
+from ._common import Study, built, listed, numbered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

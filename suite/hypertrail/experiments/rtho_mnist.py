@@ -47,6 +47,7 @@ import numpy as np
 
 from .. import arms, engines, figures, outer
 from ..arms import Arm
+from ..checks import at_least, divisor, multiple
 from ..hyperparameters import L2, LearningRate, Momentum
 from ..keeping import Checkpoints
 from ..methods import Exact
@@ -54,7 +55,7 @@ from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,11 +96,11 @@ class Config(Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("steps", self.steps, BLOCK)
+        multiple("steps", self.steps, BLOCK, "the steps between two records")
         at_least("select", self.select, 1)
         at_least("every", len(self.every), 1)
         for every in self.every:
-            at_least("every", every, 1)
+            divisor("every", every, BLOCK, "the steps between two records")
 
     @property
     def middle(self) -> int:

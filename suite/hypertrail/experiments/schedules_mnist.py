@@ -37,12 +37,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import arrays, figures
+from ..checks import positive
 from ..hyperparameters import InitialScale, LearningRate, Momentum
 from ..outer import Adam, AdamHips, Rule
 from ..problem import Problem
 from ..runs import read_metrics
 from ..sections import Section
-from ._common import Common, MethodName, positive
+from ._common import Common, MethodName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

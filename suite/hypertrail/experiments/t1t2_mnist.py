@@ -35,12 +35,13 @@ import numpy as np
 
 from .. import arms, engines, figures, outer
 from ..arms import Arm
+from ..checks import at_least, divisor, multiple, positive
 from ..hyperparameters import L2, LN10, Noise
 from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, at_least, built, positive
+from ._common import Study, built
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,9 +95,10 @@ class Config(Study):
             for value in values:
                 positive(name, value)
         at_least("starts", self.starts, 1)
+        multiple("steps", self.steps, BLOCK, "the steps between two records")
         at_least("steps", self.steps, 2 * BLOCK)
         at_least("select", self.select, 1)
-        at_least("every", self.every, 1)
+        divisor("every", self.every, BLOCK, "the steps between two records")
 
 
 def problem(config: Config) -> Problem:
