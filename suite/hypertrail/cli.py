@@ -162,7 +162,7 @@ def into_folder(
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
     from . import display, engines, memory, processes, runs
-    from .report import write_report
+    from .report.writing import write_report
     from .sections import own_sections
 
     memory.give_back()  # before the engine starts its threads
@@ -240,28 +240,28 @@ def verify_command(words: list[str], name: str) -> int:
 
 
 def compare_command(words: list[str], a: str, b: str) -> int:
-    from . import compare
+    from .report import compare
 
     _, out = operands_and_out(words, at_most=2)
     return compare.main(Path(a), Path(b), out)
 
 
 def report_command(words: list[str], *first: str) -> int:
-    from . import report
+    from .report import writing
 
     folders, out = operands_and_out(words)
-    return report.main([Path(one) for one in folders], out)
+    return writing.main([Path(one) for one in folders], out)
 
 
 def plot_command(words: list[str], folder: str) -> int:
-    from . import plot
+    from .report import plot
 
     (_, *names), out = operands_and_out(words, at_most=2)
     return plot.main(Path(folder), names[0] if names else None, out)
 
 
 def export_tensorboard_command(words: list[str], *first: str) -> int:
-    from . import events
+    from .report import events
 
     folders, out = operands_and_out(words)
     return events.main([Path(one) for one in folders], out)
@@ -287,19 +287,19 @@ def operands_and_out(words: list[str], at_most: int | None = None) -> tuple[list
 
 
 def launch_command(words: list[str], name: str) -> int:
-    from . import launch
+    from .launch import command
 
-    return launch.main(name, words[2:], words)
+    return command.main(name, words[2:], words)
 
 
 def status_command(words: list[str]) -> int:
-    from . import status
+    from .launch import status
 
     return status.main(parse(status.Options, words[1:], "hypertrail status", status.__doc__))
 
 
 def collect_command(words: list[str]) -> int:
-    from . import collect
+    from .launch import collect
 
     return collect.main(parse(collect.Options, words[1:], "hypertrail collect", collect.__doc__))
 
@@ -382,7 +382,7 @@ def recorded(run: Any) -> Iterator[None]:
             raise
         run.log(f"failed: {message}")
         with contextlib.suppress(Exception):  # what stopped the run is told, not what else went wrong on the way out
-            from .report import write_report
+            from .report.writing import write_report
 
             write_report(run.path, f"failed: {message}")
         run.failed(message)

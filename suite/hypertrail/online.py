@@ -56,7 +56,7 @@ class Plain(Online):
         v ← γ v − (1−γ) g,  w ← w + α v          (or what the dynamics of the problem are)
 
     Whatever is declared stays at what the state says, so a schedule is made from outside: other numbers in state["hyper"] between
-    two blocks, which compiles nothing anew (`hypertrail.arms`). block: steps of one block; it changes no number.
+    two blocks, which compiles nothing anew (`hypertrail.race.arms`). block: steps of one block; it changes no number.
     Cost: one gradient a step.
     """
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import L2, Adaptive, Dynamics, LearningRate, Plain, Problem, UsageError, arms, arrays, engines, stopping
-from hypertrail.arms import Arm
+from hypertrail import L2, Adaptive, Dynamics, LearningRate, Plain, Problem, UsageError, arrays, engines, stopping
 from hypertrail.errors import Stopped
+from hypertrail.race import arms
+from hypertrail.race.arms import Arm
 from hypertrail_nets import mlp
 
 BUDGET = 60
@@ -178,7 +179,8 @@ engine, folder, fatal = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 spec = importlib.util.spec_from_file_location("here", {here!r})
 here = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(here)
-from hypertrail import arms, engines, runs
+from hypertrail.race import arms
+from hypertrail import engines, runs
 from hypertrail_data import BatchSchedule
 
 

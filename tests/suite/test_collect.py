@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from hypertrail import UsageError, cli, collect, interval, runs
+from hypertrail import UsageError, cli, interval, runs
+from hypertrail.launch import collect
 
 # Two-sided 95 %, from printed tables.
 PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import hypertrail_data
-from hypertrail import UsageError, arrays, compare, compare_figure, diagnostics
+from hypertrail import UsageError, arrays, diagnostics
+from hypertrail.report import compare, compare_figure
 
 
 def test_a_run_agrees_with_itself(run_folder, capsys):

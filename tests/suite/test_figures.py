@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypertrail import (
-    DrMAD,
-    ExampleWeight,
-    InitialScale,
-    TrainingInput,
-    UsageError,
-    figures,
-    outer,
-    report,
-    runs,
-    static,
-    tuning,
-)
-from hypertrail.catalogue import catalogue, draw
-from hypertrail.report import write_report
-from hypertrail.view import View, views
+from hypertrail import DrMAD, ExampleWeight, InitialScale, TrainingInput, UsageError, figures, outer, runs, tuning
+from hypertrail.report import static, writing
+from hypertrail.report.catalogue import catalogue, draw
+from hypertrail.report.view import View, views
+from hypertrail.report.writing import write_report
 
 NAMES = ("metrics", "training", "hyper-l2-W", "hyper-l2-scale", "norms", "agreement", "agreement-layers", "cost")
 
@@ -62,7 +51,7 @@ def test_without_a_comparison_there_is_no_agreement(make_run, monkeypatch):
     assert [one.name for one in catalogue([View(folder)])] == [
         name for name in NAMES if not name.startswith("agreement")
     ]
-    monkeypatch.setattr(report, "catalogue", lambda shown: [])  # the words alone
+    monkeypatch.setattr(writing, "catalogue", lambda shown: [])  # the words alone
     page = write_report(folder).read_text()
     assert "Agreement" not in page
     assert "exact norm" not in page
@@ -88,7 +77,7 @@ def test_the_page_holds_the_numbers(run_folder, page):
 
 
 def test_what_a_user_names_is_escaped(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "catalogue", lambda shown: [])
+    monkeypatch.setattr(writing, "catalogue", lambda shown: [])
     folder = make_run(tmp_path / "a<b>&c", data_dir=tmp_path / "<script>")
     page = write_report(folder).read_text()
     assert "<script" not in page

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hypertrail import UsageError, grid, launch
+from hypertrail import UsageError
 from hypertrail.experiments import completions_mnist, drmad_digits
+from hypertrail.launch import command, grid
 
 
 @pytest.mark.parametrize(
@@ -85,10 +86,10 @@ def test_a_setting_cannot_stand_in_two_places(words):
     [("90", 90), ("1:30", 2), ("2:30:00", 150), ("2:30:01", 151), ("1-12", 2160), ("1-0:30", 1470), ("1-0:0:1", 1441)],
 )
 def test_times_are_slurms(text, expected):
-    assert launch.minutes(text) == expected
+    assert command.minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "1h", "0", "0:0:0", "1:2:3:4", "-1", "1-"])
 def test_times_that_are_refused(text):
     with pytest.raises(UsageError, match=r"^time '"):
-        launch.minutes(text)
+        command.minutes(text)

@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from hypertrail import interactive, runs
-from hypertrail.catalogue import catalogue, of_one
-from hypertrail.view import View, views
+from hypertrail import runs
+from hypertrail.report import interactive
+from hypertrail.report.catalogue import catalogue, of_one
+from hypertrail.report.view import View, views
 
 go = pytest.importorskip("plotly.graph_objects", reason="the report extra is not installed")
 

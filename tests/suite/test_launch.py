@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from hypertrail import cli, experiments, gathering, launch, launches, lock, runs, status, submitting
+from hypertrail import cli, experiments, lock, runs
+from hypertrail.launch import command, gathering, launches, status, submitting
 
 ROSENBROCK = ["--engine", "cpu", "--updates", "1"]
 SMALL = {"depth": 4, "growth": 2, "blocks": 1}
@@ -36,7 +37,7 @@ def call(*words):
 
 
 def test_no_experiment_has_a_setting_of_the_name_of_a_launch_option():
-    ours = {field.name for field in dataclasses.fields(launch.Options)}
+    ours = {field.name for field in dataclasses.fields(command.Options)}
     for name in experiments.names():
         assert not ours & {field.name for field in dataclasses.fields(experiments.load(name).Config)}, name
 
@@ -180,7 +181,7 @@ def test_local_runs_to_the_end_and_again(here, capsys):
 
 def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monkeypatch):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--steps", "5", "--cluster", "local"]
-    (run,) = launch.plan("rosenbrock", experiments.load("rosenbrock").Config, launch.Options(), words[2:-2])
+    (run,) = command.plan("rosenbrock", experiments.load("rosenbrock").Config, command.Options(), words[2:-2])
     run.folder.mkdir(parents=True)
     record = runs.config_record("rosenbrock", experiments.load("rosenbrock").Config(engine="cpu", updates=1, steps=5))
     assert record["hash"] == run.hash
@@ -195,8 +196,8 @@ def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monk
 
 def test_two_at_once_are_refused(here, capsys):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local"]
-    asked, planned = launch.Options(cluster="local"), []
-    planned = launch.plan("rosenbrock", experiments.load("rosenbrock").Config, asked, ROSENBROCK)
+    asked, planned = command.Options(cluster="local"), []
+    planned = command.plan("rosenbrock", experiments.load("rosenbrock").Config, asked, ROSENBROCK)
     one = launches.Launch(here / "runs" / "launches" / "now-rosenbrock", "rosenbrock", "hypertrail …", planned)
     one.write()
     with launches.submitting(one.path):
@@ -300,7 +301,7 @@ def gone():
 
 def test_jobs_of_every_launch_count(here):
     """A run that waits in the queue for one launch is not submitted by another."""
-    (run,) = launch.plan("rosenbrock", experiments.load("rosenbrock").Config, launch.Options(), [])
+    (run,) = command.plan("rosenbrock", experiments.load("rosenbrock").Config, command.Options(), [])
     base = here / "runs" / "launches"
     for name, jobs in (("a", ["3_0", "9"]), ("b", ["5_0"]), ("c", [])):
         launches.Launch(base / name, "rosenbrock", "", [dataclasses.replace(run, jobs=jobs)]).write()

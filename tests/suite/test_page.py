@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypertrail import UsageError, cli, report, runs
+from hypertrail import UsageError, cli, runs
 from hypertrail.errors import NumericalFailure
-from hypertrail.page import disk
-from hypertrail.report import write_folder, write_report
-from hypertrail.view import View, differing, letters, views
+from hypertrail.report import writing
+from hypertrail.report.page import disk
+from hypertrail.report.view import View, differing, letters, views
+from hypertrail.report.writing import write_folder, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -82,8 +83,8 @@ def test_the_page_tells_of_the_run(run_folder, of_one):
 
 
 def test_several_runs_stand_side_by_side(four, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "catalogue", lambda shown: [])  # the words alone
-    monkeypatch.setattr(report, "of_one", lambda view: [])
+    monkeypatch.setattr(writing, "catalogue", lambda shown: [])  # the words alone
+    monkeypatch.setattr(writing, "of_one", lambda view: [])
     index, _ = write_folder(four, tmp_path / "report")
     page = index.read_text(encoding="utf-8")
     assert "<h1>4 runs: drmad-digits</h1>" in page
@@ -104,7 +105,7 @@ def test_what_runs_cannot_share_lies_in_folders_of_their_own(four, of_four):
 
 
 def test_an_earlier_report_is_replaced_and_nothing_else(run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "catalogue", lambda shown: [])
+    monkeypatch.setattr(writing, "catalogue", lambda shown: [])
     index, _ = write_folder([run_folder], tmp_path / "report")
     whole = index.read_text(encoding="utf-8")
     index.write_text(whole + "<!-- old -->", encoding="utf-8")
@@ -121,10 +122,12 @@ def test_an_earlier_report_is_replaced_and_nothing_else(run_folder, tmp_path, mo
 def test_without_plotly_the_figures_are_pictures(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    monkeypatch.setattr(report, "catalogue", lambda shown: [])  # the pictures are drawn elsewhere; here the words count
+    monkeypatch.setattr(
+        writing, "catalogue", lambda shown: []
+    )  # the pictures are drawn elsewhere; here the words count
     assert cli.main(["report", str(run_folder), "--out", str(tmp_path / "new")]) == 0
     said = capsys.readouterr()
-    assert said.err.strip() == f"hypertrail: {report.WITHOUT}"
+    assert said.err.strip() == f"hypertrail: {writing.WITHOUT}"
     assert said.out == f"report: {tmp_path / 'new' / 'index.html'}\n"
     assert "<script" not in (tmp_path / "new" / "index.html").read_text()
     assert not (tmp_path / "new" / "plotly.min.js").exists()
@@ -143,12 +146,12 @@ def test_what_an_experiment_cannot_show_yet_is_said(four, monkeypatch):
     def broken(folder):
         raise FileNotFoundError(f"{folder}/curve.npz")
 
-    monkeypatch.setattr(report, "own_sections", broken)
+    monkeypatch.setattr(writing, "own_sections", broken)
     shown = views(four)
-    (section,) = report.sections_so_far(shown[2])
+    (section,) = writing.sections_so_far(shown[2])
     assert "Nothing to show of a run that is unfinished (FileNotFoundError: " in section.text
     with pytest.raises(FileNotFoundError):
-        report.sections_so_far(shown[0])
+        writing.sections_so_far(shown[0])
 
 
 def test_bytes_on_the_disk_add_up(tmp_path):

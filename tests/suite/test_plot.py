@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from hypertrail import UsageError, cli, figures, plot, runs
+from hypertrail import UsageError, cli, figures, runs
+from hypertrail.report import plot
 from hypertrail.sections import Section
 
 

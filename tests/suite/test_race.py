@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import UsageError, cli, race, race_report
+from hypertrail import UsageError, cli
 from hypertrail.adapting import refuse
-from hypertrail.arms import Arm
 from hypertrail.experiments import adaptive_densenet, adaptive_digits, adaptive_mnist
 from hypertrail.hyperparameters import count
 from hypertrail.online import Plain
+from hypertrail.race import race, report
+from hypertrail.race.arms import Arm
 from hypertrail_nets import count_params
 
 
@@ -68,7 +69,7 @@ def test_choices_are_made_on_select_and_judged_on_test(folder):
 
 
 def test_what_it_shows(folder):
-    who, loss, cost, pictures = race_report.show(folder)
+    who, loss, cost, pictures = report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
     assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
     assert who.rows[2][5:8] == ["36.00 ± 63.55", "+26.00", "-9.00 ± 0.00"]

@@ -8,10 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from hypertrail import NumericalFailure, Problem, arrays, cli, outer, report, runs, stopping, tuning
+from hypertrail import NumericalFailure, Problem, arrays, cli, outer, runs, stopping, tuning
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
+from hypertrail.report import writing
 
 M = 3
 RULES = [outer.Sign(0.1), outer.Adam(0.1)]  # without memory, and with the longest
@@ -213,7 +214,7 @@ def test_a_trajectory_that_was_left_half_written_is_begun_again(tmp_path, proble
 
 def test_the_command_line_tries_a_failed_run_again(tmp_path, closed_form_engines, capsys, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(report, "write_report", lambda folder, *_: folder)  # figures take seconds
+    monkeypatch.setattr(writing, "write_report", lambda folder, *_: folder)  # figures take seconds
     words = ["run", "drmad-digits", "--meta-iterations", "2", "--no-compare-exact", "--run-dir", str(folder)]
     closed_form_engines.fails = 1
     assert cli.main(words) == 3

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import cli, report, runs, sections, stopping
+from hypertrail import cli, runs, sections, stopping
 from hypertrail.experiments import chaos
+from hypertrail.report import writing
 
 TINY = {
     "chaos": "--values 5 --high .504 --hidden 6 --steps 4 --batch 10 --train 30",
@@ -39,7 +40,7 @@ def plain(folder):
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in TINY])
 def test_stopped_after_every_part(name, small_mnist, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "write_report", lambda folder, *_: folder)  # figures take seconds
+    monkeypatch.setattr(writing, "write_report", lambda folder, *_: folder)  # figures take seconds
     monkeypatch.setattr(sections, "own_sections", lambda folder: [])
     monkeypatch.setattr(chaos, "PART", 2)
     words = ["run", name, *TINY[name].split(), "--engine", "cpu"]

@@ -179,7 +179,7 @@ def launch(slurm, *words) -> tuple[Path, list[str], list[Path]]:
     """Launch drmad-digits; the launch's folder, its jobs, and the folders of its runs."""
     said = slurm.hypertrail("launch", "drmad-digits", *SMALL, *words)
     folder = slurm.work / re.search(r"hypertrail status (\S+)", said)[1]
-    from hypertrail import launches
+    from hypertrail.launch import launches
 
     planned = launches.read(folder).runs
     return folder, [run.jobs[-1] for run in planned], [run.folder for run in planned]

@@ -15,7 +15,7 @@ from hypertrail.checks import at_least
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.experiments._common import Study
-from hypertrail.report import write_report
+from hypertrail.report.writing import write_report
 from hypertrail.sections import Section
 from hypertrail_data import DataError
 

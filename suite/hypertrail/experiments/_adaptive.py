@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .. import engines, race
-from ..arms import Arm
+from .. import engines
 from ..checks import at_least, positive
 from ..hyperparameters import L2, Hyperparameter, LearningRate
 from ..online import Adaptive, Online, Plain
 from ..problem import Problem
+from ..race import race
+from ..race.arms import Arm
 from ..runs import Run
 from ._common import Study, built
 

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .. import race_report
-from ..arms import Arm
 from ..checks import at_least
 from ..problem import Dynamics, Problem
+from ..race import report
+from ..race.arms import Arm
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
@@ -136,4 +136,4 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 
 def show(folder: Path) -> list[Section]:
-    return race_report.show(folder)
+    return report.show(folder)

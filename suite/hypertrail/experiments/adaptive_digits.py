@@ -37,8 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import race_report
 from ..problem import Dynamics, Problem
+from ..race import report
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
@@ -92,4 +92,4 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 
 def show(folder: Path) -> list[Section]:
-    return race_report.show(folder)
+    return report.show(folder)

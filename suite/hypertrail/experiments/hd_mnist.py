@@ -39,12 +39,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import arms, engines, figures
-from ..arms import Arm
+from .. import engines, figures
 from ..checks import at_least
 from ..hyperparameters import LearningRate
 from ..online import HypergradientDescent, Plain
 from ..problem import Dynamics, Problem
+from ..race import arms
+from ..race.arms import Arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built

@@ -45,14 +45,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arms, engines, figures, outer
-from ..arms import Arm
+from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple
 from ..hyperparameters import L2, LearningRate, Momentum
 from ..keeping import Checkpoints
 from ..methods import Exact
 from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
+from ..race import arms
+from ..race.arms import Arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built

@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import arms, engines, figures, outer
-from ..arms import Arm
+from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple, positive
 from ..hyperparameters import L2, LN10, Noise
 from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
+from ..race import arms
+from ..race.arms import Arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from hypertrail_data import DataError
 
-from . import lock
-from .arrays import write_atomic
-from .errors import UsageError
-from .runs import read_json
+from .. import lock
+from ..arrays import write_atomic
+from ..errors import UsageError
+from ..runs import read_json
 
 LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
 PID = "pid "  # in front of the number of a process of this machine

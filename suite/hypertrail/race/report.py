@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import figures, race_figures
+from .. import figures
+from ..sections import Section
+from . import drawing
 from .race import Result, interval, read, verdict
-from .sections import Section
 
 SIGNS = {"learning_rate": "α", "l2": "λ"}
 
@@ -21,7 +22,7 @@ def show(folder: Path) -> list[Section]:
     pictures: dict[str, Path] = {}
     if result.runners:
         with figures.style():
-            for caption, name, figure in race_figures.every(result):
+            for caption, name, figure in drawing.every(result):
                 pictures[caption] = figures.save(folder, name, figure)
         sections.append(Section("While they train", pictures=pictures))
     return sections
@@ -75,7 +76,7 @@ def prices(result: Result) -> Section:
             [one.family, str(steps), f"{record['price'] / steps:.2f}", f"{record['steps']:,}", milli(one.seconds),
              milli(plain), milli(one.seconds - plain), f"{one.seconds / plain:.2f}"]
         )  # fmt: skip
-    clock = race_figures.CLOCKS[result.clock]
+    clock = drawing.CLOCKS[result.clock]
     text = (
         f"ms: {clock}, median over blocks and seeds without the first, which compiles; plain: so many steps of plain "
         "training at a constant rate in the same run, with the same arrays of hyperparameters; method: what is left (of a "

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, diagnostics
-from .arrays import write_atomic
-from .engines import SPLITS
-from .errors import UsageError
-from .hyperparameters import Hyper
-from .runs import differences, read_config, read_metrics, status
-from .tolerances import Tolerance, tolerance
+from .. import arrays, diagnostics
+from ..arrays import write_atomic
+from ..engines import SPLITS
+from ..errors import UsageError
+from ..hyperparameters import Hyper
+from ..runs import differences, read_config, read_metrics, status
+from ..tolerances import Tolerance, tolerance
 
 LOSS, WEIGHTS, VELOCITY, ADJOINT = "elementary loss", "weights", "velocities", "‖dw‖ on the way back"
 
@@ -276,7 +276,7 @@ def main(a: Path, b: Path, out: Path | None = None) -> int:
         raise UsageError(
             f"{a} and {b} have no meta-iteration in common; compare meta loops, when each has a line of metrics"
         )
-    from .display import console, table
+    from ..display import console, table
 
     allowed, precision = allowed_between(records)
     screen = console()

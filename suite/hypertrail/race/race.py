@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engines import Engine
+from ..errors import UsageError
+from ..problem import Problem
+from ..runs import Run, read_metrics
 from .arm_records import Record
 from .arms import Arm, in_run
-from .engines import Engine
-from .errors import UsageError
-from .problem import Problem
-from .runs import Run, read_metrics
 
 if TYPE_CHECKING:
-    from .display import Voice
+    from ..display import Voice
 
 Families = Mapping[str, Sequence[str]]  # label → names of its arms
 

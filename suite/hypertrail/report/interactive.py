@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import static
-from .engines import SPLITS
-from .figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, STAGES, STYLE
+from ..engines import SPLITS
+from ..figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, STAGES, STYLE
+from . import static, static_agreement
 from .view import Spread, View
 
 Views = Sequence[View]
@@ -137,17 +137,17 @@ def agreement(views: Views) -> Figure:
     views = [one for one in views if one.compared]
     kinds = list(dict.fromkeys(kind for one in views for kind in one.compared[0]["agreement"]))
     axis_words = ["cosine", "% with the exact sign", "norm / exact norm"]
-    titles = [[title + ("" if len(kinds) == 1 else f": {kind.replace('_', ' ')}") for _, title, *_ in static.PANELS]
+    titles = [[title + ("" if len(kinds) == 1 else f": {kind.replace('_', ' ')}") for _, title, *_ in static_agreement.PANELS]
               for kind in kinds]  # fmt: skip
     layout, rows = panels(titles, height=110 + 290 * len(kinds))
     data = []
     for row, kind in zip(rows, kinds, strict=True):
-        for panel, (key, _, _, reference, _), said in zip(row, static.PANELS, axis_words, strict=True):
+        for panel, (key, _, _, reference, _), said in zip(row, static_agreement.PANELS, axis_words, strict=True):
             scale = 100.0 if key == "signs" else 1.0
             for one in views:
                 found = [x for x in one.compared if kind in x["agreement"]]
                 look = look_of(one) | ({"name": "all coordinates"} if views[0].alone else {})
-                y = [static.number(x["agreement"][kind]["total"][key]) * scale for x in found]
+                y = [static_agreement.number(x["agreement"][kind]["total"][key]) * scale for x in found]
                 data.append(
                     curve(panel, [x["meta_iteration"] for x in found], y, showlegend=panel == rows[0][0], **look)
                 )
@@ -165,13 +165,15 @@ def agreement(views: Views) -> Figure:
 
 
 def agreement_layers(one: View) -> Figure:
-    many, names = static.tensors_compared(one)
-    layout, (row,) = panels([[title for _, title, *_ in static.PANELS]], height=190 + 15 * len(names), gap=0.03)
+    many, names = static_agreement.tensors_compared(one)
+    layout, (row,) = panels(
+        [[title for _, title, *_ in static_agreement.PANELS]], height=190 + 15 * len(names), gap=0.03
+    )
     ticks = [words(name if len(many) == 1 else f"{kind} {name}") for kind, name in names]
     k = [line["meta_iteration"] for line in one.compared]
     data = []
-    for panel, (key, *_) in zip(row, static.PANELS, strict=True):
-        table = static.agreement_map(one, names, key)
+    for panel, (key, *_) in zip(row, static_agreement.PANELS, strict=True):
+        table = static_agreement.agreement_map(one, names, key)
         low, high, bar = {
             "cosine": (-1, 1, {}),
             "signs": (0, 100, {"ticksuffix": " %"}),

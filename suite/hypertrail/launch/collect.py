@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from . import figures, gathering, grid, runs
-from .arrays import write_atomic
-from .engines import SPLITS
-from .errors import UsageError
-from .interval import Estimate, estimate
+from .. import figures, runs
+from ..arrays import write_atomic
+from ..engines import SPLITS
+from ..errors import UsageError
+from ..interval import Estimate, estimate
+from . import gathering, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def main(options: Options) -> int:
     write_atomic(out / "runs.csv", as_csv(table_of_runs(found)))
     write_atomic(out / "lines.csv", as_csv(table_of_lines(found)))
     write_atomic(out / "cells.csv", as_csv(table_of_cells(grouped)))
-    from .display import console, table
+    from ..display import console, table
 
     screen = console()
     for name in dict.fromkeys(one.experiment for one in grouped):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import figures
+from .. import figures
+from ..figures import BLACK, BLUE, GREEN, GREY, ORANGE, RUNS
 from .compare import ADJOINT, LOSS, VELOCITY, WEIGHTS, Pair, Steps
-from .figures import BLACK, BLUE, GREEN, GREY, ORANGE, RUNS
 from .static import meta_axis, spaced
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import UsageError
-from .runs import WHERE
+from ..errors import UsageError
+from ..runs import WHERE
 
 Axes = dict[str, list[str]]  # field → its values, as they were written
 Cell = dict[str, str]

@@ -23,8 +23,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from . import experiments, grid, launches, runs, submitting
-from .errors import Stopped, UsageError
+from .. import experiments, runs
+from ..errors import Stopped, UsageError
+from . import grid, launches, submitting
 from .launches import Launch, Planned
 
 Words = tuple[tuple[str, ...], ...]
@@ -97,7 +98,7 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
 
 def read(experiment: str, words: Sequence[str]) -> tuple[Options, list[str]]:
     """The launch's own options, and what is left for the experiment."""
-    from .cli import parse_known
+    from ..cli import parse_known
 
     options, settings = parse_known(Options, words, f"hypertrail launch {experiment}", __doc__)
     for name, least in (("gpus", 0), ("cpus", 1), ("at_once", 1), ("requeues", 0), ("notice", 0)):
@@ -115,7 +116,7 @@ def read(experiment: str, words: Sequence[str]) -> tuple[Options, list[str]]:
 
 def plan(experiment: str, config: type, options: Options, settings: list[str]) -> list[Planned]:
     """Every run, cell by cell; each cell's settings read by the experiment's own parser, which refuses what it does not know."""
-    from .cli import parse
+    from ..cli import parse
 
     seeds = grid.seeds(options.seeds)
     axes = grid.axes([word for words in options.grid for word in words], config, experiment)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import figures, interactive, static
+from .. import figures
+from . import interactive, static, static_agreement
 from .view import View
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def catalogue(views: Sequence[View]) -> list[Drawing]:
                            lambda: static.norms(views), lambda: interactive.norms(views)))  # fmt: skip
     if any(one.compared for one in views):
         out.append(Drawing("agreement", "Agreement of the hypergradient with the exact one", HYPERGRADIENT,
-                           lambda: static.agreement(views), lambda: interactive.agreement(views)))  # fmt: skip
+                           lambda: static_agreement.agreement(views), lambda: interactive.agreement(views)))  # fmt: skip
     if not many:
         out += of_one(views[0], HYPERGRADIENT)
     where = "of each run" if many else "of each meta-iteration"
@@ -76,9 +77,9 @@ def of_one(view: View, under: str | None = None) -> list[Drawing]:
     if "training_input" in view.spreads:
         out.append(Drawing("learned-images", "Learned training images (the first of them), at the start above and at the end "
                            "below", HYPER, lambda: static.learned_images(view)))  # fmt: skip
-    if view.compared and static.tensors_compared(view)[0]:
+    if view.compared and static_agreement.tensors_compared(view)[0]:
         out.append(Drawing("agreement-layers", "Agreement of the hypergradient with the exact one, tensor by tensor",
-                           HYPERGRADIENT, lambda: static.agreement_layers(view),
+                           HYPERGRADIENT, lambda: static_agreement.agreement_layers(view),
                            lambda: interactive.agreement_layers(view)))  # fmt: skip
     return [one for one in out if under in (None, one.under)]
 

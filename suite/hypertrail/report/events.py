@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UsageError
+from ..errors import UsageError
 from .view import View, views
 
 BUCKETS = 40

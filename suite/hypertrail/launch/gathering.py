@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+from ..runs import CONFIG, WHERE, read_config
 from . import launches
-from .errors import UsageError
 from .launches import Launch, Planned
-from .runs import CONFIG, WHERE, read_config
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import figures
-from .arrays import write_atomic
+from .. import figures
+from ..arrays import write_atomic
+from ..errors import UsageError
+from ..runs import REPORT
+from ..sections import Section, own_sections
 from .catalogue import Drawing, catalogue, draw, of_one
-from .errors import UsageError
 from .page import GENERATOR, PLOTLY, Page, Picture
-from .runs import REPORT
-from .sections import Section, own_sections
 from .view import View, views
 
 INDEX = "index.html"
@@ -137,7 +137,7 @@ def picture(drawing: Drawing, files: dict[str, list[Path]], live: bool) -> Pictu
 
 def main(folders: Sequence[Path], out: Path | None) -> int:
     """`hypertrail report`."""
-    from .cli import complain
+    from ..cli import complain
 
     index, live = write_folder(folders, out)
     if not live:

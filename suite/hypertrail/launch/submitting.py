@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from ..errors import UsageError
 from .launches import PID
 
 STOPPED = (75, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)  # in order; before the run began
@@ -62,7 +62,7 @@ class Job:
 
     def __call__(self) -> None:
         """Ends the process with the exit code of the run; asks to be requeued first where the run was stopped."""
-        from . import cli
+        from .. import cli
 
         code = cli.main(list(self.words))
         if code in STOPPED and self.requeues > int(os.environ.get("SLURM_RESTART_COUNT", 0)) and still_ours():

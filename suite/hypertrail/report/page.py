@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import experiments
+from .. import experiments
+from ..engines import SPLITS
+from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
+from ..sections import Section
 from .catalogue import COST, CURVES, HYPER, HYPERGRADIENT
-from .engines import SPLITS
-from .runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
-from .sections import Section
 from .view import View
 
 PLOTLY = "plotly.min.js"

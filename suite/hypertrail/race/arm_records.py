@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays
-from .adapting import Block, State, gather, numpy_state
-from .engines import SPLITS, Engine
-from .errors import NumericalFailure, UsageError
-from .hyperparameters import NETWORK, Hyper
-from .online import Plain
-from .problem import Problem
-from .records import Cost
+from .. import arrays
+from ..adapting import Block, State, gather, numpy_state
+from ..engines import SPLITS, Engine
+from ..errors import NumericalFailure, UsageError
+from ..hyperparameters import NETWORK, Hyper
+from ..online import Plain
+from ..problem import Problem
+from ..records import Cost
 
 if TYPE_CHECKING:
     from .arms import Arm

@@ -6,10 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import figures
+from .. import figures
+from ..errors import UsageError
+from ..sections import own_sections
 from .catalogue import Drawing, catalogue
-from .errors import UsageError
-from .sections import own_sections
 from .view import views
 
 FORMATS = ("png", "pdf", "svg")

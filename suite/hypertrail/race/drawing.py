@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import figures
+from .. import figures
+from ..engines import SPLITS
 from .arm_records import Record
-from .engines import SPLITS
 from .race import Result, Runner
 
 if TYPE_CHECKING:

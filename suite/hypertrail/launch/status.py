@@ -18,11 +18,12 @@ import tyro
 
 from hypertrail_data import DataError
 
-from . import experiments, gathering, grid, launches, lock, submitting
-from .errors import UsageError
+from .. import experiments, lock
+from ..errors import UsageError
+from ..runs import CONFIG, DONE, FAILED, LOCK, read_metrics, writer
+from . import gathering, grid, launches, submitting
 from .gathering import Found
 from .launches import Launch
-from .runs import CONFIG, DONE, FAILED, LOCK, read_metrics, writer
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 COLUMNS = ("run", "seed", "settings", "state", "progress", "last metrics", "job")
@@ -55,7 +56,7 @@ def main(options: Options) -> int:
         raise UsageError(f"watch {options.watch:g}, expected a positive number of seconds")
     from rich.live import Live
 
-    from .display import console
+    from ..display import console
 
     out = console()
     if options.watch is None:

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arrays, stopping
-from .adapting import Block, State, moved_kinds
+from .. import arrays, stopping
+from ..adapting import Block, State, moved_kinds
+from ..engines import Engine
+from ..errors import NumericalFailure, UsageError
+from ..hyperparameters import Hyper
+from ..online import Adaptive, Online
+from ..problem import Problem
+from ..runs import Run
 from .arm_records import Record, begun, count, digest, measure, over, save
-from .engines import Engine
-from .errors import NumericalFailure, UsageError
-from .hyperparameters import Hyper
-from .online import Adaptive, Online
-from .problem import Problem
-from .runs import Run
 
 
 def step_schedule(done: float) -> float:
