@@ -75,7 +75,7 @@ def test_the_logging_of_others_is_left_alone(before):
         "import logging, os; closed = []\n"
         "class Theirs(logging.Handler):\n    def close(self): closed.append(self); super().close()\n"
         "theirs = Theirs(); logging.getLogger('absl').addHandler(theirs)\n"
-        "from hypertrail import submitting; submitting.imported()\n"
+        "from hypertrail.launch import submitting; submitting.imported()\n"
         "print(len(closed), os.environ.get('SUBMITIT_LOG_LEVEL'))"
     )
     kept = {name: value for name, value in os.environ.items() if name != "SUBMITIT_LOG_LEVEL"}
