@@ -47,7 +47,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     one gradient, and one Hessian-vector product over the whole split per iteration (dense: P), and one for the mixed term.
     Raises NotSolved (a NumericalFailure) for a solve that does not reach the tolerance, UsageError for P > most with 'dense'.
     """
-    clock = time.perf_counter()
+    clock, method = time.perf_counter(), method.at("float64")
     values = problem.values(hyper)
     w = {p: np.asarray(one, dtype=np.float64) for p, one in training.final.items()}
     x, y = problem.splits.train.x.astype(np.float64), problem.splits.train.y

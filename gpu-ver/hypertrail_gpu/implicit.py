@@ -47,6 +47,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         values = programs.values(hyper)
         w = jax.tree.map(jnp.asarray, training.final)
         f, dw, dvalues = programs.hyper_gradient(w, values, programs.valid_data)
+        method = method.at(problem.precision)
         solve = programs.program(f"implicit {method}", lambda: programs.jit(solver(programs, method)))
         p, iterations, residual, curvature, gradient_norm = solve(w, values, dw, programs.train_data)
         judge(method, int(iterations), float(residual), float(curvature))

@@ -165,7 +165,8 @@ def into_folder(
     from .report.writing import write_report
     from .sections import own_sections
 
-    memory.give_back()  # before the engine starts its threads
+    if getattr(config, "trajectory", "") in ("disk", "auto"):
+        memory.give_back()  # before the engine starts its threads; what is kept in memory alone would pay for it in vain
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     engine = engines.load(config.engine)

@@ -84,3 +84,16 @@ def check(keep: Keep) -> None:
         raise UsageError(
             f"keep {keep!r}, expected {', '.join(map(repr, WORDS))}, a Path, Checkpoints, Last or Reversible"
         )
+
+
+def parse_keep(word: str, folder: Path) -> Keep:
+    """What `--trajectory` says: 'memory', 'host', 'auto', 'disk' (in `folder`), 'checkpoints', 'checkpoints-30', 'reversible'."""
+    found = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
+    number = word.removeprefix("checkpoints-")
+    if number != word and number.isdecimal():
+        return Checkpoints(int(number))
+    if word not in (*found, *WORDS[1:]):
+        raise UsageError(
+            f"trajectory {word!r}, expected memory, host, disk, auto, checkpoints, checkpoints-N or reversible"
+        )
+    return found.get(word, word)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -116,12 +116,13 @@ class Implicit:
     learning rate and momentum: asking for these is an error.
     solver: 'cg' (conjugate gradients; H must be positive definite, negative curvature raises), 'neumann'
     (p = η Σ_{j≤K} (I − ηH)^j ∇f, η = step) or 'dense' (Cholesky of the full Hessian, for P up to `most`).
-    damping: added to H. A solve that does not reach `tolerance` (relative residual) within `iterations` raises.
+    damping: added to H. A solve that does not reach `tolerance` (relative residual; None: 1e-8 in float64, 1e-5 in float32)
+    within `iterations` raises.
     """
 
     solver: str = "cg"
     iterations: int = 1000
-    tolerance: float = 1e-8
+    tolerance: float | None = None
     step: float = 0.1
     damping: float = 0.0
     most: int = 5000
@@ -133,14 +134,23 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise UsageError(f"solver {self.solver!r}, expected one of {', '.join(SOLVERS)}")
-        good = 0 < self.tolerance < 1 and 0 < self.step < math.inf and 0 <= self.damping < math.inf
+        good = (
+            (self.tolerance is None or 0 < self.tolerance < 1)
+            and 0 < self.step < math.inf
+            and 0 <= self.damping < math.inf
+        )
         if self.iterations < 1 or not good:
             raise UsageError(
-                f"implicit: iterations {self.iterations}, tolerance {self.tolerance:g}, step {self.step:g}, "
+                f"implicit: iterations {self.iterations}, tolerance {self.tolerance}, step {self.step:g}, "
                 f"damping {self.damping:g}: expected positive numbers, tolerance below 1 (damping may be 0)"
             )
 
+    def at(self, precision: str) -> Implicit:
+        """The same with a tolerance that numbers of this precision can reach, where none was given."""
+        return self if self.tolerance is not None else replace(self, tolerance=RESIDUAL[precision])
 
+
+RESIDUAL = {"float64": 1e-8, "float32": 1e-5}
 SOLVERS = ("cg", "neumann", "dense")
 FIRST = "-first"
 COMPLETIONS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
@@ -150,12 +160,32 @@ SIMPLE: dict[str, Method] = {
     for one in (Exact(), Truncated(), FloatReversed(), Forward(), *(Implicit(solver) for solver in SOLVERS))
 }
 
+NAMES = ("exact", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}", "truncated-K", *list(SIMPLE)[1:])
+
 
 def parse_method(word: str) -> Method:
     """'exact', 'drmad-C0' … 'drmad-C6', 'truncated', 'truncated-20', 'forward', 'implicit-cg' … → the method.
 
-    'drmad-C1-first' is DrMAD("C1", first_batches=True).
+    'drmad-C1-first' is DrMAD("C1", first_batches=True). Settings follow after colons: 'drmad-C5:tail=20',
+    'implicit-cg:damping=0.01:tolerance=1e-4'. Raises UsageError for what it does not know.
     """
+    name, *settings = word.split(":")
+    method = named(name)
+    known = {field.name: field.type for field in fields(method) if field.name not in IN_THE_NAME}
+    given = {}
+    for setting in settings:
+        field, _, value = setting.partition("=")
+        if field not in known:
+            expected = ", ".join(known) or "none"
+            raise UsageError(f"method {word!r}: {name} has no setting {field!r}, expected {expected}")
+        given[field] = number(word, field, value, whole=known[field].startswith("int"))
+    return replace(method, **given)
+
+
+IN_THE_NAME = ("completion", "first_batches", "solver")
+
+
+def named(word: str) -> Method:
     if word in SIMPLE:
         return SIMPLE[word]
     if word.startswith("drmad-"):
@@ -163,8 +193,15 @@ def parse_method(word: str) -> Method:
         return DrMAD(completion.removesuffix(FIRST), first_batches=completion.endswith(FIRST))
     if word.startswith("truncated-") and word.removeprefix("truncated-").isdecimal():
         return Truncated(int(word.removeprefix("truncated-")))
-    known = [*SIMPLE, "truncated-K", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}"]
-    raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")
+    raise UsageError(f"method {word!r}, expected one of {', '.join(NAMES)}")
+
+
+def number(word: str, field: str, value: str, whole: bool) -> float:
+    try:
+        return int(value) if whole else float(value)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"method {word!r}: {field} is {value!r}, expected {kind}, as in {field}=20") from None
 
 
 def tail_steps(gamma: float) -> int:

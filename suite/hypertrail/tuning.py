@@ -24,7 +24,7 @@ from . import arrays, diagnostics, memory, outer, stopping
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
-from .keeping import Checkpoints, Keep, Last, Reversible
+from .keeping import Checkpoints, Keep, Last, parse_keep
 from .methods import DrMAD, Exact, Method, Truncated
 from .midway import Midway
 from .problem import Problem
@@ -182,14 +182,13 @@ def into_run(
     The state before meta-iteration k is on the disk before it starts, the hypergradient before the state that it led to, that
     state before the line that speaks of it: whatever stops the run, the last good state is there, and what follows it is
     computed again to the same bits (`taken_up`): from the middle of its training where that has one (midway.py), else
-    from its beginning. trajectory: 'memory', 'auto', 'disk' (HDF5 in trajectory/, each
-    in the place of the one before), 'checkpoints' or 'reversible'. finished: called after each record is written. Raises what
+    from its beginning. trajectory: a word that `keeping.parse_keep` knows
+    ('disk': HDF5 in trajectory/, each in the place of the one before). finished: called after each record is written. Raises what
     `tune` raises, Stopped after a saved meta-iteration too.
     """
     start, lines = taken_up(run, problem, rule, meta_iterations)
     folder = run.path / "trajectory"
-    keeps: dict[str, Keep] = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
-    keep = keeps.get(trajectory, trajectory)
+    keep = parse_keep(trajectory, folder)
     midway = partial(Midway, run.path / TRAINING)
     if start.index <= meta_iterations:
         told = middle_or_nothing(

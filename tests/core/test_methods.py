@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from hypertrail import DrMAD, Exact, Implicit, UsageError
+from hypertrail import DrMAD, Exact, Forward, Implicit, Truncated, UsageError
 from hypertrail.methods import parse_method, speed_matched_steps, stretch_steps, tail_of
 
 
@@ -70,16 +70,45 @@ def test_names_are_parsed_back(method):
 
 
 @pytest.mark.parametrize(
+    ("word", "method"),
+    [
+        ("drmad-C5:tail=20", DrMAD("C5", tail=20)),
+        ("drmad-C1-first", DrMAD("C1", first_batches=True)),
+        ("drmad-C4:multiplier=0.1:max_steps=200", DrMAD("C4", multiplier=0.1, max_steps=200)),
+        ("truncated-50", Truncated(50)),
+        ("implicit-dense:damping=1e-4", Implicit("dense", damping=1e-4)),
+        ("implicit-neumann:iterations=20:step=.3", Implicit("neumann", iterations=20, step=0.3)),
+        ("forward:most=100", Forward(100)),
+    ],
+)
+def test_settings_follow_after_colons(word, method):
+    assert parse_method(word) == method
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-5)])
+def test_an_implicit_solve_asks_for_what_its_numbers_can_reach(precision, tolerance):
+    assert Implicit().at(precision).tolerance == tolerance
+    assert Implicit(tolerance=1e-3).at(precision).tolerance == 1e-3
+
+
+@pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: parse_method("reverse"), "'reverse'.*exact, truncated, .*drmad-C0, drmad-C1, drmad-C2"),
+        (lambda: parse_method("reverse"), "'reverse'.*exact, drmad-C0, drmad-C1, .*truncated-K"),
         (lambda: parse_method("drmad-C9"), "'C9'"),
         (lambda: parse_method("drmad-C4-first"), "first_batches is for completion C1, not for C4"),
+        (
+            lambda: parse_method("drmad-C5:tails=20"),
+            "drmad-C5 has no setting 'tails', expected multiplier, max_steps, tail",
+        ),
+        (lambda: parse_method("exact:K=3"), "exact has no setting 'K', expected none"),
+        (lambda: parse_method("drmad-C5:tail=2.5"), "tail is '2.5', expected a whole number, as in tail=20"),
+        (lambda: parse_method("implicit-cg:damping"), "damping is '', expected a number"),
         (lambda: DrMAD("C7"), "C0, C1, C2, C3, C4, C5, C6"),
         (lambda: DrMAD(multiplier=0.0), "multiplier 0.0"),
         (lambda: DrMAD(multiplier=float("inf")), "multiplier inf"),
         (lambda: DrMAD(max_steps=0), "max_steps 0"),
-        (lambda: Implicit(tolerance=1.0), "tolerance 1, .* below 1"),
+        (lambda: Implicit(tolerance=1.0), "tolerance 1.0, .* below 1"),
         (lambda: Implicit(tolerance=float("nan")), "tolerance nan"),
         (lambda: Implicit("neumann", step=float("inf")), "step inf"),
         (lambda: Implicit(damping=float("nan")), "damping nan"),

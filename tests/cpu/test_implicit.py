@@ -194,14 +194,14 @@ def test_curvature_that_appears_late():
     """Conjugate gradients go on as long as the directions they meet curve upwards, and stop at the first that does not."""
     H = np.diag([1.0, 2.0, 3.0, -0.1])
     with pytest.raises(NotSolved, match="at iteration"):
-        conjugate_gradients(lambda d: H @ d, np.ones(4), Implicit())
-    p, k, residual = conjugate_gradients(lambda d: H @ d, np.array([1.0, 1.0, 1.0, 0.0]), Implicit())
+        conjugate_gradients(lambda d: H @ d, np.ones(4), Implicit().at("float64"))
+    p, k, residual = conjugate_gradients(lambda d: H @ d, np.array([1.0, 1.0, 1.0, 0.0]), Implicit().at("float64"))
     np.testing.assert_allclose(p, [1, 1 / 2, 1 / 3, 0], rtol=1e-12)
     assert (k, residual < 1e-12) == (3, True)
 
 
 def test_zero_right_hand_side_needs_no_iteration():
-    p, k, residual = conjugate_gradients(lambda d: d, np.zeros(3), Implicit())
+    p, k, residual = conjugate_gradients(lambda d: d, np.zeros(3), Implicit().at("float64"))
     assert (p.tolist(), k, residual) == ([0, 0, 0], 0, 0.0)
 
 

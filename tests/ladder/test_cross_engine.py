@@ -141,7 +141,13 @@ def test_gradients_and_second_order_products(make, network):
 
 
 @pytest.mark.parametrize(
-    ("network", "kind"), [("mlp", "damped"), ("mlp", "heavy-ball"), ("lenet", "damped"), ("densenet", "damped")]
+    ("network", "kind"),
+    [
+        ("mlp", "damped"),
+        ("mlp", "heavy-ball"),
+        pytest.param("lenet", "damped", marks=pytest.mark.slow),
+        ("densenet", "damped"),
+    ],
 )
 def test_training_and_hypergradients(make, network, kind):
     problem = make(network, kind)
@@ -178,7 +184,7 @@ def test_training_and_hypergradients(make, network, kind):
 
 
 @pytest.mark.parametrize(
-    "network", [pytest.param(name, marks=pytest.mark.slow if name == "densenet" else ()) for name in NETWORKS]
+    "network", [pytest.param(name, marks=() if name == "mlp" else pytest.mark.slow) for name in NETWORKS]
 )
 def test_completions_on_penalties(make, network):
     """Penalties alone: every completion goes, C0 among them, and no velocity is kept."""

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import pytest
 
 from hypertrail import UsageError, cli, runs
 from hypertrail.experiments import names
-from hypertrail.experiments._common import MethodName
+from hypertrail.methods import NAMES
 
 HYPERTRAIL = Path(sys.executable).with_name("hypertrail")
 # A network and data so small that the reference engine needs a few seconds.
@@ -118,7 +117,11 @@ def test_help_of_an_experiment_explains_every_field(digits_experiment):
         ),
         (
             ["run", "drmad-digits", "--method", "drmad"],
-            f"invalid choice 'drmad' for argument '--method'. Expected one of {typing.get_args(MethodName)}; "
+            f"method 'drmad', expected one of {', '.join(NAMES)}; see hypertrail run drmad-digits --help",
+        ),
+        (
+            ["run", "drmad-digits", "--trajectory", "checkpoint"],
+            "trajectory 'checkpoint', expected memory, host, disk, auto, checkpoints, checkpoints-N or reversible; "
             "see hypertrail run drmad-digits --help",
         ),
         (

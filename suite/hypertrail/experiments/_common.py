@@ -13,25 +13,10 @@ import numpy as np
 
 from ..checks import at_least, fraction, positive
 from ..errors import UsageError
+from ..keeping import parse_keep
+from ..methods import parse_method
 
 EngineName = Literal["gpu", "cpu"]
-MethodName = Literal[
-    "exact",
-    "drmad-C0",
-    "drmad-C1",
-    "drmad-C1-first",
-    "drmad-C2",
-    "drmad-C3",
-    "drmad-C4",
-    "drmad-C5",
-    "drmad-C6",
-    "truncated",
-    "float-reversed",
-    "forward",
-    "implicit-cg",
-    "implicit-neumann",
-    "implicit-dense",
-]
 Precision = Literal["float32", "float64"]
 
 
@@ -74,19 +59,26 @@ class Study:
 class Common(Study):
     """The settings that all meta loops share: what a study can be asked for, and how the hyperparameters move."""
 
-    method: MethodName = "drmad-C4"
+    method: str = "drmad-C4"
     """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
     printed algorithm filled as in the paper (C0), its authors' code (C1; C1-first sees only the first tenth of the batches, as
-    theirs did), the thesis (C2 to C5) or piecewise (C6); truncated: the last 20 steps; forward: for few hyperparameters;
-    implicit-*: at a minimum; float-reversed: a negative control."""
+    theirs did), the thesis (C2 to C5) or piecewise (C6); truncated-K: the last K steps; forward: for few hyperparameters;
+    implicit-cg, -neumann, -dense: at a minimum; float-reversed: a negative control. Settings follow after colons, as in
+    implicit-cg:damping=0.01:tolerance=1e-4, drmad-C5:tail=20, drmad-C4:multiplier=0.1:max_steps=200."""
     compare_exact: bool = False
     """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
     per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""
     meta_iterations: int = 10
     """How many times the hyperparameters move: trainings, hypergradients, updates. One more training closes the run."""
-    trajectory: Literal["memory", "disk", "auto", "checkpoints", "reversible"] = "memory"
-    """What is kept for the exact hypergradient: every state in memory (RAM or device), on disk (HDF5 in the run folder) or where
-    there is room (auto); checkpoints: √T states, the rest computed again; reversible: integers that can be undone."""
+    trajectory: str = "memory"
+    """What is kept for the exact hypergradient: every state in memory (of the device), in the RAM of the host, on disk (HDF5 in
+    the run folder) or in the first of these with room (auto); checkpoints (√T states) or checkpoints-N, the rest computed again;
+    reversible: integers that can be undone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_method(self.method)
+        parse_keep(self.trajectory, Path())
 
 
 def built(make: Callable[[C], P], config: C) -> P:

@@ -37,7 +37,7 @@ from ..hyperparameters import L2, LN10
 from ..outer import GradientDescent, Rule
 from ..problem import Dynamics, Problem
 from ..sections import Section
-from ._common import Common, MethodName
+from ._common import Common
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class Config(Common):
     """Settings of ard-mnist."""
 
-    method: MethodName = "exact"
+    method: str = "exact"
     """How the hypergradient is taken: exact, or an approximation of it."""
     meta_iterations: int = 50
     """How many times the penalties move."""

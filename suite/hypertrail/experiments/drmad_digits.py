@@ -30,14 +30,14 @@ from dataclasses import dataclass
 from ..hyperparameters import L2
 from ..outer import Rule, SignMomentum
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName
+from ._common import Common
 
 
 @dataclass(frozen=True)
 class Config(Common):
     """Settings of drmad-digits."""
 
-    method: MethodName = "drmad-C4"
+    method: str = "drmad-C4"
     """How the hypergradient is taken: exact, or along DrMAD's line as in paper (C0), authors' code (C1), thesis (C4)."""
     compare_exact: bool = True
     """Take the exact hypergradient beside the method's and report how far apart they are; only the method's moves anything."""

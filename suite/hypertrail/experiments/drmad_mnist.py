@@ -30,14 +30,14 @@ from dataclasses import dataclass
 from ..hyperparameters import WeightTransform
 from ..outer import Rule, Sign
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName
+from ._common import Common
 
 
 @dataclass(frozen=True)
 class Config(Common):
     """Settings of drmad-mnist."""
 
-    method: MethodName = "drmad-C1-first"
+    method: str = "drmad-C1-first"
     """How the hypergradient is taken: exact, or along DrMAD's line as in paper (C0), authors' code (C1-first), thesis (C4)."""
     meta_iterations: int = 20
     """How many times the transforms move (the paper's exact runs: 30)."""

@@ -27,14 +27,14 @@ import numpy as np
 from ..hyperparameters import TrainingInput
 from ..outer import GradientDescent, Rule
 from ..problem import Dynamics, Problem
-from ._common import Common, MethodName
+from ._common import Common
 
 
 @dataclass(frozen=True)
 class Config(Common):
     """Settings of learned-data-mnist."""
 
-    method: MethodName = "exact"
+    method: str = "exact"
     """How the hypergradient is taken: exact, or an approximation of it."""
     meta_iterations: int = 40
     """How many times the images move."""

@@ -43,7 +43,7 @@ from ..outer import Adam, AdamHips, Rule
 from ..problem import Problem
 from ..runs import read_metrics
 from ..sections import Section
-from ._common import Common, MethodName
+from ._common import Common
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ GROWN = 10.0  # times its smallest norm so far: the hypergradient is on its way 
 class Config(Common):
     """Settings of schedules-mnist."""
 
-    method: MethodName = "exact"
+    method: str = "exact"
     """How the hypergradient is taken; of the approximate ones only drmad-C1 and C2 know schedules."""
     meta_iterations: int = 50
     """How many times the schedules move."""
