@@ -23,7 +23,7 @@ Measured: seed 0; time and memory in units of those of C1: training and reverse 
     exact, undone with Python integers –                       8.1 (14)                –; 3.2
     DrMAD, C4                          1.2 (2.9)               2.3 (4.8)               1; 1
 
-The cosine of C1 with the exact hypergradient is .63 (T = 2000), of C4 .28. So a tenth of the steps buys a factor of 7 to 10 of
+The cosine of C1 with the exact hypergradient is .63 (T = 2000), of C4 .28. So a tenth of the steps buys a factor of 7 to 13 of
 the reverse pass and 2 to 3 of the whole, not 45; the memory saved against reversal in integers is a factor of 6, not 100.
 The paper's numbers: 45 times faster, 100 times less memory (Fu et al. 2016, section 4).
 """
