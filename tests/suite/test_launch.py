@@ -194,6 +194,49 @@ def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monk
     assert "started seed=0" in capsys.readouterr().out
 
 
+@pytest.fixture
+def submitted(monkeypatch):
+    """The words of every job that is started here; none of them does anything."""
+    said = []
+
+    def nothing(folder, asked, jobs, started):
+        for place, one in enumerate(jobs):
+            said.append(list(one.words))
+            started(place, f"pid {len(said)}")
+
+    monkeypatch.setattr(submitting, "to_processes", nothing)
+    return said
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_same_launch_again_takes_the_data_where_it_is_named_now(here, capsys, submitted, failed):
+    words = ["launch", "chaos", "--seeds", "0:2", "--cluster", "local", "--data-dir"]
+    assert cli.main([*words, "wrong"]) == 1
+    (path,) = (here / "runs" / "launches").iterdir()
+    first = launches.read(path)
+    if failed:
+        for run in first.runs:
+            run.folder.mkdir(parents=True)
+            (run.folder / "FAILED").write_text("DataError: wrong names nothing\n")
+    assert cli.main([*words, "right", *(["--retry-failed"] if failed else [])]) == 1
+    assert [one[one.index("--data-dir") + 1] for one in submitted] == ["wrong", "wrong", "right", "right"]
+    assert list((here / "runs" / "launches").iterdir()) == [path]  # the same launch all the same
+    again = launches.read(path)
+    assert [(run.hash, run.folder) for run in again.runs] == [(run.hash, run.folder) for run in first.runs]
+    assert [run.jobs for run in again.runs] == [["pid 1", "pid 3"], ["pid 2", "pid 4"]]
+    assert [run.words for run in again.runs] == submitted[2:]
+
+
+def test_a_runs_folder_that_was_moved_goes_on_where_it_is_now(here, capsys, submitted):
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local", "--runs-dir"]
+    assert cli.main([*words, "before"]) == 1
+    (here / "before").rename(here / "now")
+    assert cli.main([*words, "now"]) == 1
+    (name,) = {run.folder.name for path in (here / "now" / "launches").iterdir() for run in launches.read(path).runs}
+    asked = [one[one.index("--run-dir") + 1] for one in submitted]
+    assert asked == [str(here / place / "rosenbrock" / name) for place in ("before", "now")]
+
+
 def test_two_at_once_are_refused(here, capsys):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local"]
     asked, planned = command.Options(cluster="local"), []

@@ -5,8 +5,9 @@
     hypertrail launch drmad-digits --seeds 0:10 --dry-run
 
 What is no option of the launch is a setting of the experiment, for all of its runs. Every setting is read before anything is
-submitted. The same launch again submits what was stopped or lost, and leaves what is finished, at work or waiting; `hypertrail
-status` shows how far they are, `hypertrail collect` what they found.
+submitted. The same launch again submits what was stopped or lost, and leaves what is finished, at work or waiting; it is the same
+wherever its data and runs lie: a wrong --data-dir is put right by launching again, and --runs-dir names a runs folder that moved.
+`hypertrail status` shows how far they are, `hypertrail collect` what they found.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     found = launches.same(base, experiment, [run.hash for run in planned])
     if found is not None:
         with launches.submitting(found.path):
-            return submit(launches.read(found.path), options, asked)
+            return submit(launches.read(found.path).asked_again(planned), options, asked)
     new = Launch(new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), planned)
     with launches.submitting(new.path):
         try:
@@ -238,6 +239,7 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     if not todo:
         print(f"nothing to submit; hypertrail status {launch.path}")
         return 0
+    launch.write()  # as it is asked for now
     jobs = [job_of(run, asked) for run in todo]
     folder = launch.path / launches.JOBS
     if options.cluster == "local":
