@@ -113,7 +113,7 @@ def tune(
     """
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
-    also_exact = compare_exact and not isinstance(method, Exact)
+    also_exact = beside(compare_exact, method)
     refuse_without_valid(problem)
     if steps is not None:
         refuse_lengths(problem, [steps(k) for k in range(meta_iterations + 1)])
@@ -192,9 +192,8 @@ def into_run(
     keep = keeps.get(trajectory, trajectory)
     midway = partial(Midway, run.path / TRAINING)
     if start.index <= meta_iterations:
-        told = middle_or_nothing(
-            midway(start.index), folder if keep == folder and start.index < meta_iterations else None
-        )
+        kept = "ends" if start.index == meta_iterations else keep_for(method, beside(compare_exact, method), keep)
+        told = middle_or_nothing(midway(start.index), folder if kept == folder else None)
         if told and not run.fresh:
             run.log(told)
     loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway)
@@ -299,6 +298,11 @@ def state_of(run: Run, k: int) -> Start | None:
         return Start(k, *arrays.load_state(run.state(k)))
     except (UsageError, DataError, OSError, KeyError):
         return None
+
+
+def beside(compare_exact: bool, method: Method) -> bool:
+    """Whether the exact hypergradient is taken beside the method's: not where they are the same."""
+    return compare_exact and not isinstance(method, Exact)
 
 
 def keep_for(method: Method, also_exact: bool, keep: Keep) -> Keep:

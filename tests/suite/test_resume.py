@@ -12,6 +12,7 @@ from hypertrail import NumericalFailure, Problem, arrays, cli, outer, runs, stop
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
+from hypertrail.midway import Middle, Midway
 from hypertrail.report import writing
 
 M = 3
@@ -22,7 +23,9 @@ def record(**fields):
     return runs.config_record("drmad-digits", drmad_digits.Config(**{"meta_iterations": M, **fields}))
 
 
-def go(path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, trajectory="memory", **changes):
+def go(
+    path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, trajectory="memory", compare_exact=True, **changes
+):
     with runs.Run(path, record(meta_iterations=meta_iterations), runs.GROWS) as run:
         run.describe(["run"], {})
         lines = tuning.into_run(
@@ -32,7 +35,7 @@ def go(path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, traject
             parse_method("drmad-C1"),
             rule,
             meta_iterations,
-            True,
+            compare_exact,
             trajectory=trajectory,
             **changes,
         )
@@ -210,6 +213,19 @@ def test_a_trajectory_that_was_left_half_written_is_begun_again(tmp_path, proble
     engine.fails = None
     go(tmp_path / "run", problem, engine, trajectory="disk")
     assert len(runs.read_metrics(tmp_path / "run")) == M + 1
+
+
+@pytest.mark.parametrize("compare_exact", [False, True])
+def test_the_middle_of_a_training_counts_where_what_it_keeps_is_there(tmp_path, problem, engine, compare_exact):
+    """--trajectory disk: the states before it are needed where the exact pass is, and only there."""
+    path = tmp_path / "run"
+    engine.fails = 1
+    with pytest.raises(NumericalFailure):
+        go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
+    engine.fails = None
+    Midway(path / "training.npz", 1).write(Middle(3, {}, {}, {}, np.zeros(3), np.zeros(3), 1.0))
+    go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
+    assert ("the training goes on at step 3" in (path / "log.txt").read_text()) == (not compare_exact)
 
 
 def test_the_command_line_tries_a_failed_run_again(tmp_path, closed_form_engines, capsys, monkeypatch):
