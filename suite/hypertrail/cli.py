@@ -3,8 +3,9 @@
     hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN ... | plot RUN FIGURE
     hypertrail export-tensorboard RUN ... | launch EXPERIMENT | status [FOLDER] | collect [FOLDER ...]
 
-Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped by a signal or by a full disk (the
-same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second one, or outside a run).
+Exit codes: 0 ok, 1 a run of a local launch failed or was lost, 2 usage, 3 numerical failure, 4 data or verification failure, 75
+stopped by a signal or by a full disk (the same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second
+one, or outside a run).
 Every expected error is one line on stderr; HYPERTRAIL_TRACEBACK=1 shows where it came from.
 """
 
@@ -54,8 +55,9 @@ hypertrail --version
 A run that was stopped, killed or has failed goes on where it was: the same command with --run-dir FOLDER. SIGTERM and SIGUSR2
 let it finish its chunk of steps and end with 75; a second one ends it at once. A finished run is left as it is.
 
-exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped or disk full (run again to go on),
-130 SIGINT, 143 SIGTERM, 140 SIGUSR2 (at once). HYPERTRAIL_TRACEBACK=1 shows where an error came from.
+exit codes: 0 ok, 1 a run of a local launch failed or was lost, 2 usage, 3 numerical failure, 4 data or verification failure,
+75 stopped or disk full (run again to go on), 130 SIGINT, 143 SIGTERM, 140 SIGUSR2 (at once). HYPERTRAIL_TRACEBACK=1 shows
+where an error came from.
 """
 
 USAGE, DATA, AGAIN, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143

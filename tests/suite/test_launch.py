@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -235,6 +236,31 @@ def test_a_runs_folder_that_was_moved_goes_on_where_it_is_now(here, capsys, subm
     (name,) = {run.folder.name for path in (here / "now" / "launches").iterdir() for run in launches.read(path).runs}
     asked = [one[one.index("--run-dir") + 1] for one in submitted]
     assert asked == [str(here / place / "rosenbrock" / name) for place in ("before", "now")]
+
+
+def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys, monkeypatch):
+    """One is finished, one failed, one was let go in good order: its time was up, or its disk was full."""
+
+    def leave(folder, asked, jobs, started):
+        for place, one in enumerate(jobs):
+            path = Path(one.words[one.words.index("--run-dir") + 1])
+            path.mkdir(parents=True)
+            (path / "config.json").write_text("{}")
+            if ends[place]:
+                (path / ends[place]).write_text("{}")
+            started(place, f"pid {place}")
+
+    monkeypatch.setattr(submitting, "to_processes", leave)
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", "0:3", "--cluster", "local", "--runs-dir"]
+    ends = ["DONE", "FAILED", ""]
+    assert cli.main([*words, "a"]) == 75
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-2:] == ["1 done, 1 failed, 1 stopped", "seed=1: failed: {}"]
+    assert said.err == "hypertrail: runs were stopped; the same launch again goes on\n"
+    ends = ["DONE", "FAILED", "DONE"]
+    assert cli.main([*words, "b"]) == 1
+    ends = ["DONE"] * 3
+    assert cli.main([*words, "c"]) == 0
 
 
 def test_two_at_once_are_refused(here, capsys):

@@ -73,8 +73,9 @@ class Options:
 
 
 def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
-    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. Exit code 0, or 75 where local
-    runs were stopped; UsageError before anything is written.
+    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. Exit code 0; of local runs 1
+    where one failed or was lost, 75 where one was stopped, whatever became of the others (`here`). UsageError before anything is
+    written.
     """
     options, settings = read(experiment, words)
     module = experiments.load(experiment)
@@ -252,7 +253,9 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
 
 
 def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job], asked: submitting.Resources) -> int:
-    """On this machine, to the end."""
+    """On this machine, to the end: 0 where every run is done, 1 where one failed or was lost, each in a line of its own. Raises
+    Stopped where one was stopped, by a signal to us or for a reason of its own: the same launch again goes on.
+    """
     from . import status
 
     def started(place: int, job: str) -> None:
@@ -265,9 +268,10 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     states = status.states(launch)
     kinds = [one.kind or "not started" for one in states]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
-    if by:
-        raise Stopped(f"stopped by {by}; the same launch again goes on")
-    bad = [(run, one) for run, one in zip(launch.runs, states, strict=True) if one.kind in ("failed", "lost", "")]
+    wrong = ("failed", "lost") if by else ("failed", "lost", "")  # after a signal no more are started
+    bad = [(run, one) for run, one in zip(launch.runs, states, strict=True) if one.kind in wrong]
     for run, one in bad:
-        print(f"{title(run)}: {one.kind or 'not started'}{': ' if one.message else ''}{one.message}")
-    return 0 if not bad else 1
+        print(f"{title(run)}: {one}")
+    if by or "stopped" in kinds:
+        raise Stopped(f"{f'stopped by {by}' if by else 'runs were stopped'}; the same launch again goes on")
+    return 1 if bad else 0
