@@ -65,8 +65,9 @@ class Midway:
             return None
 
     def due(self) -> bool:
-        """Whether it is time to write: after EVERY seconds, or because a signal asks."""
-        return stopping.asked() is not None or time.monotonic() - self._last >= EVERY
+        """Whether it is time to write: after EVERY seconds, or because the `stopping.here` that follows will stop."""
+        stops = stopping.coming()  # first: every process asks, whatever its clock says
+        return stops or time.monotonic() - self._last >= EVERY
 
     def write(self, one: Middle) -> None:
         """On the disk when this returns; states that are kept in a folder must be there before. Raises OSError."""

@@ -130,6 +130,30 @@ def test_what_lies_in_memory_begins_again(problem, engine, tmp_path):
     assert middle.read() is None
 
 
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)], indirect=True)
+def test_who_stops_for_another_process_has_saved_its_middle(problem, engine, tmp_path, monkeypatch):
+    """The processes are asked once for each chunk: whether to save, and then whether to stop, is one answer."""
+    monkeypatch.setattr(midway, "EVERY", 1e9)
+    answers = iter([False, True])
+    stopping.together(lambda mine: next(answers))
+    middle = Midway(tmp_path / "training.npz", 0)
+    try:
+        with pytest.raises(Stopped, match="a signal to another process after step 8"):
+            engine.train(problem, problem.initial_hyper(), "ends", stop_at(STEPS + 1), middle)
+    finally:
+        stopping.together(bool)
+    assert middle.read().step == 2 * CHUNK
+
+
+def test_a_signal_between_saving_and_stopping_is_for_the_next_place():
+    assert not stopping.coming()
+    stopping.ask("SIGTERM")
+    stopping.here("what was not saved")
+    assert stopping.coming()
+    with pytest.raises(Stopped):
+        stopping.here("what was saved")
+
+
 def test_the_middle_of_another_training_is_not_looked_at(tmp_path):
     one = Middle(5, {"a/W": np.ones(2)}, {"a/W": np.zeros(2)}, {}, np.arange(5.0), np.arange(5.0), 0.5)
     path = tmp_path / "training.npz"
