@@ -7,7 +7,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
     steps/0000.npz …                        elementary loss of every step, ‖dw‖ of every step back
     trajectory/                             only with --trajectory disk: that of the last hypergradient
-    training.npz                            the middle of the training that is at work, if that takes minutes (midway.py)
+    training.npz                            the middle of the training that is at work, or its end while its hypergradient is,
+                                            if that takes minutes (midway.py)
     figures/  report.html                   one page that needs nothing but itself, made at the end
     report/  tensorboard/                   where `hypertrail report` and `export-tensorboard` were asked for
     lock                                    who writes here (lock.py); empty: nobody
