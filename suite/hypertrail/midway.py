@@ -16,6 +16,7 @@ A job must therefore last longer than the hypergradient of one meta-iteration ta
 from __future__ import annotations
 
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,3 +85,12 @@ class Midway:
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def place(path: Path) -> tuple[int, int]:
+    """The meta-iteration and the step that a file speaks of, before everything else where there is none. No state is read."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return int(archive["index"]), int(archive["step"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return -1, -1

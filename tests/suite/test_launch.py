@@ -315,6 +315,7 @@ class Requeued(Exception):
         (75, None, "0", False),
         (75, "RUNNING", "3", False),  # often enough
         (3, "RUNNING", "0", False),
+        (76, "RUNNING", "0", False),  # its time was up, and nothing was won in it
     ],
 )
 def test_a_stopped_job_asks_to_be_requeued_only_where_it_is_still_ours(monkeypatch, code, state, restarts, requeued):
@@ -396,6 +397,11 @@ def test_states(tmp_path, gone):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert now(["5_0"], {}) == "stopped"
+    (folder / "log.txt").write_text(
+        "now stopped by SIGUSR2 after step 1; no progress since the last start: needs more\n"
+    )
+    assert now(["5_0"], {}) == "stopped: no progress since the last start: needs more"
+    (folder / "log.txt").unlink()
     assert now(["5_0"], {"5_0": "PENDING"}) == "waiting"
     (folder / "lock").write_text(json.dumps(dataclasses.asdict(gone)))
     assert now() == f"lost: {gone} is gone"

@@ -250,6 +250,51 @@ def test_the_command_line_tries_a_failed_run_again(tmp_path, closed_form_engines
     assert "meta_iterations 3, not 2); ask for the same (meta_iterations may only grow)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("signal", "at", "step", "codes"),
+    [
+        ("SIGUSR2", 0, 0, (76, 76)),
+        ("SIGTERM", 0, 0, (75, 75)),  # preempted: that may happen at any time
+        ("SIGUSR2", 1, 0, (75, 76)),  # a meta-iteration in the first start, none in the second
+        ("SIGUSR2", 0, 3, (75, 76)),  # three steps in the first start, no fourth in the second
+        ("SIGUSR2", 1, 3, (75, 76)),
+    ],
+)
+def test_a_run_whose_time_is_up_with_nothing_won_says_what_it_needs(
+    tmp_path, closed_form_engines, capsys, monkeypatch, signal, at, step, codes
+):
+    good = closed_form_engines.train
+
+    def train(problem, hyper, keep, progress, midway):
+        if midway.index == at:
+            if step:
+                midway.write(Middle(step, {}, {}, {}, np.zeros(step), np.zeros(step), 1.0))
+            stopping.ask(signal)
+        return good(problem, hyper, keep, progress, midway)
+
+    monkeypatch.setattr(closed_form_engines, "train", train)
+    folder = tmp_path / "run"
+    words = ["run", "drmad-digits", "--meta-iterations", "2", "--run-dir", str(folder)]
+    for code in codes:
+        assert cli.main(words) == code
+        told = "no progress since the last start: needs a longer --time or --trajectory disk"
+        assert (runs.no_progress(folder) == told) == (code == 76)
+        assert (told in capsys.readouterr().err) == (code == 76)
+        assert runs.status(folder) == "unfinished"
+
+
+def test_what_a_study_has_computed_is_progress(tmp_path):
+    with runs.Run(tmp_path / "run", record()) as run:
+        run.describe(["run"], {}, ("figures",))
+        before = run.reached()
+        run.append({"a": 1})
+        run.keep_lines(0)
+        assert not run.reached().beyond(before)
+        run.part("one", dict)
+        assert run.reached().beyond(before)
+        assert not run.reached().beyond(run.reached())
+
+
 def test_a_part_is_computed_once(tmp_path):
     asked = []
 

@@ -48,7 +48,8 @@ class Options:
     retry_failed: bool = False
     """Try failed runs again as well, from their last good state."""
     time: str | None = None
-    """Limit of one job: 90 (minutes), 2:30:00 or 1-12:00:00. A run that needs longer stops in order, is requeued and goes on.
+    """Limit of one job: 90 (minutes), 2:30:00 or 1-12:00:00. A run that needs longer stops in order, is requeued and goes on,
+    unless it has won nothing in that time (a hypergradient must fit into it, and its training where the states lie in memory).
     On Slurm an hour where nothing is said; local: no limit."""
     partition: str | None = None
     """Where the jobs are submitted to."""
@@ -269,9 +270,10 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     kinds = [one.kind or "not started" for one in states]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     wrong = ("failed", "lost") if by else ("failed", "lost", "")  # after a signal no more are started
-    bad = [(run, one) for run, one in zip(launch.runs, states, strict=True) if one.kind in wrong]
-    for run, one in bad:
-        print(f"{title(run)}: {one}")
+    bad = [one for one in states if one.kind in wrong]
+    for run, one in zip(launch.runs, states, strict=True):
+        if one.kind in wrong or (one.kind == "stopped" and one.message):
+            print(f"{title(run)}: {one}")
     if by or "stopped" in kinds:
         raise Stopped(f"{f'stopped by {by}' if by else 'runs were stopped'}; the same launch again goes on")
     return 1 if bad else 0

@@ -2,7 +2,8 @@
 
 What Slurm does to a job, and what becomes of the run in it (seen with Slurm 22.05):
 
-    time is up                            SIGUSR2 `notice` seconds before: the run stops in order, its job is requeued
+    time is up                            SIGUSR2 `notice` seconds before: the run stops in order, its job is requeued, unless the
+                                          run is where it was when the job began (exit code 76): more time is needed then
     preempted, with time of grace         SIGTERM: the same
     preempted without it, or requeued     SIGTERM and soon SIGKILL: the run stops in order or is cut off; Slurm requeues by itself
     cancelled (scancel)                   SIGTERM: the run stops in order and is not requeued
