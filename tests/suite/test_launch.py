@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hypertrail import cli, experiments, lock, runs
-from hypertrail.launch import command, gathering, launches, status, submitting
+from hypertrail.launch import command, gathering, gpus, launches, status, submitting
 
 ROSENBROCK = ["--engine", "cpu", "--updates", "1"]
 SMALL = {"depth": 4, "growth": 2, "blocks": 1}
@@ -178,6 +178,58 @@ def test_local_runs_to_the_end_and_again(here, capsys):
     assert "1 of 1 runs: done" in said
     assert cli.main(["status", said.split()[-1]]) == 0
     assert capsys.readouterr().out.endswith("1 runs: 1 done\n")
+
+
+def test_local_runs_share_the_gpus_that_the_launch_sees(here, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a, GPU-3c,0,1")
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--steps", "5", "--cluster", "local", "--at-once", "2"]
+    assert call(*words, "--seeds", "0:2", "--gpus", "2").returncode == 0
+    seen = {
+        path.parent.name[-1]: json.loads(path.read_text()) for path in (here / "runs").glob("rosenbrock/*/env.json")
+    }
+    variables = {seed: one["variables"]["CUDA_VISIBLE_DEVICES"] for seed, one in seen.items()}
+    assert variables == {"0": "GPU-5a,GPU-3c", "1": "0,1"}
+
+
+NVIDIA_SMI = """\
+GPU 0: NVIDIA A100 (UUID: GPU-5a)
+  MIG 1g.10gb     Device  0: (UUID: MIG-77)
+GPU 1: NVIDIA A100 (UUID: GPU-3c)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "listed", "expected"),
+    [
+        ("2,3", None, ["2", "3"]),
+        ("2,-1,3", NVIDIA_SMI, ["2"]),
+        ("", NVIDIA_SMI, []),
+        (None, NVIDIA_SMI, ["0", "1"]),
+        (None, "", None),  # it is there, but fails
+        (None, None, None),
+    ],
+)
+def test_which_gpus_there_are(tmp_path, monkeypatch, capsys, variable, listed, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    if listed is not None:
+        (tmp_path / "listed").write_text(listed)
+        show = f"while read -r line; do echo $line; done < {tmp_path}/listed"
+        (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$1" = -L ] && [ -s {tmp_path}/listed ] && {show}\n')
+        (tmp_path / "nvidia-smi").chmod(0o700)
+    assert gpus.visible()[0] == expected
+    there = 3 if expected is None else len(expected)  # nobody tells: not looked at
+    assert gpus.shares(there, 1) == (expected or [str(i) for i in range(there)])
+    assert gpus.shares(7, 0) == [""] * 7
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", f"0:{there + 1}", "--cluster", "local"]
+    if expected is not None:
+        assert cli.main([*words, "--gpus", "1", "--at-once", "9"]) == 2
+        said = capsys.readouterr().err
+        assert f"{there + 1} runs at once with --gpus 1 need {there + 1} GPUs, expected at most {there} (" in said
+        assert not (tmp_path / "runs").exists()
 
 
 def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monkeypatch):

@@ -26,7 +26,7 @@ import tyro
 
 from .. import experiments, runs
 from ..errors import Stopped, UsageError
-from . import grid, launches, submitting
+from . import gpus, grid, launches, submitting
 from .launches import Launch, Planned
 
 Words = tuple[tuple[str, ...], ...]
@@ -54,7 +54,7 @@ class Options:
     partition: str | None = None
     """Where the jobs are submitted to."""
     gpus: int = 0
-    """GPUs of one run; without any it computes on the processor."""
+    """GPUs of one run; without any it computes on the processor. Local: of those that CUDA_VISIBLE_DEVICES names, or else all."""
     cpus: int = 1
     """Processor cores of one run, on Slurm."""
     memory: float | None = None
@@ -86,6 +86,8 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     if options.dry_run:
         return show(experiment, base, planned, options, asked)
     submitting.refuse_missing(options.cluster)
+    if options.cluster == "local":
+        gpus.shares(min(asked.at_once or 1, len(planned)), asked.gpus)
     found = launches.same(base, experiment, [run.hash for run in planned])
     if found is not None:
         with launches.submitting(found.path):
