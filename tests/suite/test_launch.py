@@ -134,7 +134,8 @@ def test_without_submitit_it_says_so(here, capsys, monkeypatch):
 # -- local runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_local_runs_to_the_end_and_again(here, capsys):
+def test_local_runs_to_the_end_and_again(here, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a, 7")  # not the first two of the machine, and one by its UUID
     words = [
         "launch",
         "rosenbrock",
@@ -147,6 +148,8 @@ def test_local_runs_to_the_end_and_again(here, capsys):
         "local",
         "--at-once",
         "2",
+        "--gpus",
+        "1",
     ]
     first = call(*words)
     assert (first.returncode, first.stderr) == (0, "")
@@ -159,6 +162,8 @@ def test_local_runs_to_the_end_and_again(here, capsys):
         assert runs.read_config(run.folder)["hash"] == run.hash
         assert len(run.jobs) == 1
         assert "after 1 update: loss" in (path / "jobs" / f"{run.jobs[0].removeprefix('pid ')}_0_log.out").read_text()
+    seen = [json.loads((run.folder / "env.json").read_text())["variables"] for run in found.runs]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["GPU-5a", "7"]
     assert (path / "lock").read_text() == ""
 
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file() and p.name != "lock"}
@@ -178,17 +183,6 @@ def test_local_runs_to_the_end_and_again(here, capsys):
     assert "1 of 1 runs: done" in said
     assert cli.main(["status", said.split()[-1]]) == 0
     assert capsys.readouterr().out.endswith("1 runs: 1 done\n")
-
-
-def test_local_runs_share_the_gpus_that_the_launch_sees(here, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a, GPU-3c,0,1")
-    words = ["launch", "rosenbrock", *ROSENBROCK, "--steps", "5", "--cluster", "local", "--at-once", "2"]
-    assert call(*words, "--seeds", "0:2", "--gpus", "2").returncode == 0
-    seen = {
-        path.parent.name[-1]: json.loads(path.read_text()) for path in (here / "runs").glob("rosenbrock/*/env.json")
-    }
-    variables = {seed: one["variables"]["CUDA_VISIBLE_DEVICES"] for seed, one in seen.items()}
-    assert variables == {"0": "GPU-5a,GPU-3c", "1": "0,1"}
 
 
 NVIDIA_SMI = """\
