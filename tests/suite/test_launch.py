@@ -293,7 +293,9 @@ def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys,
             path.mkdir(parents=True)
             (path / "config.json").write_text("{}")
             if ends[place]:
-                (path / ends[place]).write_text("{}")
+                (path / ends[place]).write_text(
+                    "… no progress since the last start: more" if ends[place] == "log.txt" else "{}"
+                )
             started(place, f"pid {place}")
 
     monkeypatch.setattr(submitting, "to_processes", leave)
@@ -307,6 +309,11 @@ def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys,
     assert cli.main([*words, "b"]) == 1
     ends = ["DONE"] * 3
     assert cli.main([*words, "c"]) == 0
+    ends = ["DONE", "", "log.txt"]
+    assert cli.main([*words, "d"]) == 75
+    ends = ["DONE", "FAILED", "log.txt"]  # whoever starts again what ends with 75 would do so for ever
+    assert cli.main([*words, "e"]) == 76
+    assert "seed=2: stopped: no progress since the last start: more\n" in capsys.readouterr().out
 
 
 def test_two_at_once_are_refused(here, capsys):

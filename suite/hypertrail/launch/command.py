@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import experiments, runs
-from ..errors import Stopped, UsageError
+from ..errors import NoProgress, Stopped, UsageError
 from . import gpus, grid, launches, submitting
 from .launches import Launch, Planned
 
@@ -75,7 +75,7 @@ class Options:
 
 def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. Exit code 0; of local runs 1
-    where one failed or was lost, 75 where one was stopped, whatever became of the others (`here`). UsageError before anything is
+    where one failed or was lost, 75 where one was stopped, whatever became of the others, or 76 (`here`). UsageError before anything is
     written.
     """
     options, settings = read(experiment, words)
@@ -257,7 +257,8 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
 
 def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job], asked: submitting.Resources) -> int:
     """On this machine, to the end: 0 where every run is done, 1 where one failed or was lost, each in a line of its own. Raises
-    Stopped where one was stopped, by a signal to us or for a reason of its own: the same launch again goes on.
+    Stopped where one was stopped, by a signal to us or for a reason of its own: the same launch again goes on (NoProgress: with
+    more time only).
     """
     from . import status
 
@@ -276,6 +277,11 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     for run, one in zip(launch.runs, states, strict=True):
         if one.kind in wrong or (one.kind == "stopped" and one.message):
             print(f"{title(run)}: {one}")
-    if by or "stopped" in kinds:
-        raise Stopped(f"{f'stopped by {by}' if by else 'runs were stopped'}; the same launch again goes on")
+    if by:
+        raise Stopped(f"stopped by {by}; the same launch again goes on")
+    stopped = [one for one in states if one.kind == "stopped"]
+    if stopped and all(one.message for one in stopped):
+        raise NoProgress("runs were stopped with nothing won; the same launch again with a longer --time goes on")
+    if stopped:
+        raise Stopped("runs were stopped; the same launch again goes on")
     return 1 if bad else 0
