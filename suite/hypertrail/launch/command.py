@@ -74,9 +74,9 @@ class Options:
 
 
 def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
-    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. Exit code 0; of local runs 1
-    where one failed or was lost, 75 where one was stopped, whatever became of the others, or 76 (`here`). UsageError before anything is
-    written.
+    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. UsageError before anything is
+    written. Exit code 0; of local runs (`here`) 1 where one failed or was lost, 75 where one was stopped, whatever became of the
+    others, 76 where those that were stopped had won nothing.
     """
     options, settings = read(experiment, words)
     module = experiments.load(experiment)
