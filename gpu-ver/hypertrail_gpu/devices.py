@@ -153,10 +153,21 @@ def number(count: int | str) -> int:
 
 def tasks() -> int:
     """How many processes were started together, by the environment's word: JAX_NUM_PROCESSES, or Slurm's SLURM_NTASKS in a step
-    of srun; 1 where neither is set."""
+    of srun; 1 where neither is set. Raises UsageError for what is no number from 1 on."""
     if "JAX_NUM_PROCESSES" in os.environ:
-        return int(os.environ["JAX_NUM_PROCESSES"])
-    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_NODELIST" in os.environ else 1
+        return variable("JAX_NUM_PROCESSES", 1)
+    step = "SLURM_STEP_NODELIST" in os.environ and "SLURM_NTASKS" in os.environ
+    return variable("SLURM_NTASKS", 1) if step else 1
+
+
+def variable(name: str, least: int) -> int:
+    """The number in a variable of the environment, which must be there. UsageError for anything else than one from `least` on."""
+    said = os.environ[name].strip()
+    if not said.isascii() or not said.isdigit() or int(said) < least:
+        raise UsageError(
+            f"{name}={os.environ[name]!r} in the environment, expected a number from {least} on; set or unset it"
+        )
+    return int(said)
 
 
 def join(
@@ -182,7 +193,7 @@ def join(
         return use("all")
     processes = tasks() if processes is None and "JAX_NUM_PROCESSES" in os.environ else processes
     if process is None and "JAX_PROCESS_ID" in os.environ:
-        process = int(os.environ["JAX_PROCESS_ID"])
+        process = variable("JAX_PROCESS_ID", 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if local_devices is None and tasks() > 1 and visible and "," not in visible:
         local_devices = [0]  # `srun --gpus-per-task=1` shows each process its own, which JAX would number by local rank

@@ -3,8 +3,10 @@
     hypertrail list | run EXPERIMENT | verify EXPERIMENT | compare RUN_A RUN_B | report RUN ... | plot RUN FIGURE
     hypertrail export-tensorboard RUN ... | launch EXPERIMENT | status [FOLDER] | collect [FOLDER ...]
 
-Exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped by a signal or by a full disk (the
-same command with --run-dir goes on), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second one, or outside a run).
+Exit codes: 0 ok, 1 a run of a local launch failed or was lost, 2 usage, 3 numerical failure, 4 data or verification failure, 75
+stopped by a signal or by a full disk (the same command with --run-dir goes on), 76 stopped because its time was up (SIGUSR2)
+without having got further than where it was started (the same, with more time), 130 SIGINT, 143 SIGTERM and 140 SIGUSR2 (a second
+one, or outside a run).
 Every expected error is one line on stderr; HYPERTRAIL_TRACEBACK=1 shows where it came from.
 """
 
@@ -24,8 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from . import experiments, signals
-from .errors import NO_ROOM, Stopped, UsageError
+from . import experiments, signals, stopping
+from .errors import NO_ROOM, NoProgress, Stopped, UsageError
 
 C = TypeVar("C")
 
@@ -54,8 +56,9 @@ hypertrail --version
 A run that was stopped, killed or has failed goes on where it was: the same command with --run-dir FOLDER. SIGTERM and SIGUSR2
 let it finish its chunk of steps and end with 75; a second one ends it at once. A finished run is left as it is.
 
-exit codes: 0 ok, 2 usage, 3 numerical failure, 4 data or verification failure, 75 stopped or disk full (run again to go on),
-130 SIGINT, 143 SIGTERM, 140 SIGUSR2 (at once). HYPERTRAIL_TRACEBACK=1 shows where an error came from.
+exit codes: 0 ok, 1 a run of a local launch failed or was lost, 2 usage, 3 numerical failure, 4 data or verification failure,
+75 stopped or disk full (run again to go on), 76 its time was up without progress (run again with more), 130 SIGINT,
+143 SIGTERM, 140 SIGUSR2 (at once). HYPERTRAIL_TRACEBACK=1 shows where an error came from.
 """
 
 USAGE, DATA, AGAIN, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
@@ -366,15 +369,21 @@ def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], i
 
 @contextlib.contextmanager
 def recorded(run: Any) -> Iterator[None]:
-    """What stops a run is written into its folder: FAILED for an error, a line in the log for what lets it go on later."""
+    """What stops a run is written into its folder: FAILED for an error, a line in the log for what lets it go on later.
+
+    Stopped becomes NoProgress where the time of a job was up (SIGUSR2) and nothing was won in it.
+    """
+    before = run.reached()
     try:
         yield
     except KeyboardInterrupt:
         run.log("stopped by SIGINT")
         raise
     except Stopped as stopped:
-        run.log(str(stopped))
-        raise Stopped(f"{stopped}: {run.path}") from None
+        stuck = stopping.asked() == signal.SIGUSR2.name and not run.reached().beyond(before)
+        message = f"{stopped}; {more_time(run)}" if stuck else str(stopped)
+        run.log(message)
+        raise (NoProgress if stuck else Stopped)(f"{message}: {run.path}") from None
     except Exception as problem:
         message = f"{type(problem).__name__}: {problem}"
         if getattr(problem, "exit_code", None) == AGAIN or getattr(problem, "errno", None) in NO_ROOM:
@@ -388,6 +397,14 @@ def recorded(run: Any) -> Iterator[None]:
             write_report(run.path, f"failed: {message}")
         run.failed(message)
         raise
+
+
+def more_time(run: Any) -> str:
+    """What a run needs whose job was too short for it."""
+    from .runs import NO_PROGRESS
+
+    in_memory = run.record["config"].get("trajectory", "disk") != "disk"
+    return f"{NO_PROGRESS}: needs a longer --time{' or --trajectory disk' if in_memory else ''}"
 
 
 def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None) -> C:

@@ -1,4 +1,6 @@
-"""What can go wrong, with the exit code that the command line gives it (0 ok, 2 usage, 3 numerical, 4 data, 75 run again)."""
+"""What can go wrong, with the exit code that the command line gives it (0 ok, 2 usage, 3 numerical, 4 data, 75 run again, 76 run
+again with more time).
+"""
 
 from __future__ import annotations
 
@@ -36,3 +38,9 @@ class Stopped(Exception):
     """A signal asked for an end; all that was computed is on the disk. The same command on the same folder goes on from there."""
 
     exit_code = 75
+
+
+class NoProgress(Stopped):
+    """Its time was up, and the run is where it was when it was started: with the same time it would be there for ever."""
+
+    exit_code = 76

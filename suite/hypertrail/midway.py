@@ -3,12 +3,20 @@
     engine.train(problem, hyper, keep, progress, Midway(folder / "training.npz", k))
 
 It is looked at by trainings that keep nothing but the ends, or every state in a folder; others begin again (their states lie in
-memory and are gone).
+memory and are gone). While the reverse passes of such a training are at work, the file holds its end: a run that is stopped there
+goes on with the training done. Of a reverse pass itself nothing is kept. So what is done again after a stop is
+
+    in a training         the steps since the last write: none after a signal, those of EVERY seconds after a kill
+    in a reverse pass     the reverse passes of this meta-iteration, from their beginning
+    either, where the states lie in memory (also checkpoints, the last K, or integers)     the whole meta-iteration
+
+A job must therefore last longer than the hypergradient of one meta-iteration takes (with its training, in the last case).
 """
 
 from __future__ import annotations
 
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +54,7 @@ class Midway:
     def __init__(self, path: Path, index: int) -> None:
         self.path, self.index = path, index
         self._last = time.monotonic()
+        self.ended = False  # whether it holds the end of the training
 
     def read(self) -> Middle | None:
         """Where to go on; None: at the beginning (nothing is there, or not whole, or another training's)."""
@@ -65,13 +74,23 @@ class Midway:
             return None
 
     def due(self) -> bool:
-        """Whether it is time to write: after EVERY seconds, or because a signal asks."""
-        return stopping.asked() is not None or time.monotonic() - self._last >= EVERY
+        """Whether it is time to write: after EVERY seconds, or because the `stopping.here` that follows will stop."""
+        stops = stopping.coming()  # first: every process asks, whatever its clock says
+        return stops or time.monotonic() - self._last >= EVERY
 
-    def write(self, one: Middle) -> None:
+    def write(self, one: Middle, ended: bool = False) -> None:
         """On the disk when this returns; states that are kept in a folder must be there before. Raises OSError."""
         arrays.save(self.path, {"index": np.array(self.index), **vars(one)})
-        self._last = time.monotonic()
+        self._last, self.ended = time.monotonic(), ended
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def place(path: Path) -> tuple[int, int]:
+    """The meta-iteration and the step that a file speaks of, before everything else where there is none. No state is read."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return int(archive["index"]), int(archive["step"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return -1, -1

@@ -7,7 +7,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     hypergradients/0000.npz …               the hypergradient of each meta-iteration ("exact" beside it where compared)
     steps/0000.npz …                        elementary loss of every step, ‖dw‖ of every step back
     trajectory/                             only with --trajectory disk: that of the last hypergradient
-    training.npz                            the middle of the training that is at work, if that takes minutes (midway.py)
+    training.npz                            the middle of the training that is at work, or its end while its hypergradient is,
+                                            if that takes minutes (midway.py)
     figures/  report.html                   one page that needs nothing but itself, made at the end
     report/  tensorboard/                   where `hypertrail report` and `export-tensorboard` were asked for
     lock                                    who writes here (lock.py); empty: nobody
@@ -19,7 +20,8 @@ its parts found lies in parts/.
 The same command with --run-dir on the folder of
 
     nothing, or an empty folder    begins
-    an unfinished run              goes on: a meta loop from its last good state (tuning.py), a study after its last part
+    an unfinished run              goes on: a meta loop from its last good state (tuning.py), a study after its last part; what is
+                                   computed again is told in midway.py
     a FAILED run                   removes FAILED, says so in log.txt, and tries again from the last good state
     a finished run                 does nothing; with more meta-iterations (a meta loop): goes on from the last update
     a run of another config        is refused, with every field that differs; fields that say where things lie may differ
@@ -45,7 +47,7 @@ from typing import Any
 
 from hypertrail_data import DataError
 
-from . import lock, stopping
+from . import lock, midway, stopping
 from .arrays import write_atomic
 from .errors import NO_ROOM, UsageError
 
@@ -59,6 +61,8 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "report.html",
 )
 GROWS = ("meta_iterations",)  # fields of a meta loop that may be larger than they were when its run is taken up again
+NO_PROGRESS = "no progress since the last start"  # in log.txt, where the time of a job was up
+STUDY = ("parts", "arms")  # the folders of what a study has computed for good
 META_LOOP = ("states", "hypergradients", "steps", "figures")  # the folders that a meta loop writes to
 WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
@@ -225,6 +229,12 @@ class Run:
     def steps(self, meta_iteration: int) -> Path:
         return self.path / "steps" / f"{meta_iteration:04d}.npz"
 
+    def reached(self) -> Reached:
+        """How far it is, as far as its folder tells."""
+        files = (one for folder in STUDY for one in (self.path / folder).glob("*"))
+        newest = max((one.stat().st_mtime_ns for one in files), default=0)
+        return Reached(len(whole_lines(self.path / METRICS)), midway.place(self.path / TRAINING), newest)
+
     def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.
 
@@ -257,6 +267,27 @@ class Run:
 
     def __exit__(self, *what: object) -> None:
         self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """How far a run is. lines: of metrics.jsonl; training: meta-iteration and step of the middle of its training; newest: when a
+    study last wrote what it will not compute again, in ns."""
+
+    lines: int
+    training: tuple[int, int]
+    newest: int
+
+    def beyond(self, before: Reached) -> bool:
+        """Whether something was won. What is cut off at a start and computed again to where it was is nothing."""
+        return self.lines > before.lines or self.training > before.training or self.newest > before.newest
+
+
+def no_progress(folder: Path) -> str:
+    """What the log's last line says of a stop that won nothing; "" where it says nothing of that."""
+    path = folder / LOG
+    *_, last = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""] if path.is_file() else [""]
+    return last[last.index(NO_PROGRESS) :] if NO_PROGRESS in last else ""
 
 
 def now() -> str:

@@ -3,6 +3,8 @@
 for block in blocks:
     save(block)
     stopping.here(f"block {block.index}")       # everything is on the disk: the place to stop, if stopping was asked for
+
+What is too large to be saved every time is saved where `coming` says that the next `here` will stop.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from .errors import Stopped
 
 _asked_by: list[str] = []  # the signals that have asked, in their order
 _anyone: Callable[[bool], bool] = bool
+_coming: bool | None = None  # what `coming` has said, until `here` has acted on it
 
 
 def together(anyone: Callable[[bool], bool]) -> None:
@@ -33,11 +36,23 @@ def asked() -> str | None:
 
 def forget() -> None:
     """Nobody has asked: a new command begins."""
+    global _coming
     _asked_by.clear()
+    _coming = None
+
+
+def coming() -> bool:
+    """Whether the `here` that follows will stop. Several processes ask together, once for the two; a signal that comes between
+    them is for the next ones, as what it would stop has not been saved."""
+    global _coming
+    _coming = _anyone(bool(_asked_by))
+    return _coming
 
 
 def here(where: str) -> None:
     """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk."""
-    if _anyone(bool(_asked_by)):
+    global _coming
+    stop, _coming = _anyone(bool(_asked_by)) if _coming is None else _coming, None
+    if stop:
         who = asked() or "a signal to another process"
         raise Stopped(f"stopped by {who} after {where}; run the same command with --run-dir to go on")

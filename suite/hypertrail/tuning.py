@@ -24,9 +24,9 @@ from . import arrays, diagnostics, memory, outer, stopping
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
-from .keeping import Checkpoints, Keep, Last, parse_keep
+from .keeping import Checkpoints, Keep, Last, from_middle, parse_keep
 from .methods import DrMAD, Exact, Method, Truncated
-from .midway import Midway
+from .midway import Middle, Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_lengths, refuse_plan, refuse_without_valid
@@ -105,7 +105,8 @@ def tune(
         and once more:                       w_T ← train(λ)
 
     compare_exact: take the exact hypergradient beside the method's (which alone moves λ) and measure the agreement.
-    midway: the file in which the training of meta-iteration k keeps its middle; None: it keeps none.
+    midway: the file in which the training of meta-iteration k keeps its middle, and its end while the reverse passes are at
+    work; None: it keeps none.
     steps: T of meta-iteration k; None: the problem's. keep: where the trajectory goes when the exact pass needs it.
     Cost of one meta-iteration: T gradients, the method's cost, 3 T more gradients where exact is asked, every split
     forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good. Stopped, between
@@ -113,7 +114,7 @@ def tune(
     """
     if meta_iterations < 0:
         raise UsageError(f"meta-iterations {meta_iterations}, expected 0 or more")
-    also_exact = compare_exact and not isinstance(method, Exact)
+    also_exact = beside(compare_exact, method)
     refuse_without_valid(problem)
     if steps is not None:
         refuse_lengths(problem, [steps(k) for k in range(meta_iterations + 1)])
@@ -130,7 +131,9 @@ def tune(
         kept = keep_for(method, also_exact, keep)
         if last and kept != "memory":  # in memory the closing training keeps them too: that program is compiled already
             kept = "ends"
-        training = engine.train(problem, hyper, kept, stage(report, k, "train", T), midway and midway(k))
+        middle = midway and midway(k)
+        training = engine.train(problem, hyper, kept, stage(report, k, "train", T), middle)
+        end = partial(put_end, middle, training) if middle and from_middle(kept) else None
         costs = {"train": training.cost}
         clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
@@ -146,10 +149,10 @@ def tune(
             return
         exact = agreement = None
         with let_go_after_failure(training):
-            result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T))
+            result = engine.hypergradient(problem, hyper, training, method, stage(report, k, "hypergradient", T, end))
             costs["hypergradient"] = result.cost
             if also_exact:
-                exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T))
+                exact = engine.hypergradient(problem, hyper, training, Exact(), stage(report, k, "exact", T, end))
                 costs["exact"] = exact.cost
         f = result.hyper_loss
         let_go(training)
@@ -181,7 +184,7 @@ def into_run(
 
     The state before meta-iteration k is on the disk before it starts, the hypergradient before the state that it led to, that
     state before the line that speaks of it: whatever stops the run, the last good state is there, and what follows it is
-    computed again to the same bits (`taken_up`): from the middle of its training where that has one (midway.py), else
+    computed again to the same bits (`taken_up`): from the middle or the end of its training where that is kept (midway.py), else
     from its beginning. trajectory: a word that `keeping.parse_keep` knows
     ('disk': HDF5 in trajectory/, each in the place of the one before). finished: called after each record is written. Raises what
     `tune` raises, Stopped after a saved meta-iteration too.
@@ -191,9 +194,8 @@ def into_run(
     keep = parse_keep(trajectory, folder)
     midway = partial(Midway, run.path / TRAINING)
     if start.index <= meta_iterations:
-        told = middle_or_nothing(
-            midway(start.index), folder if keep == folder and start.index < meta_iterations else None
-        )
+        kept = "ends" if start.index == meta_iterations else keep_for(method, beside(compare_exact, method), keep)
+        told = middle_or_nothing(midway(start.index), folder if kept == folder else None)
         if told and not run.fresh:
             run.log(told)
     loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway)
@@ -300,6 +302,11 @@ def state_of(run: Run, k: int) -> Start | None:
         return None
 
 
+def beside(compare_exact: bool, method: Method) -> bool:
+    """Whether the exact hypergradient is taken beside the method's: not where they are the same."""
+    return compare_exact and not isinstance(method, Exact)
+
+
 def keep_for(method: Method, also_exact: bool, keep: Keep) -> Keep:
     """What a training run must keep for the method (and the exact one beside it); `keep` is how, where all states count."""
     if isinstance(method, DrMAD) and method.completion == "C6":
@@ -329,15 +336,32 @@ def in_order(gradient: Hyper, hyper: Hyper) -> Hyper:
     return outer.tree(lambda u, h: h, hyper, gradient)
 
 
-def stage(report: Report | None, k: int, name: str, total: int) -> Callable[[int, int], None]:
+def put_end(midway: Midway, training: Training) -> None:
+    """See to it that the end of the training is on the disk, once that is due: what stops a reverse pass does not cost the
+    training then. States that are kept in a folder are put there before."""
+    if not midway.due() or midway.ended:
+        return
+    if training.trajectory is not None:
+        training.trajectory.flush()
+    one = training
+    midway.write(
+        Middle(one.steps, one.final, one.velocity, one.running, one.losses, one.distances, one.cost.seconds), ended=True
+    )
+
+
+def stage(
+    report: Report | None, k: int, name: str, total: int, save: Callable[[], None] | None = None
+) -> Callable[[int, int], None]:
     """A stage's own progress; it is announced at once, as what comes first may be minutes of compilation.
 
-    Between two chunks is also where a signal stops it.
+    Between two chunks is also where a signal stops it, after `save`.
     """
 
     def progress(done: int, total: int) -> None:
         if report is not None:
             report(k, name, done, total)
+        if save is not None:
+            save()
         stopping.here(f"step {done} of {total} ({name}, meta-iteration {k})")
 
     progress(0, total)

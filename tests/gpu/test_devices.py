@@ -107,6 +107,26 @@ def test_nobody_to_join():
         gpu.devices.join()
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_NUM_PROCESSES": "two"},
+        {"JAX_NUM_PROCESSES": "0"},
+        {"SLURM_STEP_NODELIST": "here", "SLURM_NTASKS": ""},
+        {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "-1"},
+    ],
+    ids=lambda variables: " ".join(variables.values()),
+)
+def test_a_variable_that_is_no_number_is_one_line(monkeypatch, variables):
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    name, value = variables.popitem()
+    with pytest.raises(UsageError, match=f"{name}='{value}' in the environment, expected a number from [01] on"):
+        gpu.devices.join()
+
+
 def test_what_is_described_comes_back_from_json():
     described = gpu.describe()  # a run that is taken up compares it with the env.json of its first start
     assert json.loads(json.dumps(described)) == described

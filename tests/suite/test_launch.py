@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from hypertrail import cli, experiments, lock, runs
-from hypertrail.launch import command, gathering, launches, status, submitting
+from hypertrail.launch import command, gathering, gpus, launches, status, submitting
 
 ROSENBROCK = ["--engine", "cpu", "--updates", "1"]
 SMALL = {"depth": 4, "growth": 2, "blocks": 1}
@@ -133,7 +134,8 @@ def test_without_submitit_it_says_so(here, capsys, monkeypatch):
 # -- local runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_local_runs_to_the_end_and_again(here, capsys):
+def test_local_runs_to_the_end_and_again(here, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a, 7")  # not the first two of the machine, and one by its UUID
     words = [
         "launch",
         "rosenbrock",
@@ -146,6 +148,8 @@ def test_local_runs_to_the_end_and_again(here, capsys):
         "local",
         "--at-once",
         "2",
+        "--gpus",
+        "1",
     ]
     first = call(*words)
     assert (first.returncode, first.stderr) == (0, "")
@@ -158,6 +162,8 @@ def test_local_runs_to_the_end_and_again(here, capsys):
         assert runs.read_config(run.folder)["hash"] == run.hash
         assert len(run.jobs) == 1
         assert "after 1 update: loss" in (path / "jobs" / f"{run.jobs[0].removeprefix('pid ')}_0_log.out").read_text()
+    seen = [json.loads((run.folder / "env.json").read_text())["variables"] for run in found.runs]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["GPU-5a", "7"]
     assert (path / "lock").read_text() == ""
 
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*") if p.is_file() and p.name != "lock"}
@@ -179,6 +185,47 @@ def test_local_runs_to_the_end_and_again(here, capsys):
     assert capsys.readouterr().out.endswith("1 runs: 1 done\n")
 
 
+NVIDIA_SMI = """\
+GPU 0: NVIDIA A100 (UUID: GPU-5a)
+  MIG 1g.10gb     Device  0: (UUID: MIG-77)
+GPU 1: NVIDIA A100 (UUID: GPU-3c)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "listed", "expected"),
+    [
+        ("2,3", None, ["2", "3"]),
+        ("2,-1,3", NVIDIA_SMI, ["2"]),
+        ("", NVIDIA_SMI, []),
+        (None, NVIDIA_SMI, ["0", "1"]),
+        (None, "", None),  # it is there, but fails
+        (None, None, None),
+    ],
+)
+def test_which_gpus_there_are(tmp_path, monkeypatch, capsys, variable, listed, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    if listed is not None:
+        (tmp_path / "listed").write_text(listed)
+        show = f"while read -r line; do echo $line; done < {tmp_path}/listed"
+        (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$1" = -L ] && [ -s {tmp_path}/listed ] && {show}\n')
+        (tmp_path / "nvidia-smi").chmod(0o700)
+    assert gpus.visible()[0] == expected
+    there = 3 if expected is None else len(expected)  # nobody tells: not looked at
+    assert gpus.shares(there, 1) == (expected or [str(i) for i in range(there)])
+    assert gpus.shares(7, 0) == [""] * 7
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", f"0:{there + 1}", "--cluster", "local"]
+    if expected is not None:
+        assert cli.main([*words, "--gpus", "1", "--at-once", "9"]) == 2
+        said = capsys.readouterr().err
+        assert f"{there + 1} runs at once with --gpus 1 need {there + 1} GPUs, expected at most {there} (" in said
+        assert not (tmp_path / "runs").exists()
+
+
 def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monkeypatch):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--steps", "5", "--cluster", "local"]
     (run,) = command.plan("rosenbrock", experiments.load("rosenbrock").Config, command.Options(), words[2:-2])
@@ -192,6 +239,81 @@ def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monk
     monkeypatch.setattr(submitting, "to_processes", lambda folder, asked, jobs, started: started(0, "pid 1"))
     assert cli.main([*words, "--retry-failed"]) == 1  # nothing was done about it
     assert "started seed=0" in capsys.readouterr().out
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """The words of every job that is started here; none of them does anything."""
+    said = []
+
+    def nothing(folder, asked, jobs, started):
+        for place, one in enumerate(jobs):
+            said.append(list(one.words))
+            started(place, f"pid {len(said)}")
+
+    monkeypatch.setattr(submitting, "to_processes", nothing)
+    return said
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_same_launch_again_takes_the_data_where_it_is_named_now(here, capsys, submitted, failed):
+    words = ["launch", "chaos", "--seeds", "0:2", "--cluster", "local", "--data-dir"]
+    assert cli.main([*words, "wrong"]) == 1
+    (path,) = (here / "runs" / "launches").iterdir()
+    first = launches.read(path)
+    if failed:
+        for run in first.runs:
+            run.folder.mkdir(parents=True)
+            (run.folder / "FAILED").write_text("DataError: wrong names nothing\n")
+    assert cli.main([*words, "right", *(["--retry-failed"] if failed else [])]) == 1
+    assert [one[one.index("--data-dir") + 1] for one in submitted] == ["wrong", "wrong", "right", "right"]
+    assert list((here / "runs" / "launches").iterdir()) == [path]  # the same launch all the same
+    again = launches.read(path)
+    assert [(run.hash, run.folder) for run in again.runs] == [(run.hash, run.folder) for run in first.runs]
+    assert [run.jobs for run in again.runs] == [["pid 1", "pid 3"], ["pid 2", "pid 4"]]
+    assert [run.words for run in again.runs] == submitted[2:]
+
+
+def test_a_runs_folder_that_was_moved_goes_on_where_it_is_now(here, capsys, submitted):
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local", "--runs-dir"]
+    assert cli.main([*words, "before"]) == 1
+    (here / "before").rename(here / "now")
+    assert cli.main([*words, "now"]) == 1
+    (name,) = {run.folder.name for path in (here / "now" / "launches").iterdir() for run in launches.read(path).runs}
+    asked = [one[one.index("--run-dir") + 1] for one in submitted]
+    assert asked == [str(here / place / "rosenbrock" / name) for place in ("before", "now")]
+
+
+def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys, monkeypatch):
+    """One is finished, one failed, one was let go in good order: its time was up, or its disk was full."""
+
+    def leave(folder, asked, jobs, started):
+        for place, one in enumerate(jobs):
+            path = Path(one.words[one.words.index("--run-dir") + 1])
+            path.mkdir(parents=True)
+            (path / "config.json").write_text("{}")
+            if ends[place]:
+                (path / ends[place]).write_text(
+                    "… no progress since the last start: more" if ends[place] == "log.txt" else "{}"
+                )
+            started(place, f"pid {place}")
+
+    monkeypatch.setattr(submitting, "to_processes", leave)
+    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", "0:3", "--cluster", "local", "--runs-dir"]
+    ends = ["DONE", "FAILED", ""]
+    assert cli.main([*words, "a"]) == 75
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-2:] == ["1 done, 1 failed, 1 stopped", "seed=1: failed: {}"]
+    assert said.err == "hypertrail: runs were stopped; the same launch again goes on\n"
+    ends = ["DONE", "FAILED", "DONE"]
+    assert cli.main([*words, "b"]) == 1
+    ends = ["DONE"] * 3
+    assert cli.main([*words, "c"]) == 0
+    ends = ["DONE", "", "log.txt"]
+    assert cli.main([*words, "d"]) == 75
+    ends = ["DONE", "FAILED", "log.txt"]  # whoever starts again what ends with 75 would do so for ever
+    assert cli.main([*words, "e"]) == 76
+    assert "seed=2: stopped: no progress since the last start: more\n" in capsys.readouterr().out
 
 
 def test_two_at_once_are_refused(here, capsys):
@@ -246,6 +368,7 @@ class Requeued(Exception):
         (75, None, "0", False),
         (75, "RUNNING", "3", False),  # often enough
         (3, "RUNNING", "0", False),
+        (76, "RUNNING", "0", False),  # its time was up, and nothing was won in it
     ],
 )
 def test_a_stopped_job_asks_to_be_requeued_only_where_it_is_still_ours(monkeypatch, code, state, restarts, requeued):
@@ -327,6 +450,11 @@ def test_states(tmp_path, gone):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert now(["5_0"], {}) == "stopped"
+    (folder / "log.txt").write_text(
+        "now stopped by SIGUSR2 after step 1; no progress since the last start: needs more\n"
+    )
+    assert now(["5_0"], {}) == "stopped: no progress since the last start: needs more"
+    (folder / "log.txt").unlink()
     assert now(["5_0"], {"5_0": "PENDING"}) == "waiting"
     (folder / "lock").write_text(json.dumps(dataclasses.asdict(gone)))
     assert now() == f"lost: {gone} is gone"

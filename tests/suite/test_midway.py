@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import L2, DrMAD, Exact, LearningRate, engines, midway, stopping
+from hypertrail import L2, DrMAD, Exact, LearningRate, engines, midway, outer, runs, stopping, tuning
 from hypertrail.errors import Stopped
+from hypertrail.experiments import drmad_digits
+from hypertrail.methods import parse_method
 from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Dynamics, Problem
 from hypertrail_nets import densenet, mlp
@@ -71,7 +73,7 @@ def stop_at(step):
 
     def progress(done, total):
         if done >= step:
-            stopping.ask("SIGTERM")
+            raise Stopped
         stopping.here(f"step {done}")
 
     return progress
@@ -93,7 +95,6 @@ def test_a_training_goes_on_to_the_same_bits(problem, engine, tmp_path, stored):
     for stops in ([1, 5, STEPS], [7]):
         middle = Midway(tmp_path / "training.npz", 3)
         for step in stops:
-            stopping.forget()
             with pytest.raises(Stopped):
                 engine.train(problem, hyper, keep("run"), stop_at(step), middle)
             assert 0 < middle.read().step <= step + CHUNK
@@ -130,6 +131,30 @@ def test_what_lies_in_memory_begins_again(problem, engine, tmp_path):
     assert middle.read() is None
 
 
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)], indirect=True)
+def test_who_stops_for_another_process_has_saved_its_middle(problem, engine, tmp_path, monkeypatch):
+    """The processes are asked once for each chunk: whether to save, and then whether to stop, is one answer."""
+    monkeypatch.setattr(midway, "EVERY", 1e9)
+    answers = iter([False, True])
+    stopping.together(lambda mine: next(answers))
+    middle = Midway(tmp_path / "training.npz", 0)
+    try:
+        with pytest.raises(Stopped, match="a signal to another process after step 8"):
+            engine.train(problem, problem.initial_hyper(), "ends", stop_at(STEPS + 1), middle)
+    finally:
+        stopping.together(bool)
+    assert middle.read().step == 2 * CHUNK
+
+
+def test_a_signal_between_saving_and_stopping_is_for_the_next_place():
+    assert not stopping.coming()
+    stopping.ask("SIGTERM")
+    stopping.here("what was not saved")
+    assert stopping.coming()
+    with pytest.raises(Stopped):
+        stopping.here("what was saved")
+
+
 def test_the_middle_of_another_training_is_not_looked_at(tmp_path):
     one = Middle(5, {"a/W": np.ones(2)}, {"a/W": np.zeros(2)}, {}, np.arange(5.0), np.arange(5.0), 0.5)
     path = tmp_path / "training.npz"
@@ -153,3 +178,46 @@ def test_it_is_due_after_a_while_or_when_somebody_asks(tmp_path, monkeypatch):
     stopping.forget()
     monkeypatch.setattr(midway, "EVERY", -1.0)
     assert one.due()
+
+
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "stage"), [("drmad-C4", "hypergradient"), ("exact", "hypergradient"), ("drmad-C2", "exact")]
+)
+def test_a_stop_in_a_reverse_pass_does_not_cost_the_training(problem, engine, tmp_path, monkeypatch, method, stage):
+    monkeypatch.setattr(midway, "EVERY", 1e9)  # the signal alone makes it save
+    config = drmad_digits.Config(meta_iterations=1, method=method, trajectory="disk")
+    heard = []
+
+    def go(name, report=None):
+        with runs.Run(tmp_path / name, runs.config_record("drmad-digits", config)) as run:
+            run.describe([], {})
+            tuning.into_run(
+                run, problem, engine, parse_method(method), outer.Adam(0.1), 1, stage == "exact", trajectory="disk", report=report
+            )  # fmt: skip
+        return numbers(tmp_path / name)
+
+    def asks(k, name, done, total):
+        if (k, name) == (0, stage) and done:
+            stopping.ask("SIGTERM")
+
+    expected = go("whole")
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM after step .* of .* \\({stage}, meta-iteration 0\\)"):
+        go("run", asks)
+    assert Midway(tmp_path / "run" / "training.npz", 0).read().step == STEPS
+    stopping.forget()
+    found = go("run", lambda k, name, done, total: heard.append((k, name, done)))
+    assert f"the training goes on at step {STEPS}" in (tmp_path / "run" / "log.txt").read_text()
+    assert {done for k, name, done in heard if (k, name) == (0, "train")} <= {0, STEPS}  # nothing of it is done again
+    assert found == expected
+    assert not (tmp_path / "run" / "training.npz").exists()
+
+
+def numbers(folder):
+    """Every number of a run that does not tell the time or the memory it took."""
+    lines = runs.read_metrics(folder)
+    for line in lines:
+        line.pop("memory")
+        for cost in line["cost"].values():
+            del cost["seconds"]
+    return lines, {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.npz"))}

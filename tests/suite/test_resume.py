@@ -12,6 +12,7 @@ from hypertrail import NumericalFailure, Problem, arrays, cli, outer, runs, stop
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
+from hypertrail.midway import Middle, Midway
 from hypertrail.report import writing
 
 M = 3
@@ -22,7 +23,9 @@ def record(**fields):
     return runs.config_record("drmad-digits", drmad_digits.Config(**{"meta_iterations": M, **fields}))
 
 
-def go(path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, trajectory="memory", **changes):
+def go(
+    path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, trajectory="memory", compare_exact=True, **changes
+):
     with runs.Run(path, record(meta_iterations=meta_iterations), runs.GROWS) as run:
         run.describe(["run"], {})
         lines = tuning.into_run(
@@ -32,7 +35,7 @@ def go(path, problem: Problem, engine, rule=RULES[1], meta_iterations=M, traject
             parse_method("drmad-C1"),
             rule,
             meta_iterations,
-            True,
+            compare_exact,
             trajectory=trajectory,
             **changes,
         )
@@ -212,6 +215,19 @@ def test_a_trajectory_that_was_left_half_written_is_begun_again(tmp_path, proble
     assert len(runs.read_metrics(tmp_path / "run")) == M + 1
 
 
+@pytest.mark.parametrize("compare_exact", [False, True])
+def test_the_middle_of_a_training_counts_where_what_it_keeps_is_there(tmp_path, problem, engine, compare_exact):
+    """--trajectory disk: the states before it are needed where the exact pass is, and only there."""
+    path = tmp_path / "run"
+    engine.fails = 1
+    with pytest.raises(NumericalFailure):
+        go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
+    engine.fails = None
+    Midway(path / "training.npz", 1).write(Middle(3, {}, {}, {}, np.zeros(3), np.zeros(3), 1.0))
+    go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
+    assert ("the training goes on at step 3" in (path / "log.txt").read_text()) == (not compare_exact)
+
+
 def test_the_command_line_tries_a_failed_run_again(tmp_path, closed_form_engines, capsys, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(writing, "write_report", lambda folder, *_: folder)  # figures take seconds
@@ -232,6 +248,51 @@ def test_the_command_line_tries_a_failed_run_again(tmp_path, closed_form_engines
     assert json.loads((folder / "DONE").read_text())["meta_iterations"] == 3
     assert cli.main(words) == 2
     assert "meta_iterations 3, not 2); ask for the same (meta_iterations may only grow)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("signal", "at", "step", "codes"),
+    [
+        ("SIGUSR2", 0, 0, (76, 76)),
+        ("SIGTERM", 0, 0, (75, 75)),  # preempted: that may happen at any time
+        ("SIGUSR2", 1, 0, (75, 76)),  # a meta-iteration in the first start, none in the second
+        ("SIGUSR2", 0, 3, (75, 76)),  # three steps in the first start, no fourth in the second
+        ("SIGUSR2", 1, 3, (75, 76)),
+    ],
+)
+def test_a_run_whose_time_is_up_with_nothing_won_says_what_it_needs(
+    tmp_path, closed_form_engines, capsys, monkeypatch, signal, at, step, codes
+):
+    good = closed_form_engines.train
+
+    def train(problem, hyper, keep, progress, midway):
+        if midway.index == at:
+            if step:
+                midway.write(Middle(step, {}, {}, {}, np.zeros(step), np.zeros(step), 1.0))
+            stopping.ask(signal)
+        return good(problem, hyper, keep, progress, midway)
+
+    monkeypatch.setattr(closed_form_engines, "train", train)
+    folder = tmp_path / "run"
+    words = ["run", "drmad-digits", "--meta-iterations", "2", "--run-dir", str(folder)]
+    for code in codes:
+        assert cli.main(words) == code
+        told = "no progress since the last start: needs a longer --time or --trajectory disk"
+        assert (runs.no_progress(folder) == told) == (code == 76)
+        assert (told in capsys.readouterr().err) == (code == 76)
+        assert runs.status(folder) == "unfinished"
+
+
+def test_what_a_study_has_computed_is_progress(tmp_path):
+    with runs.Run(tmp_path / "run", record()) as run:
+        run.describe(["run"], {}, ("figures",))
+        before = run.reached()
+        run.append({"a": 1})
+        run.keep_lines(0)
+        assert not run.reached().beyond(before)
+        run.part("one", dict)
+        assert run.reached().beyond(before)
+        assert not run.reached().beyond(run.reached())
 
 
 def test_a_part_is_computed_once(tmp_path):

@@ -271,6 +271,29 @@ def test_when_its_time_is_up_it_stops_and_is_requeued(slurm):
     slurm.ask("scancel", job)
 
 
+def test_what_wins_nothing_in_its_time_is_not_requeued(slurm):
+    words = (
+        "--seeds",
+        "9",
+        "--meta-iterations",
+        "1",
+        "--method",
+        "exact",
+        "--steps",
+        "100000",
+        "--time",
+        "1",
+        "--notice",
+        "45",
+    )
+    folder, (job,), (run,) = launch(slurm, *words)
+    until(lambda: job not in slurm.queue())
+    assert log(run).count("stopped by SIGUSR2") == 1
+    said = slurm.hypertrail("status", folder)
+    assert "stopped: no progress since the last start: needs a longer --time or --trajectory disk" in said
+    assert "Restarts=0" in slurm.ask("scontrol", "show", "job", job)
+
+
 def test_what_slurm_refuses_is_one_line(slurm):
     done = slurm.call(sys.executable, "-m", "hypertrail", "launch", "rosenbrock", "--partition", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")

@@ -5,8 +5,9 @@
     hypertrail launch drmad-digits --seeds 0:10 --dry-run
 
 What is no option of the launch is a setting of the experiment, for all of its runs. Every setting is read before anything is
-submitted. The same launch again submits what was stopped or lost, and leaves what is finished, at work or waiting; `hypertrail
-status` shows how far they are, `hypertrail collect` what they found.
+submitted. The same launch again submits what was stopped or lost, and leaves what is finished, at work or waiting; it is the same
+wherever its data and runs lie: a wrong --data-dir is put right by launching again, and --runs-dir names a runs folder that moved.
+`hypertrail status` shows how far they are, `hypertrail collect` what they found.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import experiments, runs
-from ..errors import Stopped, UsageError
-from . import grid, launches, submitting
+from ..errors import NoProgress, Stopped, UsageError
+from . import gpus, grid, launches, submitting
 from .launches import Launch, Planned
 
 Words = tuple[tuple[str, ...], ...]
@@ -47,12 +48,13 @@ class Options:
     retry_failed: bool = False
     """Try failed runs again as well, from their last good state."""
     time: str | None = None
-    """Limit of one job: 90 (minutes), 2:30:00 or 1-12:00:00. A run that needs longer stops in order, is requeued and goes on.
+    """Limit of one job: 90 (minutes), 2:30:00 or 1-12:00:00. A run that needs longer stops in order, is requeued and goes on,
+    unless it has won nothing in that time (a hypergradient must fit into it, and its training where the states lie in memory).
     On Slurm an hour where nothing is said; local: no limit."""
     partition: str | None = None
     """Where the jobs are submitted to."""
     gpus: int = 0
-    """GPUs of one run; without any it computes on the processor."""
+    """GPUs of one run; without any it computes on the processor. Local: of those that CUDA_VISIBLE_DEVICES names, or else all."""
     cpus: int = 1
     """Processor cores of one run, on Slurm."""
     memory: float | None = None
@@ -72,8 +74,9 @@ class Options:
 
 
 def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
-    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. Exit code 0, or 75 where local
-    runs were stopped; UsageError before anything is written.
+    """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. UsageError before anything is
+    written. Exit code 0; of local runs (`here`) 1 where one failed or was lost, 75 where one was stopped, whatever became of the
+    others, 76 where those that were stopped had won nothing.
     """
     options, settings = read(experiment, words)
     module = experiments.load(experiment)
@@ -83,10 +86,12 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     if options.dry_run:
         return show(experiment, base, planned, options, asked)
     submitting.refuse_missing(options.cluster)
+    if options.cluster == "local":
+        gpus.shares(min(asked.at_once or 1, len(planned)), asked.gpus)
     found = launches.same(base, experiment, [run.hash for run in planned])
     if found is not None:
         with launches.submitting(found.path):
-            return submit(launches.read(found.path), options, asked)
+            return submit(launches.read(found.path).asked_again(planned), options, asked)
     new = Launch(new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), planned)
     with launches.submitting(new.path):
         try:
@@ -238,6 +243,7 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     if not todo:
         print(f"nothing to submit; hypertrail status {launch.path}")
         return 0
+    launch.write()  # as it is asked for now
     jobs = [job_of(run, asked) for run in todo]
     folder = launch.path / launches.JOBS
     if options.cluster == "local":
@@ -250,7 +256,10 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
 
 
 def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job], asked: submitting.Resources) -> int:
-    """On this machine, to the end."""
+    """On this machine, to the end: 0 where every run is done, 1 where one failed or was lost, each in a line of its own. Raises
+    Stopped where one was stopped, by a signal to us or for a reason of its own: the same launch again goes on (NoProgress: with
+    more time only).
+    """
     from . import status
 
     def started(place: int, job: str) -> None:
@@ -263,9 +272,16 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     states = status.states(launch)
     kinds = [one.kind or "not started" for one in states]
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+    wrong = ("failed", "lost") if by else ("failed", "lost", "")  # after a signal no more are started
+    bad = [one for one in states if one.kind in wrong]
+    for run, one in zip(launch.runs, states, strict=True):
+        if one.kind in wrong or (one.kind == "stopped" and one.message):
+            print(f"{title(run)}: {one}")
     if by:
         raise Stopped(f"stopped by {by}; the same launch again goes on")
-    bad = [(run, one) for run, one in zip(launch.runs, states, strict=True) if one.kind in ("failed", "lost", "")]
-    for run, one in bad:
-        print(f"{title(run)}: {one.kind or 'not started'}{': ' if one.message else ''}{one.message}")
-    return 0 if not bad else 1
+    stopped = [one for one in states if one.kind == "stopped"]
+    if stopped and all(one.message for one in stopped):
+        raise NoProgress("runs were stopped with nothing won; the same launch again with a longer --time goes on")
+    if stopped:
+        raise Stopped("runs were stopped; the same launch again goes on")
+    return 1 if bad else 0

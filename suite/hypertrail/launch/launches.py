@@ -1,7 +1,8 @@
 """The folder of a launch: which runs it is made of, where they lie, and which jobs were asked to do them.
 
 runs/launches/<time>-<experiment>/
-    launch.json     the runs: folder, seed, cell of the grid, command, jobs so far; written before and after each submission
+    launch.json     the runs: folder, seed, cell of the grid, command (the last one asked for), jobs so far; written before and
+                    after each submission
     jobs/           submitit's own: what was submitted, and what the jobs printed (<job>_0_log.out, .err)
     lock            who submits now
 
@@ -15,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hypertrail_data import DataError
@@ -57,6 +58,13 @@ class Launch:
         runs = [asdict(one) | {"folder": os.path.relpath(one.folder.resolve(), here)} for one in self.runs]
         record = {"experiment": self.experiment, "command": self.command, "runs": runs}
         write_atomic(self.path / LAUNCH, json.dumps(record, indent=1) + "\n")
+
+    def asked_again(self, planned: Sequence[Planned]) -> Launch:
+        """The same runs as they are asked for now. What they are called with may say that data or runs lie elsewhere, which is no
+        part of their hash; the jobs so far stay known.
+        """
+        jobs = {run.hash: run.jobs for run in self.runs}
+        return replace(self, runs=[replace(run, jobs=list(jobs[run.hash])) for run in planned])
 
 
 def read(path: Path) -> Launch:

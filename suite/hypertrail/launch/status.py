@@ -1,7 +1,8 @@
 """How far runs are: one line each, from what lies in their folders, and from Slurm where it is at hand.
 
 waiting   in the queue of Slurm, or behind others of a local launch      running   somebody writes to its folder
-stopped   let go in good order, unfinished: launch it again              done
+stopped   let go in good order, unfinished: launch it again,             done
+          with more time where it says so
 failed    with its message: it could not go on                           lost      its process is gone, its job too
 (empty)   launched, but never started
 """
@@ -20,7 +21,7 @@ from hypertrail_data import DataError
 
 from .. import experiments, lock
 from ..errors import UsageError
-from ..runs import CONFIG, DONE, FAILED, LOCK, read_metrics, writer
+from ..runs import CONFIG, DONE, FAILED, LOCK, no_progress, read_metrics, writer
 from . import gathering, grid, launches, submitting
 from .gathering import Found
 from .launches import Launch
@@ -98,7 +99,7 @@ def state(folder: Path, jobs: Sequence[str], queue: dict[str, str] | None, launc
         return State("failed", (folder / FAILED).read_text(encoding="utf-8").strip())
     if (folder / CONFIG).is_file():
         gone = lock.read(folder / LOCK)
-        return State("stopped") if gone is None else State("lost", f"{gone} is gone")
+        return State("stopped", no_progress(folder)) if gone is None else State("lost", f"{gone} is gone")
     if launching or not jobs:
         return State("waiting" if launching else "")
     if queue is None:

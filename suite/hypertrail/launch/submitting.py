@@ -2,7 +2,8 @@
 
 What Slurm does to a job, and what becomes of the run in it (seen with Slurm 22.05):
 
-    time is up                            SIGUSR2 `notice` seconds before: the run stops in order, its job is requeued
+    time is up                            SIGUSR2 `notice` seconds before: the run stops in order, its job is requeued, unless the
+                                          run is where it was when the job began (exit code 76): more time is needed then
     preempted, with time of grace         SIGTERM: the same
     preempted without it, or requeued     SIGTERM and soon SIGKILL: the run stops in order or is cut off; Slurm requeues by itself
     cancelled (scancel)                   SIGTERM: the run stops in order and is not requeued
@@ -20,11 +21,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from . import gpus
 from .launches import PID
 
 STOPPED = (75, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)  # in order; before the run began
@@ -54,16 +56,20 @@ class Resources:
 class Job:
     """One run, as submitit calls it: `hypertrail run …` in the job's own process, which the signals reach.
 
-    requeues: how often Slurm may start the job again because it asked for it; 0: never.
+    requeues: how often Slurm may start the job again because it asked for it; 0: never. gpus: CUDA_VISIBLE_DEVICES of the run
+    (launch/gpus.py); None: as the job finds it.
     """
 
     words: tuple[str, ...]
     requeues: int = 0
+    gpus: str | None = None
 
     def __call__(self) -> None:
         """Ends the process with the exit code of the run; asks to be requeued first where the run was stopped."""
         from .. import cli
 
+        if self.gpus is not None:
+            os.environ[gpus.VARIABLE] = self.gpus
         code = cli.main(list(self.words))
         if code in STOPPED and self.requeues > int(os.environ.get("SLURM_RESTART_COUNT", 0)) and still_ours():
             # To submitit, which keeps `checkpoint()`, calls scontrol requeue and ends the process.
@@ -174,22 +180,20 @@ def to_processes(
     """Run them here, `at_once` at a time, and wait; the name of the signal that stopped them, or None.
 
     started: called with a job's place and its id. SIGINT, SIGTERM and SIGUSR2 stop the runs in order (a second one: at once)
-    and no more are started. A job that stopped is not started again here. GPUs: each of the jobs at work has its own.
+    and no more are started. A job that stopped is not started again here. GPUs: each of the jobs at work
+    has its own, of those that this process sees; UsageError, before anything is started, for more than there are.
     """
     submitit = imported()
     executor = submitit.LocalExecutor(folder)
-    slots: list[Any] = [None] * (resources.at_once or 1)
+    slots: list[Any] = [None] * min(resources.at_once or 1, len(jobs))
+    shares = gpus.shares(len(slots), resources.gpus)
     waiting = list(enumerate(jobs))
 
     def start(slot: int) -> None:
-        gpus = tuple(range(slot * resources.gpus, (slot + 1) * resources.gpus))
-        executor.update_parameters(
-            timeout_min=resources.minutes or FOREVER, signal_delay_s=resources.notice,
-            gpus_per_node=resources.gpus, visible_gpus=gpus,
-        )  # fmt: skip
+        executor.update_parameters(timeout_min=resources.minutes or FOREVER, signal_delay_s=resources.notice)
         place, one = waiting.pop(0)
         with deaf_to_sigint():
-            slots[slot] = executor.submit(one)
+            slots[slot] = executor.submit(replace(one, gpus=shares[slot]))  # submitit knows GPUs by their numbers only
         started(place, PID + slots[slot].job_id)
 
     def stop() -> None:
