@@ -21,6 +21,7 @@ from .page import GENERATOR, PLOTLY, Page, Picture
 from .view import View, views
 
 INDEX = "index.html"
+NOTHING_YET = "What the experiment shows of itself"
 WITHOUT = "plotly is not installed, so the figures of this page are still pictures; pip install 'hypertrail[report]'"
 
 
@@ -31,7 +32,7 @@ def write_report(folder: Path, state: str | None = None, own: Sequence[Section] 
     run's own last file is yet to come. own: what the experiment itself shows, where that was asked for already.
     """
     view = View(folder, said=state)
-    own = own_sections(folder) if own is None else own
+    own = sections_so_far(view) if own is None else own
     drawings = catalogue([view])
     files = draw(drawings, folder)
     pictures = by_heading(drawings, {name: [path] for name, path in files.items()}, live=False)
@@ -84,7 +85,7 @@ def sections_so_far(view: View) -> list[Section]:
         if view.state == "done":
             raise
         words = f"Nothing to show of a run that is {view.state.split(':')[0]} ({type(problem).__name__}: {problem})."
-        return [Section("What the experiment shows of itself", words)]
+        return [Section(NOTHING_YET, words)]
 
 
 def plotly_script() -> str | None:
