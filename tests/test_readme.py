@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import shutil
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from hypertrail import cli, rows
 
 RACE = "--engine cpu --repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --every 1 "
 SHORT = {
@@ -100,6 +103,20 @@ def test_a_study(tmp_path, name):
     hypertrail(f"run {name} {SHORT[name]} --run-dir run", tmp_path)
     assert (tmp_path / "run" / "DONE").is_file()
     hypertrail("report run", tmp_path)
+    is_collected(tmp_path / "run", name)
+
+
+def is_collected(run: Path, name: str) -> None:
+    """Its every number comes into the tables; it says some, and labels that no seed changes."""
+    said = rows.of_run(run)
+    assert said
+    assert all(values for _, values in said)
+    labels = [tuple(row.labels.items()) for row in said]
+    assert len(set(labels)) == len(labels)
+    assert cli.main(["collect", str(run), "--out", str(run.parent / "collected")]) == 0
+    with open(run.parent / "collected" / "cells.csv", newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == sum(len(values) for _, values in said)
+    assert list((run.parent / "collected").glob(f"{name}*.png"))
 
 
 def test_launch_status_and_collect(tmp_path):
@@ -123,6 +140,7 @@ def test_verify(tmp_path):
 def test_experiments_on_real_data(root, tmp_path, name):
     hypertrail(f"run {name} --data-dir {shlex.quote(str(datasets(root)))} {SHORT[name]} --run-dir run", tmp_path)
     assert (tmp_path / "run" / "DONE").is_file()
+    is_collected(tmp_path / "run", name)
 
 
 @pytest.mark.slow

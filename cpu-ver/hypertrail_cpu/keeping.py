@@ -117,9 +117,11 @@ class Starts:
         pass
 
 
-def keeper(keep: Keep, problem: Problem, state_bytes: int, begun: int = 0) -> Nothing | States | Starts:
+def keeper(
+    keep: Keep, problem: Problem, state_bytes: int, begun: int = 0, index: int | None = None
+) -> Nothing | States | Starts:
     """The keeper of one run. state_bytes: of the arrays that one stored state holds; begun: the steps whose states an earlier
-    start has left in the folder.
+    start has left in the folder; index: of the meta-iteration, which the folder remembers.
 
     'auto' takes memory if T states fit into half of what `available_memory` finds, else a new folder of HDF5 segments where
     temporary files go, removed when the trajectory is closed or let go of, and at the latest when Python ends.
@@ -128,7 +130,8 @@ def keeper(keep: Keep, problem: Problem, state_bytes: int, begun: int = 0) -> No
     velocity = problem.needs_velocity()
     if isinstance(keep, Path):
         store = hypertrail_data.StoredTrajectory
-        return States(store.open(keep, "a", begun) if begun else store.create(keep, meta=meta(problem)), velocity)
+        about = meta(problem) | ({} if index is None else {"meta_iteration": index})
+        return States(store.open(keep, "a", begun) if begun else store.create(keep, meta=about), velocity)
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(problem.steps))
     if isinstance(keep, Last):

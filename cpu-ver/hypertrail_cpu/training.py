@@ -177,7 +177,9 @@ def train(
         steps = forward_in_integers(problem, values, integers)
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
-    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun)
+    kept = keeper(
+        keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun, midway and midway.index
+    )
     try:
         for one in steps:
             losses[one.t] = one.loss

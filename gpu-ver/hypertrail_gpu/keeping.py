@@ -117,8 +117,9 @@ class Starts(Nothing):
         return self.kept
 
 
-def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
-    """The keeper of one run. begun: the steps whose states an earlier start has left in the folder."""
+def keeper(keep: Keep, programs: Compiled, begun: int = 0, index: int | None = None) -> Nothing:
+    """The keeper of one run. begun: the steps whose states an earlier start has left in the folder; index: of the
+    meta-iteration, which the folder remembers."""
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(programs.problem.steps))
     if isinstance(keep, Last):
@@ -132,7 +133,8 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0) -> Nothing:
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
         store = Temporary if keep == "auto" else StoredTrajectory
-        trajectory = store.open(place, "a", begun) if begun else store.create(place)
+        about = {} if index is None else {"meta_iteration": index}
+        trajectory = store.open(place, "a", begun) if begun else store.create(place, meta=about)
         return States(trajectory, on_host=True)
     return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 

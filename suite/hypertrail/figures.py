@@ -48,7 +48,7 @@ METADATA = {
     "svg": {"Creator": None, "Date": None},
 }
 
-_place: ContextVar[tuple[Path | None, tuple[str, ...]]] = ContextVar("place", default=(None, ("png",)))
+_place: ContextVar[tuple[Path | None, tuple[str, ...], list[Path]]] = ContextVar("place", default=(None, ("png",), []))
 
 
 @contextlib.contextmanager
@@ -61,11 +61,15 @@ def style() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def into(folder: Path, *formats: str) -> Iterator[None]:
-    """Every figure that is saved inside goes to `folder`, whichever run it is of, in these formats (png, pdf, svg)."""
-    before = _place.set((folder, formats))
+def into(folder: Path, *formats: str) -> Iterator[list[Path]]:
+    """Every figure that is saved inside goes to `folder`, whichever run it is of, in these formats (png, pdf, svg).
+
+    Gives the list of the files, which grows with each.
+    """
+    written: list[Path] = []
+    before = _place.set((folder, formats, written))
     try:
-        yield
+        yield written
     finally:
         _place.reset(before)
 
@@ -75,11 +79,13 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
 
     Inside `into` it is written elsewhere, in one or several formats; the file of the first format is returned.
     """
-    place, formats = _place.get()
-    place = place or folder / "figures"
+    place, formats, written = _place.get()
+    if place is None:
+        place, written = folder / "figures", []
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{name}.{one}" for one in formats]
     for file, one in zip(files, formats, strict=True):
         figure.savefig(file, dpi=DPI, facecolor="white", metadata=METADATA[one])
+        written.append(file)
         figure.set_layout_engine("none")  # it stays as it was laid out for the first format: half the time of the next
     return files[0]

@@ -151,10 +151,11 @@ def test_runs_without_steps_are_compared_as_far_as_they_go(run_folder, tmp_path,
     assert "the runs agree in all 4 meta-iterations" in said
 
 
-def with_trajectory(run_folder, folder, weights):
+def with_trajectory(run_folder, folder, weights, meta=None):
     """A copy of the run that has kept these weights (T, 3) of its last hypergradient's training."""
     shutil.copytree(run_folder, folder)
-    with hypertrail_data.StoredTrajectory.create(folder / "trajectory") as stored:
+    meta = {"meta_iteration": 2} if meta is None else meta
+    with hypertrail_data.StoredTrajectory.create(folder / "trajectory", meta=meta) as stored:
         stored.append(0, {"w/conv/W": weights, "v/conv/W": np.zeros_like(weights)})
     return folder
 
@@ -179,19 +180,15 @@ def test_weights_are_compared_where_both_kept_them(run_folder, tmp_path):
     [
         (
             lambda b: (b / "DONE").unlink(),
-            "B is unfinished, and which meta-iteration its trajectory is of is not certain",
+            "B is unfinished, and its trajectory may change at any time",
         ),
         (
             lambda b: shutil.rmtree(b / "trajectory"),
             "B kept no trajectory on the disk; run both with --trajectory disk",
         ),
         (lambda b: (b / "trajectory" / "manifest.jsonl").unlink(), "the trajectory of B cannot be read: "),
-        (
-            lambda b: ((b / "DONE").unlink(), (b / "FAILED").write_text("NaN")),
-            "of A is of meta-iteration 2, that of B of 4",
-        ),
     ],
-    ids=["unfinished", "none", "damaged", "another"],
+    ids=["unfinished", "none", "damaged"],
 )
 def test_why_weights_are_not_compared(run_folder, tmp_path, change, said):
     w = np.ones((6, 3))
@@ -199,6 +196,46 @@ def test_why_weights_are_not_compared(run_folder, tmp_path, change, said):
     change(b)
     assert said in compare.why_no_weights(a, b)
     assert compare.trajectories(a, b) == (None, [])
+
+
+def failed(folder):
+    (folder / "DONE").unlink()
+    (folder / "FAILED").write_text("NaN\n")
+    return folder
+
+
+def test_weights_of_failed_runs_are_those_that_the_trajectory_names(run_folder, tmp_path, capsys):
+    """Where the closing training failed the folder holds the trajectory of the meta-iteration before."""
+    w = np.linspace(1.0, 2.0, 18).reshape(6, 3)
+    a, b = (with_trajectory(run_folder, tmp_path / name, x) for name, x in (("a", w), ("b", 1.01 * w)))
+    for folder in map(failed, (a, b)):
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    found = compare.pairs(a, b)
+    assert [any(one.what == compare.WEIGHTS for one in pair.steps) for pair in found] == [False, False, True]
+    assert compare.main(a, b) == 0
+    assert "the runs part in meta-iteration 2, step 0: relative difference of weights" in capsys.readouterr().out
+
+
+def test_trajectories_of_other_meta_iterations_are_told_of(run_folder, tmp_path, capsys):
+    a, b, c = (
+        with_trajectory(run_folder, tmp_path / name, np.ones((6, 3)), {"meta_iteration": k})
+        for name, k in (("a", 2), ("b", 1), ("c", 2))
+    )
+    assert (
+        compare.why_no_weights(a, b) == "the trajectory of A is of meta-iteration 2, that of B of 1; run both as often"
+    )
+    lines = (c / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (failed(c) / "metrics.jsonl").write_text("".join(lines[:2]))
+    compare.main(a, c)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "weights: not compared, the trajectories are of meta-iteration 2, in which B failed" in said
+
+
+def test_trajectories_of_earlier_versions_say_nothing_of_themselves(run_folder, tmp_path):
+    a, b = (with_trajectory(run_folder, tmp_path / name, np.ones((6, 3)), {}) for name in "ab")
+    assert compare.common_weights(a, b) == (2, "")
+    assert "which meta-iteration the trajectory of B is of is not certain" in compare.why_no_weights(a, failed(b))
 
 
 def test_other_networks_have_no_weights_in_common(run_folder, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from hypertrail import arrays, cli, runs
+from hypertrail import arrays, cli, experiments, runs
 
 tensorboard = pytest.importorskip("tensorboard", reason="the track extra is not installed")
 
@@ -85,13 +85,45 @@ def test_into_the_run_itself_and_only_once(make_run, tmp_path, capsys):
     assert "holds event files already" in capsys.readouterr().err
 
 
+def study(folder, name, *lines):
+    config = experiments.load(name).Config()
+    with runs.Run(folder, runs.config_record(name, config)) as run:
+        run.describe(["run", name], {})
+        for line in lines:
+            run.append(line)
+        run.done({})
+    return folder
+
+
+def test_the_numbers_of_a_study(tmp_path, monkeypatch, capsys):
+    folder = study(
+        tmp_path / "a", "rosenbrock", *({"update": k, "start": 4.0, "end": 2.0 - k, "norm": 0.5} for k in (0, 1))
+    )
+    assert cli.main(["export-tensorboard", str(folder)]) == 0
+    found = read(folder / "tensorboard")
+    assert found["end/all"] == [(0, 2.0), (1, 1.0)]
+    assert set(found) == {"end/all", "start/all", "norm/all"}
+    part = {"from": 1.0, "to": 2.0, "values": 3, "overflowed": 0, "median_difference": 0.25, "largest_slope": 2.0}
+    parts = [{"part": name, "largest_hypergradient": None, **part} for name in ("smooth", "chaotic")]
+    folder = study(tmp_path / "b", "chaos", {"parts": parts})
+    assert cli.main(["export-tensorboard", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert read(tmp_path / "out" / "b")["median_difference/part=chaotic"] == [(0, 0.25)]
+    (folder / "DONE").unlink()
+    assert cli.main(["export-tensorboard", str(folder)]) == 2
+    assert "has nothing to export: the numbers of a study are there when it is done" in capsys.readouterr().err
+    (folder / "DONE").touch()
+    monkeypatch.delattr("hypertrail.experiments.chaos.numbers")
+    assert cli.main(["export-tensorboard", str(folder)]) == 2
+    assert "has nothing to export: its experiment says no numbers" in capsys.readouterr().err
+
+
 def test_what_is_refused(run_folder, tmp_path, digits_experiment, monkeypatch, capsys):
     with runs.Run(tmp_path / "empty", runs.config_record("drmad-digits", digits_experiment.Config())) as run:
         run.describe(["run", "drmad-digits"], {})
     assert (
         cli.main(["export-tensorboard", str(run_folder), str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 2
     )
-    assert "has no line of a meta loop yet" in capsys.readouterr().err
+    assert "has nothing to export: it has not written a line; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     for name in [name for name in sys.modules if name.startswith("tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

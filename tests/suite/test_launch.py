@@ -493,6 +493,41 @@ def test_the_table_of_a_runs_folder(make_run, tmp_path, capsys):
     assert cli.main(["status", str(tmp_path), "--watch", "0.01"]) == 0  # nothing is at work: shown once
 
 
+def test_a_damaged_run_is_a_row_among_the_others(make_run, tmp_path, capsys):
+    for seed, name in enumerate("abc"):
+        make_run(tmp_path / "drmad-digits" / name, seed=seed, **SMALL)
+    (tmp_path / "drmad-digits" / "b" / "config.json").write_text("")
+    assert cli.main(["status", str(tmp_path)]) == 0
+    *_, table = [[re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]]
+    rows = {row[0]: row[1:] for row in table[1:-1]}
+    assert rows["drmad-digits/a"][1] == rows["drmad-digits/c"][1] == "done"
+    assert rows["drmad-digits/b"][0].startswith("damaged: ")
+    assert "config.json is damaged" in rows["drmad-digits/b"][0]
+    assert table[-1] == ["3 runs: 2 done, 1 damaged"]
+    assert cli.main(["status", str(tmp_path / "drmad-digits" / "b")]) == 0
+    assert "1 runs: 1 damaged" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_damaged_launch_hides_nothing(here, capsys):
+    words = ["launch", "rosenbrock", "--cluster", "local", "--engine", "cpu", "--steps", "5", "--updates", "1"]
+    (here / "runs" / "launches" / "broken").mkdir(parents=True)
+    (here / "runs" / "launches" / "broken" / "launch.json").write_text('{"runs": [')
+    assert cli.main(words) == 0
+    assert "warning: a launch is left out: runs/launches/broken/launch.json is damaged" in capsys.readouterr().err
+    assert cli.main(["status"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"launches/broken +damaged: .*launch.json is damaged", said.out)
+    assert said.out.splitlines()[-1] == "2 runs: 1 damaged, 1 done"
+    assert said.err == ""
+    assert cli.main(["status", "runs/launches/broken"]) == 0
+    assert "1 runs: 1 damaged" in capsys.readouterr().out
+    assert cli.main(["collect"]) == 0
+    said = capsys.readouterr()
+    assert "warning: left out: runs/launches/broken, as " in said.err
+    assert "1 runs counted, 1 not" in said.out
+
+
 def test_on_a_terminal_it_is_a_table(make_run, tmp_path):
     import io
 

@@ -116,6 +116,7 @@ def test_a_training_goes_on_to_the_same_bits(problem, engine, tmp_path, stored):
             same(a.gradient, b.gradient)
         if stored:
             assert training.trajectory.stop == STEPS
+            assert training.trajectory.meta["meta_iteration"] == 3  # whose it is it says itself
             training.trajectory.close()
             shutil.rmtree(tmp_path / "run")
         middle.forget()

@@ -119,6 +119,39 @@ def test_an_earlier_report_is_replaced_and_nothing_else(run_folder, tmp_path, mo
         write_folder([run_folder], tmp_path / "mine.txt")
 
 
+def test_figures_of_an_earlier_report_go_and_what_is_not_ours_stays(run_folder, tmp_path, monkeypatch):
+    def some(*names):
+        from matplotlib.figure import Figure
+
+        return lambda shown: [writing.Drawing(name, name, "Curves", Figure) for name in names]
+
+    out = tmp_path / "report"
+
+    def files():
+        return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(writing, "of_one", lambda one: some("alone")(None))
+    monkeypatch.setattr(writing, "catalogue", some("metrics"))
+    write_folder([run_folder, run_folder], out)
+    assert {"figures/metrics.png", "figures/A/alone.png", "figures/A/alone.pdf", "figures/B/alone.pdf"} <= files()
+    mine = {"figures/A/mine.png", "figures/mine.pdf"}
+    for name in mine:
+        (out / name).write_text("do not touch")
+    listed = out / writing.FILES
+    outside = tmp_path / "outside.txt"
+    outside.write_text("do not touch")
+    listed.write_text(listed.read_text().replace("[", '["../outside.txt", ', 1))
+    monkeypatch.setattr(writing, "catalogue", some("cost"))
+    write_folder([run_folder], out)
+    assert files() - {"plotly.min.js"} == {"index.html", writing.FILES, "figures/cost.png", "figures/cost.pdf", *mine}
+    assert not (out / "figures" / "B").exists()
+    assert outside.exists()
+    listed.unlink()  # of an earlier version
+    monkeypatch.setattr(writing, "catalogue", some("norms"))
+    write_folder([run_folder], out)
+    assert "figures/cost.png" in files()
+
+
 def test_without_plotly_the_figures_are_pictures(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from hypertrail import UsageError, cli, figures, runs
-from hypertrail.report import plot
+from hypertrail import UsageError, cli, experiments, figures, runs
+from hypertrail.report import plot, writing
 from hypertrail.sections import Section
 
 
@@ -45,7 +45,7 @@ def test_what_an_experiment_draws_itself_is_there_too(run_folder, tmp_path, monk
             path = figures.save(folder, "squares", figure)
         return [Section("Squares", pictures={"They grow": path})]
 
-    monkeypatch.setattr(plot, "own_sections", own)
+    monkeypatch.setattr(writing, "own_sections", own)
     assert cli.main(["plot", str(run_folder)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "squares           They grow"
     assert cli.main(["plot", str(run_folder), "squares", f"--out={tmp_path / 'own.pdf'}"]) == 0
@@ -68,3 +68,44 @@ def test_what_is_refused(run_folder, tmp_path, digits_experiment, capsys):
     assert "has no figures yet" in capsys.readouterr().out
     with pytest.raises(UsageError, match="expected one of: none yet"):
         plot.main(tmp_path / "empty", "metrics", None)
+
+
+def begun(folder, name, line):
+    """A run that has written one line and is still at work."""
+    with runs.Run(folder, runs.config_record(name, experiments.load(name).Config())) as run:
+        run.describe(["run", name], {})
+        run.append(line)
+    return folder
+
+
+def test_what_an_experiment_cannot_draw_yet_is_said(tmp_path, capsys):
+    """Its table needs lines that are still to come."""
+    line = {"engine": "cpu", "steps": 20, "way": "plain", "training": 0.5}
+    folder = begun(tmp_path / "run", "drmad-vs-exact", line)
+    assert cli.main(["plot", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "has no figures yet. Nothing to show of a run that is unfinished (" in said
+    assert "has not written a line" not in said
+    assert cli.main(["plot", str(folder), "ways"]) == 2
+    assert "expected one of: none yet. Nothing to show of a run that is unfinished (" in capsys.readouterr().err
+
+
+def test_a_line_without_a_picture_is_no_missing_line(tmp_path, capsys):
+    line = {"steps": 200, "update": 0, "method": "exact", "hyper_loss": 1.0, "test_error": 0.5, "N": 200}
+    folder = begun(tmp_path / "run", "completions-mnist", line | {"seconds": 0.5, "bytes": 800})
+    assert cli.main(["plot", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder} has no figures yet\n"
+
+
+def test_a_failed_study_has_a_report(tmp_path):
+    """However little its own part can be made of."""
+    line = {"engine": "cpu", "steps": 20, "way": "plain", "training": 0.5}
+    record = runs.config_record("drmad-vs-exact", experiments.load("drmad-vs-exact").Config())
+    with runs.Run(tmp_path / "run", record) as run:
+        run.describe(["run", "drmad-vs-exact"], {})
+        run.append(line)
+        with pytest.raises(ArithmeticError), cli.recorded(run):
+            raise ArithmeticError("no more")
+    said = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "failed: ArithmeticError: no more" in said
+    assert "Nothing to show of a run that is failed" in said

@@ -20,6 +20,8 @@ A study (Config extends _common.Study), which drives itself:
     problem(config) -> Problem        for `hypertrail verify` (optional); it is also built once before the run has a folder, so
                                       that missing data are missed at once
     ready(config)                     instead, for that alone: raises what is missing (optional)
+    numbers(folder) -> [rows.Row]     what `hypertrail collect` holds beside the same rows of other seeds (optional; without it
+                                      its runs are left out there. A meta loop has a row for each meta-iteration by itself)
 
 A study that was stopped is called again from its beginning, with metrics.jsonl empty: whatever takes long goes through
 `run.part(name, compute)`, which computes once and reads from then on.

@@ -29,6 +29,7 @@ from ..checks import at_least
 from ..problem import Dynamics, Problem
 from ..race import report
 from ..race.arms import Arm
+from ..rows import Row
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
@@ -137,3 +138,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 def show(folder: Path) -> list[Section]:
     return report.show(folder)
+
+
+def numbers(folder: Path) -> list[Row]:
+    return report.numbers(folder)

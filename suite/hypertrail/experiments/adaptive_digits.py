@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING
 
 from ..problem import Dynamics, Problem
 from ..race import report
+from ..rows import Row
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
@@ -93,3 +94,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 def show(folder: Path) -> list[Section]:
     return report.show(folder)
+
+
+def numbers(folder: Path) -> list[Row]:
+    return report.numbers(folder)

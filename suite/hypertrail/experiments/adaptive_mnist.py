@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 
 from ..problem import Dynamics, Problem
 from ..race import report
+from ..rows import Row
 from ..runs import Run
 from ..sections import Section
 from . import _adaptive
@@ -87,3 +88,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
 def show(folder: Path) -> list[Section]:
     return report.show(folder)
+
+
+def numbers(folder: Path) -> list[Row]:
+    return report.numbers(folder)

@@ -45,6 +45,7 @@ from ..errors import NumericalFailure
 from ..hyperparameters import LearningRate
 from ..online import OSGM, Almeida, HypergradientDescent, Online, Plain
 from ..problem import Dynamics, Problem
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Precision, Study, built
@@ -315,3 +316,22 @@ def draw_curves(found: list[dict[str, Any]], index: int, labels: list[str]) -> F
         axes.set_ylabel("f / f(w₀)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each problem and rule, medians over the draws: the least regret over the starts, at which start it is, the share
+    of the starts from which f becomes small, from which it diverges, and regret and steps from each of them.
+    """
+    line = read_metrics(folder)[-1]
+    found, rates = line["runs"], line["rates"]
+    rows = []
+    for name in dict.fromkeys(one["problem"] for one in found):
+        for label in dict.fromkeys(one["arm"] for one in found):
+            regrets = middle(found, name, label, regret)
+            steps = middle(found, name, label, lambda one: arrival(one, line["tolerance"]))
+            values = {"least_regret": regrets.min(), "arrived": np.isfinite(steps).mean(),
+                      "diverged": 1 - np.isfinite(regrets).mean(), "best_rate": rates[int(regrets.argmin())]}  # fmt: skip
+            for rate, one, n in zip(rates, regrets, steps, strict=True):
+                values |= {f"regret_from_{rate:g}": one, f"steps_from_{rate:g}": n}
+            rows.append(Row({"problem": name, "rule": label}, values))
+    return rows

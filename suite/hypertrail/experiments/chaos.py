@@ -34,6 +34,7 @@ from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import LearningRate
 from ..methods import Exact
 from ..problem import Dynamics, Problem
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built, listed, numbered
@@ -253,3 +254,13 @@ def draw(curve: dict[str, np.ndarray], cut: float | None) -> Figure:
                       textcoords="offset points", va="top", fontsize=8, color="#555555")  # fmt: skip
     loss.margins(x=0.01)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for the smooth part and one for the chaotic, which begins at its `from`."""
+    about = ("part", "values")
+    return [
+        Row({"part": one["part"]}, {"median_difference": one["median_difference"], "from": one["from"], "to": one["to"]}
+            | {key: value for key, value in one.items() if key not in about} | {"values": one["values"]})
+        for one in read_metrics(folder)[-1]["parts"]
+    ]  # fmt: skip

@@ -41,6 +41,7 @@ from ..methods import DrMAD, Exact, Method, parse_method
 from ..problem import Problem
 from ..records import Hypergradient, Training
 from ..refusals import refuse_plan
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
@@ -328,3 +329,20 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
         axes.set_ylabel("cosine with the exact one")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, max(1, len(names))))
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each length, method and meta-iteration: agreement with the exact hypergradient, seconds, bytes; then the exact
+    one's own, with hyper loss and test error."""
+    asked = sorted(
+        (line for line in read_metrics(folder) if "method" in line), key=lambda line: line["method"] == "exact"
+    )
+    rows = []
+    for line in asked:
+        labels = {"steps": line["steps"], "method": line["method"], "update": line["update"]}
+        agreement = {f"{kind}_{what}": one[what] for what in ("cosine", "signs", "norm_ratio")
+                     for kind, one in line.get("agreement", {}).items()}  # fmt: skip
+        names = ("hyper_loss", "test_error", "seconds", "training_seconds", "bytes", "N")
+        failed = {} if line["method"] == "exact" else {"failed": "failed" in line}
+        rows.append(Row(labels, agreement | {name: line[name] for name in names if name in line} | failed))
+    return rows

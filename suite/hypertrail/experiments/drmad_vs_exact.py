@@ -41,6 +41,7 @@ from ..hyperparameters import Hyper
 from ..keeping import Checkpoints, Keep, Reversible
 from ..methods import Exact, Method, parse_method
 from ..problem import Problem
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_mnist
@@ -238,3 +239,12 @@ def draw(lines: list[dict[str, Any]]) -> Figure:
     time.invert_yaxis()
     figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each engine and way: seconds of training and reverse pass together and apart, bytes of states, cosine."""
+    return [
+        Row({"engine": line["engine"], "way": line["way"]}, {"seconds": whole(line)}
+            | {name: line[name] for name in ("bytes", "cosine", "training", "reverse", "N") if "reverse" in line})
+        for line in read_metrics(folder)
+    ]  # fmt: skip

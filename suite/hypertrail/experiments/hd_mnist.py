@@ -46,6 +46,7 @@ from ..online import HypergradientDescent, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
 from ..race.arms import Arm
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built
@@ -275,3 +276,19 @@ def draw(found: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("epoch")
     figure.legend(*rate.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each network, rule and measurement; of a training that diverged one at its end that says so."""
+    rows = []
+    for one in read_metrics(folder)[-1]["arms"]:
+        words, per = {"network": one["model"], "rule": label(one)}, one["blocks_per_epoch"]
+        rates = [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]][1:]
+        for point, rate in zip(one["points"], rates, strict=True):
+            test, train = (point["metrics"][split] for split in ("test", "train"))
+            values = {"test_error": test["error"], "test_loss": test["loss"], "diverged": False,
+                      "train_loss": train["loss"], "train_error": train["error"], "learning_rate": rate}  # fmt: skip
+            rows.append(Row(words | {"epoch": (point["block"] + 1) / per}, values))
+        if one["failed"]:
+            rows.append(Row(words | {"epoch": one["budget"] / (per * one["method"]["block"])}, {"diverged": True}))
+    return rows

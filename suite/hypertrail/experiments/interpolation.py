@@ -35,6 +35,7 @@ from ..checks import at_least
 from ..hyperparameters import L2
 from ..problem import Dynamics, Problem
 from ..records import Training
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from . import drmad_digits, drmad_mnist
@@ -202,3 +203,12 @@ def draw(curves: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.set_visible(False)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each network and split."""
+    names = ("barrier", "max_rise", "falls", "start", "end", "lowest_at")
+    return [
+        Row({"network": line["network"], "split": line["split"]}, {name: line[name] for name in names})
+        for line in read_metrics(folder)
+    ]

@@ -29,6 +29,7 @@ import numpy as np
 
 from .. import arrays, figures, outer
 from ..errors import NumericalFailure, UsageError
+from ..rows import Row
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Precision, Study
@@ -238,3 +239,11 @@ def schedules(trainings: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("elementary step")
     figure.legend(loc="outside lower center", ncols=6)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each training, by the updates before it."""
+    return [
+        Row({"update": line["update"]}, {name: line[name] for name in ("end", "start", "norm")})
+        for line in read_metrics(folder)
+    ]

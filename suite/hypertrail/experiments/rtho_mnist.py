@@ -54,6 +54,7 @@ from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
 from ..race.arms import Arm
+from ..rows import Row, of_metrics
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built
@@ -347,3 +348,36 @@ def draw_spent(found: list[dict[str, Any]]) -> Figure:
         axes.set_ylabel("test error, %" if s == 0 else "")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each start, rule and measurement, the best of the grid beside each start, and RTHO's derivatives over the
+    exact ones."""
+    line = read_metrics(folder)[-1]
+    found = line["arms"]
+    rows = []
+    for s, name in enumerate(STARTS):
+        rows += at_points({"start": name, "rule": "grid, best on select"}, best_of(found))
+        for one in of_start(found, s):
+            rows += at_points({"start": name, "rule": one["label"]}, one)
+    T = max(row.labels["step"] for row in rows)
+    rows += [
+        Row({"start": name, "rule": one["label"], "step": T}, {"diverged": True})
+        for s, name in enumerate(STARTS) for one in of_start(found, s) if one["failed"]
+    ]  # fmt: skip
+    for one in line["checks"]:
+        words = {"start": "slow", "rule": f"RTHO over exact, hyperparameters {'moved' if one['moved'] else 'kept'}"}
+        for at in one["at"]:
+            over = {f"{kind}_ratio": at["rtho"][kind] / at["exact"][kind] for kind in KINDS if at["exact"][kind]}
+            rows.append(Row(words | {"step": at["step"]}, over))
+    return rows
+
+
+def at_points(words: dict[str, str], one: dict[str, Any]) -> list[Row]:
+    """A row for each measurement of a run."""
+    rows = []
+    for point, values in zip(one["points"], path(one)[1:], strict=True):
+        metrics = of_metrics(point["metrics"])
+        first = {"test_error": metrics["test_error"], "test_loss": metrics["test_loss"], "diverged": False}
+        rows.append(Row(words | {"step": point["step"]}, first | metrics | dict(zip(KINDS, values, strict=True))))
+    return rows

@@ -40,6 +40,7 @@ from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
 from ..race.arms import Arm
+from ..rows import Row, of_metrics
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built
@@ -252,3 +253,24 @@ def surface(figure: Figure, axes: Axes, grid: list[dict[str, Any]], split: str) 
     figure.colorbar(filled, ax=axes, format="%.1f")
     axes.plot(*(x.ravel() for x in np.meshgrid(σs, λs)), linestyle="none", marker=".", color="#FFFFFF", markersize=3)
     axes.grid(False)
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for the best of the grid and one for each way: the mean over its starts, which each seed draws anew, and the worst
+    of them. diverged: the share of the starts."""
+    line = read_metrics(folder)[-1]
+    best = line["best"]
+    rows = [Row({"way": "grid, best on select"}, end_values([best]) | {kind: best[kind] for kind in KINDS})]
+    for way, words in WAYS.items():
+        rows.append(Row({"way": words}, end_values([one[way] for one in line["runs"]])))
+    return rows
+
+
+def end_values(found: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [of_metrics(one["metrics"]) for one in found if one["metrics"]]
+    out: dict[str, Any] = {"diverged": 1 - len(good) / len(found)}
+    if good:
+        out = {"test_error": np.mean([one["test_error"] for one in good])} | out
+        out |= {"worst_test_error": max(one["test_error"] for one in good)}
+        out |= {name: np.mean([one[name] for one in good]) for name in good[0] if name not in out}
+    return out

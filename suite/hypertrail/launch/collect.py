@@ -3,17 +3,17 @@
     runs.csv      one row per run: experiment, seed, settings that differ, state, folder, numbers of its last line
     lines.csv     one row per line of metrics of every finished run
     cells.csv     one row per cell, line and number: n, mean, standard deviation, 95 % interval (Student's t) over the seeds
-    <experiment>.png    curves and ends, by cell
+    <experiment>.png    curves and ends, by cell; where they are many <experiment>-<label>-<value>.png
 
-A cell is what runs of one experiment have in common when seeds are left aside. Only finished runs count. Of a line of a study,
-words and whole numbers say what it is about, the other numbers are what was found.
+A cell is what runs of one experiment have in common when seeds are left aside. Only finished runs count. What a line is about and
+what was measured the experiment says itself (rows.py). The end of a number is the last line that has it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .. import figures, runs
+from hypertrail_data import DataError
+
+from .. import figures, rows, runs
 from ..arrays import write_atomic
-from ..engines import SPLITS
 from ..errors import UsageError
 from ..interval import Estimate, estimate
+from ..rows import Row
 from . import gathering, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cell = tuple[tuple[str, Any], ...]  # (setting, value) …
-Line = tuple[dict[str, Any], dict[str, float]]  # what it is about, what was found
+MANY = 12  # curves in one figure; where there are more, each value of a label gets a figure of its own
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,32 @@ class Options:
 
 @dataclass(frozen=True)
 class Collected:
-    """One run. lines: empty where it is not finished, or where a run of the same configuration counts already."""
+    """One run. lines: empty where it is not finished, where a run of the same configuration counts already, or where it cannot
+    be read; why: in words, of the last alone.
+    """
 
     folder: Path
     experiment: str
-    seed: int
+    seed: int | None
     state: str
     cell: Cell
-    lines: list[Line]
+    lines: list[Row]
+    why: str = ""
 
 
 def main(options: Options) -> int:
-    """`hypertrail collect`: writes the tables and figures, shows the ends. UsageError where no run is finished."""
+    """`hypertrail collect`: writes the tables and figures, shows the ends. UsageError where no run is finished.
+
+    A run that is damaged is left out; which, and why, is said on stderr.
+    """
+    from ..cli import complain
+
     found = collect(options.folders)
+    for reason in dict.fromkeys(one.why for one in found if one.why):
+        complain(f"warning: left out: {reason}")
     if not any(one.lines for one in found):
         raise UsageError(
-            f"none of the {len(found)} runs is finished with a line of metrics; hypertrail status shows how far they are"
+            f"none of the {len(found)} runs is finished with numbers to collect; hypertrail status shows how far they are"
         )
     out = options.out or options.folders[0] / "collected"
     out.mkdir(parents=True, exist_ok=True)
@@ -74,15 +86,17 @@ def main(options: Options) -> int:
 
     screen = console()
     for name in dict.fromkeys(one.experiment for one in grouped):
-        mine = [one for one in grouped if one.experiment == name]
-        with figures.style():
-            image = io.BytesIO()
-            figure(name, mine).savefig(image, dpi=figures.DPI, facecolor="white", metadata={"Software": None})
-        write_atomic(out / f"{name}.png", image.getvalue())
-        screen.print(table(f"{name}: at the end, mean ± 95 % interval over seeds (Student's t)", *ends(mine)))
-        print(f"figure: {out / f'{name}.png'}")
+        for title, mine in pages(name, [one for one in grouped if one.experiment == name]):
+            file = out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', title).strip('-')}.png"
+            with figures.style():
+                image = io.BytesIO()
+                figure(title, mine).savefig(image, dpi=figures.DPI, facecolor="white", metadata={"Software": None})
+            write_atomic(file, image.getvalue())
+            screen.print(table(f"{title}: at the end, mean ± 95 % interval over seeds (Student's t)", *ends(mine)))
+            print(f"figure: {file}")
     left = sum(not one.lines for one in found)
-    print(f"{len(found) - left} runs counted" + (f", {left} not (unfinished, or the same as another)" if left else ""))
+    reasons = "unfinished, or the same as another" + (", or left out" if any(one.why for one in found) else "")
+    print(f"{len(found) - left} runs counted" + (f", {left} not ({reasons})" if left else ""))
     print(f"tables: {out / 'runs.csv'}, {out / 'lines.csv'}, {out / 'cells.csv'}")
     return 0
 
@@ -92,38 +106,52 @@ def main(options: Options) -> int:
 
 def collect(folders: Sequence[Path]) -> list[Collected]:
     """Every run that was begun, with its lines where it counts: finished, and the newest of its configuration."""
-    begun = [one for one in gathering.gather(folders) if one.record is not None]
+    there = gathering.gather(folders)
+    begun = [one for one in there if one.record is not None]
     fields = gathering.varying(begun)
-    counted: dict[str, Path] = {}
-    for one in begun:
-        if (one.folder / runs.DONE).is_file():
-            rival = counted.get(one.record["hash"])
-            if rival is None or (rival / runs.DONE).stat().st_mtime < (one.folder / runs.DONE).stat().st_mtime:
-                counted[one.record["hash"]] = one.folder
-    out = []
+    out = [
+        Collected(one.folder, one.experiment, None, "damaged", (), [], f"{one.folder}, as {one.damage}")
+        for one in there
+        if one.damage
+    ]
+    lines = lines_of(begun)
     for one in begun:
         config = one.record["config"]
         cell = tuple((key, plain(config.get(key))) for key in fields[one.experiment])
-        counts = counted.get(one.record["hash"]) == one.folder
-        lines = [line_of(line) for line in runs.read_metrics(one.folder)] if counts else []
-        out.append(Collected(one.folder, one.experiment, one.seed, runs.status(one.folder), cell, lines))
+        mine, why = lines.get(one.folder, ([], ""))
+        out.append(Collected(one.folder, one.experiment, one.seed, runs.status(one.folder), cell, mine, why))
     return out
+
+
+def lines_of(begun: Sequence[gathering.Found]) -> dict[Path, tuple[list[Row], str]]:
+    """Folder → (rows, why there are none): of every configuration the newest finished run, and one that is older where that
+    cannot be read."""
+    finished = [one for one in begun if (one.folder / runs.DONE).is_file()]
+    counted, out = set(), {}
+    for one in sorted(finished, key=lambda one: (one.folder / runs.DONE).stat().st_mtime, reverse=True):
+        if one.record["hash"] not in counted:
+            out[one.folder] = read(one)
+            if out[one.folder][0]:
+                counted.add(one.record["hash"])
+    return out
+
+
+def read(one: gathering.Found) -> tuple[list[Row], str]:
+    """The rows of a finished run; where it has none, why."""
+    try:
+        found = rows.of_run(one.folder)
+    except (DataError, OSError) as damage:
+        return [], f"{one.folder}, as {damage}"
+    except Exception as problem:  # a file that is whole and not as this version writes it, or not there any more
+        return [], f"{one.folder}, as its numbers cannot be read ({type(problem).__name__}: {problem})"
+    if found is None:
+        return [], f"the runs of {one.experiment}, as it does not say its numbers (`numbers` in its module)"
+    return found, ""
 
 
 def plain(value: Any) -> Any:
     """A setting in one word."""
     return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def line_of(line: dict[str, Any]) -> Line:
-    """A line of metrics.jsonl → what it is about (words, whole numbers), what was found (other numbers)."""
-    if "meta_iteration" in line:
-        found = {"hyper_loss": line["hyper_loss"]}
-        for split in (one for one in SPLITS if one in line["metrics"]):
-            found |= {f"{split}_{what}": line["metrics"][split][what] for what in ("loss", "error")}
-        return {"meta_iteration": line["meta_iteration"]}, found
-    about = {key: value for key, value in line.items() if isinstance(value, (str, int))}
-    return about, {key: value for key, value in line.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 # -- over the seeds -----------------------------------------------------------------------------------------------------
@@ -139,9 +167,8 @@ class Group:
     numbers: dict[str, list[float]]
 
     @property
-    def series(self) -> str:
-        """The cell, and the words of its lines: what a curve is called."""
-        return grid.words_of(dict(self.cell) | {k: v for k, v in self.about if isinstance(v, str)})
+    def labels(self) -> dict[str, Any]:
+        return dict(self.cell) | dict(self.about)
 
     def estimates(self) -> dict[str, Estimate]:
         return {name: estimate(values) for name, values in self.numbers.items()}
@@ -163,11 +190,35 @@ def groups(found: Sequence[Collected]) -> list[Group]:
 
 
 def curves(found: Sequence[Group]) -> dict[str, list[Group]]:
-    """Series → its groups, from the first line to the last."""
+    """Series (cell and labels without the axis, in words) → its groups, along the axis."""
+    axis, cells = axis_of(found), rows.moving_keys([dict(one.cell) for one in found])
+    about = [dict(one.about) for one in found]
     out: dict[str, list[Group]] = {}
-    for one in found:
-        out.setdefault(one.series, []).append(one)
-    return out
+    for one, labels in zip(found, about, strict=True):
+        cell = {key: value for key, value in one.cell if key in cells}
+        out.setdefault(grid.words_of(cell | rows.series(labels, about)), []).append(one)
+    return {name: sorted(line, key=lambda one: along(one, axis)) for name, line in out.items()}
+
+
+def axis_of(found: Sequence[Group]) -> str | None:
+    return rows.axis([dict(one.about) for one in found])
+
+
+def along(one: Group, axis: str | None) -> float:
+    """Where a group lies on the axis; at the end where it is about no such number."""
+    return dict(one.about).get(axis, float("inf")) if axis else 0.0
+
+
+def pages(title: str, found: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """[(title, groups)]: all at once, or where that is too many curves, by the first label that keeps some of them apart."""
+    axis, moving = axis_of(found), rows.moving_keys([one.labels for one in found])
+    apart = next((key for key in moving if key != axis and all(key in one.labels for one in found)), None)
+    if len(curves(found)) <= MANY or apart is None:
+        return [(title, list(found))]
+    out = []
+    for value in dict.fromkeys(one.labels[apart] for one in found):
+        out += pages(f"{title}, {apart} {value}", [one for one in found if one.labels[apart] == value])
+    return out if len(out) < len(curves(found)) else [(title, list(found))]
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
@@ -218,16 +269,24 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def ends(found: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """The last line of every series: columns and rows of words."""
-    last = {name: one[-1].estimates() for name, one in curves(found).items()}
+    """Of every series the last line that has the number."""
+    names, table = shown(found), []
+    for series, line in drawn(found).items():
+        last = {name: estimate(one.numbers[name]) for name in names if (one := end(line, name)) is not None}
+        n = max(e.n for e in last.values())
+        table.append([series or "all", str(n), *(words(name, last.get(name)) for name in names)])
+    return ["settings", "n", *names], table
+
+
+def end(line: Sequence[Group], name: str) -> Group | None:
+    """The last of the groups that has the number."""
+    return next((one for one in reversed(line) if name in one.numbers), None)
+
+
+def drawn(found: Sequence[Group]) -> dict[str, list[Group]]:
+    """The curves that have one of the numbers for the eye."""
     names = shown(found)
-    columns = ["settings", "n", *names]
-    rows = [
-        [name or "all", str(max(e.n for e in found.values())), *(words(one, found.get(one)) for one in names)]
-        for name, found in last.items()
-        if found
-    ]
-    return columns, rows
+    return {key: line for key, line in curves(found).items() if any(end(line, name) for name in names)}
 
 
 def words(name: str, e: Estimate | None) -> str:
@@ -240,16 +299,19 @@ def words(name: str, e: Estimate | None) -> str:
 
 
 def shown(found: Sequence[Group]) -> list[str]:
-    """The numbers for the eye: of a meta loop hyper loss and the error that was not optimised, of a study its first three."""
+    """The numbers for the eye: of a meta loop hyper loss, the error that was not optimised and the cosine with the exact
+    hypergradient, of a study its first three that move."""
     names = list(dict.fromkeys(name for group in found for name in group.numbers))
-    if "hyper_loss" not in names:
+    if not all("meta_iteration" in dict(group.about) for group in found):
         moving = [one for one in names if len({value for group in found for value in group.numbers.get(one, ())}) > 1]
         return (moving or names)[:3]
-    return ["hyper_loss", *[one for one in ("test_error", "select_error", "valid_error") if one in names][:1]]
+    error = [one for one in ("test_error", "select_error", "valid_error") if one in names][:1]
+    return ["hyper_loss", *error, *[one for one in names if one.endswith("_cosine")][:1]]
 
 
 # -- figure -------------------------------------------------------------------------------------------------------------
 
+WIDE = 50.0  # numbers over so wide a range that are not whole lie on a logarithmic axis
 SHADES = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.BLACK, figures.GREY)
 
 
@@ -259,31 +321,37 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    series, names = curves(found), shown(found)
-    along = max(len(one) for one in series.values()) > 1
+    series, names = drawn(found), shown(found)
+    axis = axis_of(found)
+    lines = axis is not None
     map_ = matplotlib.colormaps["viridis"]
     shades = SHADES if len(series) <= len(SHADES) else [map_(i / (len(series) - 1)) for i in range(len(series))]
-    columns = 2 if along else 1
+    columns = 2 if lines else 1
     height = max(2.6, 0.9 + 0.26 * len(series))
-    size = (9.5 if along else 6.5, height * len(names) + 0.25 * len(series) + 0.5)
+    size = (9.5 if lines else 6.5, height * len(names) + 0.25 * len(series) + 0.5)
     out = Figure(figsize=size, layout="constrained")
-    grid_of = out.subplots(len(names), columns, squeeze=False, width_ratios=[3, 2] if along else [1])
-    axis = x_of(found)
+    grid_of = out.subplots(len(names), columns, squeeze=False, width_ratios=[3, 2] if lines else [1])
+    for panels in grid_of[1:] if lines else ():
+        panels[0].sharex(grid_of[0][0])
     for name, panels in zip(names, grid_of, strict=True):
         factor, label = (
             (100, f"{name.replace('_', ' ')} (%)") if name.endswith("_error") else (1, name.replace("_", " "))
         )
         for i, ((which, line), shade) in enumerate(zip(series.items(), shades, strict=False)):
-            if along:
-                draw_along(panels[0], name, factor, axis, line, shade, which)
-            draw_end(panels[-1], name, factor, i, line[-1], shade, which)
-        if along:
-            panels[0].set(xlabel=(axis or "line of metrics").replace("_", "-"), ylabel=label)
-            panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+            if lines:
+                draw_along(panels[0], name, factor, str(axis), line, shade, which)
+            draw_end(panels[-1], name, factor, i, end(line, name), shade)
+        if lines:
+            at = [float(x) for one in found if (x := dict(one.about).get(axis)) is not None]
+            panels[0].set(xlabel=str(axis).replace("_", "-"), ylabel=label)
+            if min(at) > 0 and max(at) / min(at) > WIDE and any(x % 1 for x in at):
+                panels[0].set_xscale("log")
+            else:
+                panels[0].xaxis.set_major_locator(MaxNLocator(integer=all(x % 1 == 0 for x in at)))
         panels[-1].set(xlabel=label, yticks=range(len(series)), ylim=(len(series) - 0.4, -0.6))
-        panels[-1].set_yticklabels([] if along else [one or "all" for one in series])
-    grid_of[0][-1].set_title("at the end: each seed, mean, 95 % interval")
-    if along:
+        panels[-1].set_yticklabels([] if lines else [one or "all" for one in series])
+    grid_of[0][-1].set_title("at the end: each seed, mean, interval")
+    if lines:
         grid_of[0][0].set_title("mean and 95 % interval over seeds (Student's t)")
         out.legend(
             *grid_of[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=1 if len(series) > 3 else 2
@@ -292,21 +360,12 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     return out
 
 
-def x_of(found: Sequence[Group]) -> str | None:
-    """The whole number of a line that counts: the last one that takes more than one value."""
-    keys = dict.fromkeys(key for group in found for key, value in group.about if type(value) is int)
-    moving = [key for key in keys if len({dict(group.about).get(key) for group in found}) > 1]
-    return moving[-1] if moving else None
-
-
-def draw_along(
-    axes: Any, name: str, factor: float, axis: str | None, line: list[Group], shade: Any, which: str
-) -> None:
-    there = [(i, one) for i, one in enumerate(line) if name in one.numbers]
+def draw_along(axes: Any, name: str, factor: float, axis: str, line: list[Group], shade: Any, which: str) -> None:
+    there = [one for one in line if name in one.numbers and axis in dict(one.about)]
     if not there:
         return
-    x = [i if axis is None else dict(one.about)[axis] for i, one in there]
-    e = [estimate(one.numbers[name]) for _, one in there]
+    x = [dict(one.about)[axis] for one in there]
+    e = [estimate(one.numbers[name]) for one in there]
     n = sorted({one.n for one in e})
     label = f"{which or 'all'}  (n = {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'})"
     mean = [factor * one.mean for one in e]
@@ -318,8 +377,8 @@ def draw_along(
     )  # fmt: skip
 
 
-def draw_end(axes: Any, name: str, factor: float, i: int, one: Group, shade: Any, which: str) -> None:
-    if name not in one.numbers:
+def draw_end(axes: Any, name: str, factor: float, i: int, one: Group | None, shade: Any) -> None:
+    if one is None:
         return
     e = estimate(one.numbers[name])
     values = [factor * value for value in one.numbers[name]]

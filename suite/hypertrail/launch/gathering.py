@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypertrail_data import DataError
+
 from ..errors import UsageError
 from ..runs import CONFIG, WHERE, read_config
 from . import launches
@@ -15,15 +17,19 @@ from .launches import Launch, Planned
 
 @dataclass(frozen=True)
 class Found:
-    """A run that was begun (record: its config.json) or only launched (record: None). jobs: of every launch that asked for it."""
+    """A run that was begun (record: its config.json) or only launched (record: None). jobs: of every launch that asked for it.
+
+    damage: why its config.json cannot be read, or the record of the launch that `folder` is (seed and record: None).
+    """
 
     folder: Path
     experiment: str
-    seed: int
+    seed: int | None
     record: dict[str, Any] | None
     launch: Launch | None = None
     planned: Planned | None = None
     jobs: Sequence[str] = ()
+    damage: str = ""
 
 
 def gather(folders: Iterable[Path]) -> list[Found]:
@@ -40,32 +46,48 @@ def gather(folders: Iterable[Path]) -> list[Found]:
 
 def runs_of(folder: Path) -> list[Found]:
     if (folder / launches.LAUNCH).is_file():
-        return of_launch(launches.read(folder), launches.jobs(folder.parent.parent))
+        try:
+            launch = launches.read(folder)
+        except DataError as damage:
+            return [damaged(folder, damage)]
+        return of_launch(launch, launches.jobs(folder.parent.parent))
     if (folder / CONFIG).is_file():
         return [begun(folder)]
     out: dict[Path, Found] = {}
-    jobs = launches.jobs(folder)
-    for launch in launches.all_in(folder):
+    broken: dict[Path, DataError] = {}
+    jobs = launches.jobs(folder, broken.__setitem__)
+    for launch in launches.all_in(folder, broken.__setitem__):
         for one in of_launch(launch, jobs):
             out.setdefault(one.folder.resolve(), one)
     for file in sorted((*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}"))):
         if file.parent.resolve() not in out:
             out[file.parent.resolve()] = begun(file.parent)
-    return sorted(out.values(), key=lambda one: one.experiment)
+    found = [*out.values(), *(damaged(path, damage) for path, damage in broken.items())]
+    return sorted(found, key=lambda one: one.experiment)
 
 
 def of_launch(launch: Launch, jobs: dict[Path, list[str]]) -> list[Found]:
     out = []
     for run in launch.runs:
-        record = read_config(run.folder) if (run.folder / CONFIG).is_file() else None
+        one = begun(run.folder) if (run.folder / CONFIG).is_file() else Found(run.folder, "", None, None)
         known = jobs.get(run.folder.resolve(), run.jobs)
-        out.append(Found(run.folder, launch.experiment, run.seed, record, launch, run, known))
+        out.append(Found(run.folder, launch.experiment, run.seed, one.record, launch, run, known, one.damage))
     return out
 
 
 def begun(folder: Path) -> Found:
-    record = read_config(folder)
-    return Found(folder, record["experiment"], record["config"]["seed"], record)
+    try:
+        record = read_config(folder)
+        return Found(folder, record["experiment"], record["config"]["seed"], record)
+    except (DataError, OSError) as damage:
+        return damaged(folder, damage)
+    except KeyError:
+        return damaged(folder, DataError(f"{folder / CONFIG} is damaged: it has no seed; put the original there"))
+
+
+def damaged(folder: Path, damage: Exception) -> Found:
+    """A run or a launch whose record cannot be read: it stands beside the others, which are of interest all the same."""
+    return Found(folder, folder.resolve().parent.name, None, None, damage=str(damage))
 
 
 def varying(found: Sequence[Found]) -> dict[str, list[str]]:

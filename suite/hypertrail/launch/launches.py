@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -79,10 +80,21 @@ def read(path: Path) -> Launch:
         raise DataError(f"{path / LAUNCH} is damaged ({damage}); put the original there, or launch anew") from damage
 
 
-def all_in(runs_dir: Path) -> Iterator[Launch]:
-    """Every launch of a runs folder, the newest first."""
-    found = sorted((runs_dir / LAUNCHES).glob(f"*/{LAUNCH}"), reverse=True)
-    return (read(file.parent) for file in found)
+def say_damage(path: Path, damage: DataError) -> None:
+    """The default of `all_in`: a warning. Its runs may be in the queue unknown to us; a second job for one of them does no harm,
+    as a run has one writer and is finished once."""
+    warnings.warn(f"a launch is left out: {damage}", stacklevel=2)
+
+
+def all_in(runs_dir: Path, tell: Callable[[Path, DataError], None] = say_damage) -> Iterator[Launch]:
+    """Every launch of a runs folder, the newest first; `tell` hears of those whose record is damaged."""
+    for file in sorted((runs_dir / LAUNCHES).glob(f"*/{LAUNCH}"), reverse=True):
+        try:
+            one = read(file.parent)
+        except DataError as damage:
+            tell(file.parent, damage)
+        else:
+            yield one
 
 
 def same(runs_dir: Path, experiment: str, hashes: Sequence[str]) -> Launch | None:
@@ -93,10 +105,10 @@ def same(runs_dir: Path, experiment: str, hashes: Sequence[str]) -> Launch | Non
     return None
 
 
-def jobs(runs_dir: Path) -> dict[Path, list[str]]:
+def jobs(runs_dir: Path, tell: Callable[[Path, DataError], None] = say_damage) -> dict[Path, list[str]]:
     """Resolved folder of a run → the jobs that any launch has asked to do it, those of the newest launch last."""
     out: dict[Path, list[str]] = {}
-    for launch in reversed(list(all_in(runs_dir))):
+    for launch in reversed(list(all_in(runs_dir, tell))):
         for run in launch.runs:
             out.setdefault(run.folder.resolve(), []).extend(run.jobs)
     return out

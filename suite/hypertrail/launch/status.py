@@ -4,6 +4,7 @@ waiting   in the queue of Slurm, or behind others of a local launch      running
 stopped   let go in good order, unfinished: launch it again,             done
           with more time where it says so
 failed    with its message: it could not go on                           lost      its process is gone, its job too
+damaged   config.json (or the record of a launch) cannot be read
 (empty)   launched, but never started
 """
 
@@ -124,7 +125,7 @@ class Row:
 
     experiment: str
     name: str
-    seed: int
+    seed: int | None
     settings: str
     state: State
     progress: str
@@ -132,7 +133,8 @@ class Row:
     job: str
 
     def cells(self) -> list[str]:
-        return [self.name, str(self.seed), self.settings, str(self.state), self.progress, self.metrics, self.job]
+        seed = "" if self.seed is None else str(self.seed)
+        return [self.name, seed, self.settings, str(self.state), self.progress, self.metrics, self.job]
 
 
 def look(folder: Path) -> list[Row]:
@@ -154,7 +156,7 @@ def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[
         lines, found = read_metrics(one.folder), None
     except DataError as damage:  # of one run; the others are of interest all the same
         lines, found = [], str(damage)
-    now = state(one.folder, one.jobs, queue, launching)
+    now = State("damaged", one.damage) if one.damage else state(one.folder, one.jobs, queue, launching)
     job = next((job for job in reversed(one.jobs) if job in (queue or {})), one.jobs[-1] if one.jobs else "")
     if now.kind == "lost" and one.planned and one.launch and one.record is None and job in one.planned.jobs:
         log = f"{job.removeprefix(launches.PID)}_0_log.err"
@@ -210,7 +212,7 @@ def counted(rows: Sequence[Row]) -> str:
     return f"{len(rows)} runs: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
 
-COLOURS = {"running": "blue", "done": "green", "failed": "red", "lost": "red", "stopped": "yellow"}
+COLOURS = {"running": "blue", "done": "green", "failed": "red", "lost": "red", "damaged": "red", "stopped": "yellow"}
 
 
 def as_table(rows: Sequence[Row]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import figures
+from ..rows import Row, of_metrics
 from ..sections import Section
 from . import drawing
 from .race import Result, interval, read, verdict
@@ -93,3 +94,25 @@ def with_half(values: np.ndarray, form: str) -> str:
 
 def milli(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
+
+
+def numbers(folder: Path) -> list[Row]:
+    """A row for each family and measurement of the arm that runs for it, means over the seeds of the race; the last also with
+    how far it is from the tuned schedule on test. A family whose every arm failed has none.
+
+    A race is one run, however many seeds it holds: what an interval over several races says, it says of such means.
+    """
+    result = read(folder)
+    rows = []
+    for one in result.runners:
+        mine = []
+        for points in zip(*(record["points"] for record in one.records), strict=False):
+            metrics = [of_metrics(point["metrics"]) for point in points]
+            means = {name: float(np.mean([values[name] for values in metrics])) for name in reversed(metrics[0])}
+            mine.append(Row({"family": one.family, "gradients": points[0]["gradients"]}, means))
+        if result.tuned is not None and one is not result.tuned:
+            difference = one.at_end("test") - result.tuned.at_end("test")
+            mine[-1].values["minus_tuned_test_error"] = float(difference.mean())
+        mine[-1].values["seconds_per_block"] = one.seconds
+        rows += mine
+    return rows

@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ..errors import UsageError
 from ..hyperparameters import Hyper
 from ..runs import differences, read_config, read_metrics, status
 from ..tolerances import Tolerance, tolerance
+
+if TYPE_CHECKING:
+    from hypertrail_data import StoredTrajectory
 
 LOSS, WEIGHTS, VELOCITY, ADJOINT = "elementary loss", "weights", "velocities", "‖dw‖ on the way back"
 
@@ -176,7 +179,8 @@ def elementwise(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def trajectories(a: Path, b: Path) -> tuple[int | None, list[Steps]]:
     """(meta-iteration, weights and velocities at every step) where both runs have one and the same trajectory on the disk."""
-    if why_no_weights(a, b):
+    kept, why = common_weights(a, b)
+    if why:
         return None, []
     from hypertrail_data import StoredTrajectory
 
@@ -190,45 +194,58 @@ def trajectories(a: Path, b: Path) -> tuple[int | None, list[Steps]]:
             for what, rows in found.items():
                 of = diagnostics.agree([(diagnostics.flat(x[n]), diagnostics.flat(y[n])) for n in walks[what]])
                 rows.append((of.norm, of.reference_norm, of.difference))
-    return kept_of(a), [Steps(what, *np.array(rows).T) for what, rows in found.items()]
+    return kept, [Steps(what, *np.array(rows).T) for what, rows in found.items()]
 
 
-def kept_of(folder: Path) -> int | None:
-    """The meta-iteration whose trajectory lies in the folder of a run that has come to its end; None while it has not."""
-    lines = meta_iterations(folder)
-    state = status(folder)
-    if state == "done":
-        return max((line["meta_iteration"] for line in lines if "method" in line), default=None)
-    return len(lines) if state.startswith("failed") else None
+def kept_of(folder: Path, trajectory: StoredTrajectory) -> int | None:
+    """The meta-iteration that the trajectory in a run's folder is of: what it says itself, or, where an earlier version wrote it,
+    the last with a hypergradient of a run that is done; None where that is not certain.
+    """
+    if "meta_iteration" in trajectory.meta:
+        return int(trajectory.meta["meta_iteration"])
+    moved = [line["meta_iteration"] for line in meta_iterations(folder) if "method" in line]
+    return max(moved, default=None) if status(folder) == "done" else None
 
 
 def why_no_weights(a: Path, b: Path) -> str:
     """Why weights are not compared, and how to get them; '' where they are."""
+    return common_weights(a, b)[1]
+
+
+def common_weights(a: Path, b: Path) -> tuple[int | None, str]:
+    """(the meta-iteration whose trajectory both runs have kept, why there is none)."""
     from hypertrail_data import StoredTrajectory, TrajectoryError
 
-    layouts = []
+    layouts, kept = [], []
     for letter, folder in (("A", a), ("B", b)):
         if not (folder / "trajectory").is_dir():
-            return (
+            return None, (
                 f"{letter} kept no trajectory on the disk; run both with --trajectory disk (and --compare-exact, where the "
                 "method does not walk over every state)"
             )
-        if kept_of(folder) is None:
-            return f"{letter} is unfinished, and which meta-iteration its trajectory is of is not certain"
+        if status(folder) == "unfinished":
+            return None, f"{letter} is unfinished, and its trajectory may change at any time"
         try:
             with StoredTrajectory.open(folder / "trajectory") as one:
                 if not len(one):
-                    return f"the trajectory of {letter} is empty"
+                    return None, f"the trajectory of {letter} is empty"
                 layouts.append((one.start, {name: x.shape for name, x in one.read(one.start).items()}))
+                kept.append(kept_of(folder, one))
         except TrajectoryError as problem:
-            return f"the trajectory of {letter} cannot be read: {problem}"
-    if kept_of(a) != kept_of(b):
-        return f"the trajectory of A is of meta-iteration {kept_of(a)}, that of B of {kept_of(b)}; run both as often"
-    return (
-        ""
-        if layouts[0] == layouts[1]
-        else "the trajectories are of different networks or do not begin at the same step"
-    )
+            return None, f"the trajectory of {letter} cannot be read: {problem}"
+        if kept[-1] is None:
+            return (
+                None,
+                f"which meta-iteration the trajectory of {letter} is of is not certain: an earlier version wrote it",
+            )
+    if kept[0] != kept[1]:
+        return None, f"the trajectory of A is of meta-iteration {kept[0]}, that of B of {kept[1]}; run both as often"
+    for letter, folder in (("A", a), ("B", b)):
+        if kept[0] not in [line["meta_iteration"] for line in meta_iterations(folder)]:
+            return None, f"the trajectories are of meta-iteration {kept[0]}, in which {letter} failed"
+    if layouts[0] != layouts[1]:
+        return None, "the trajectories are of different networks or do not begin at the same step"
+    return kept[0], ""
 
 
 # -- the verdict ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 | memory/host, memory/device | meta-iteration | MiB, highest so far |
 | KIND/TENSOR | meta-iteration | histogram of the unconstrained values; of a single value a scalar |
 | training/elementary loss | elementary step | in runs of their own, training-0000 …, one for each meta-iteration |
+| NUMBER/CURVE | its axis where that is whole numbers, else 0, 1, … | of a study that is done: its numbers (rows.py) |
 
 TensorBoard keeps float32.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import experiments, rows
 from ..errors import UsageError
 from .view import View, views
 
@@ -66,6 +68,23 @@ def scalars(view: View) -> Iterator[Scalar]:
         for k, one in enumerate(values):
             if one.size == 1:
                 yield tag, one.item(), k
+    if not view.lines and view.state == "done":
+        yield from of_rows(rows.of_run(view.folder) or [])
+
+
+def of_rows(found: Sequence[rows.Row]) -> Iterator[Scalar]:
+    """The numbers of a study. A curve is named by the labels that tell it apart."""
+    labels = [row.labels for row in found]
+    axis, curves = rows.axis(labels), {}
+    for row in found:
+        name = " ".join(f"{key}={value}" for key, value in rows.series(row.labels, labels).items()) or "all"
+        curves.setdefault(name, []).append(row)
+    for name, mine in curves.items():
+        at = [row.labels.get(axis) for row in mine]
+        steps = at if all(isinstance(one, int) for one in at) else range(len(mine))
+        for row, step in zip(mine, steps, strict=True):
+            for number, value in row.values.items():
+                yield f"{number}/{name}", value, step
 
 
 NAMES = {"cosine": "cosine", "signs": "equal signs", "norm_ratio": "norm ratio"}
@@ -83,6 +102,18 @@ def tensors(view: View) -> Iterator[tuple[str, list[np.ndarray]]]:
         for role in roles.values():
             for name, values in role.items():
                 yield f"{kind}/{name}", values
+
+
+def why_not(view: View) -> str:
+    if not is_study(view.record["experiment"]):
+        return "it has not written a line"
+    return (
+        "its experiment says no numbers" if view.state == "done" else "the numbers of a study are there when it is done"
+    )
+
+
+def is_study(name: str) -> bool:
+    return name in experiments.names() and experiments.is_study(experiments.load(name))
 
 
 def write(folder: Path, view: View, points: Any, spreads: Any) -> int:
@@ -128,9 +159,9 @@ def main(folders: Sequence[Path], out: Path | None) -> int:
     names = [one.name for one in shown]
     places = [one.folder / "tensorboard" if out is None else out / (one.name if names.count(one.name) == 1 else
               f"{one.name}-{one.letter}") for one in shown]  # fmt: skip
-    empty = [str(one.folder) for one in shown if not one.lines]
-    if empty:
-        raise UsageError(f"{empty[0]} has no line of a meta loop yet, so nothing to export; leave it out")
+    for one in shown:
+        if not one.lines and next(scalars(one), None) is None:
+            raise UsageError(f"{one.folder} has nothing to export: {why_not(one)}; leave it out")
     for place in places:
         refuse_occupied(place)
     for one, place in zip(shown, places, strict=True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import figures
 from ..errors import UsageError
-from ..sections import own_sections
+from ..runs import read_metrics
+from ..sections import Section
 from .catalogue import Drawing, catalogue
-from .view import views
+from .view import View, views
+from .writing import NOTHING_YET, sections_so_far
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -20,14 +23,16 @@ def main(folder: Path, name: str | None, out: Path | None) -> int:
     form = "png" if out is None else out.suffix[1:].lower()
     if form not in FORMATS:
         raise UsageError(f"--out {out}, expected a file that ends in .{', .'.join(FORMATS)}")
-    drawings = {one.name: one for one in catalogue(views([folder]))}
+    (view,) = views([folder])
+    drawings = {one.name: one for one in catalogue([view])}
     with tempfile.TemporaryDirectory() as scratch, figures.into(Path(scratch), form):
-        own = own_pictures(folder)
+        sections = sections_so_far(view)
+        own = own_pictures(sections)
         if name is None:
-            return show(folder, drawings, own)
+            return show(view, drawings, own, sections)
         if name not in drawings and name not in own:
             known = ", ".join([*drawings, *own]) or "none yet"
-            raise UsageError(f"no figure {name!r} in {folder}, expected one of: {known}")
+            raise UsageError(f"no figure {name!r} in {folder}, expected one of: {known}{why(sections)}")
         with figures.style():
             drawn = own[name][1] if name in own else figures.save(folder, name, drawings[name].draw())
         target = out or folder / "figures" / f"{name}.png"
@@ -37,17 +42,32 @@ def main(folder: Path, name: str | None, out: Path | None) -> int:
     return 0
 
 
-def own_pictures(folder: Path) -> dict[str, tuple[str, Path]]:
+def own_pictures(sections: Sequence[Section]) -> dict[str, tuple[str, Path]]:
     """name → (caption, file) of what the experiment itself draws."""
-    found = [item for section in own_sections(folder) for item in section.pictures.items()]
+    found = [item for section in sections for item in section.pictures.items()]
     return {path.stem: (caption, path) for caption, path in found}
 
 
-def show(folder: Path, drawings: dict[str, Drawing], own: dict[str, tuple[str, Path]]) -> int:
+def why(sections: Sequence[Section]) -> str:
+    """Why the experiment draws nothing yet, where that is so."""
+    said = [section.text for section in sections if section.title == NOTHING_YET]
+    return f". {said[0]}" if said else ""
+
+
+def show(
+    view: View, drawings: dict[str, Drawing], own: dict[str, tuple[str, Path]], sections: Sequence[Section]
+) -> int:
     captions = {name: one.caption for name, one in drawings.items()}
     captions |= {name: caption for name, (caption, _) in own.items()}
-    if not captions:
-        print(f"{folder} has no figures yet: it has not written a line")
+    lines = len(read_metrics(view.folder))
+    if not captions and not lines:
+        print(f"{view.folder} has no figures yet: it has not written a line")
+    elif not captions:
+        print(f"{view.folder} has no figures{'' if view.state == 'done' else ' yet'}{why(sections)}")
+    elif why(sections):
+        from ..cli import complain
+
+        complain(why(sections)[2:])
     width = max(map(len, captions), default=0)
     for name, caption in captions.items():
         print(f"{name:<{width}}  {caption}")

@@ -6,6 +6,7 @@ Both are the same page (page.py) of the same figures (catalogue.py).
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from .catalogue import Drawing, catalogue, draw, of_one
 from .page import GENERATOR, PLOTLY, Page, Picture
 from .view import View, views
 
-INDEX = "index.html"
+INDEX, FILES = "index.html", "files.json"
+NOTHING_YET = "What the experiment shows of itself"
 WITHOUT = "plotly is not installed, so the figures of this page are still pictures; pip install 'hypertrail[report]'"
 
 
@@ -31,7 +33,7 @@ def write_report(folder: Path, state: str | None = None, own: Sequence[Section] 
     run's own last file is yet to come. own: what the experiment itself shows, where that was asked for already.
     """
     view = View(folder, said=state)
-    own = own_sections(folder) if own is None else own
+    own = sections_so_far(view) if own is None else own
     drawings = catalogue([view])
     files = draw(drawings, folder)
     pictures = by_heading(drawings, {name: [path] for name, path in files.items()}, live=False)
@@ -44,8 +46,8 @@ def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path
 
     out: its folder; None: report/ in the run's own, whose report.html and figures are written anew as well, or a new
     reports/<time> in the folder that holds all of several. The figures lie in figures/ as PNG and PDF, those that are of one of
-    several runs in a folder with its letter. An earlier report is replaced. UsageError where a folder is no run, or
-    where `out` holds anything else.
+    several runs in a folder with its letter. An earlier report is replaced: what it alone had written (files.json) goes, what
+    others put beside it stays. UsageError where a folder is no run, or where `out` holds anything else.
     """
     shown = views(folders)
     plotly = plotly_script()
@@ -56,18 +58,20 @@ def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path
     pictures: dict[str, list[Picture]] = {}
     own: dict[str, Sequence[Section]] = {}
     drawings = catalogue(shown)
-    with figures.into(drawn, "png", "pdf"):
+    with figures.into(drawn, "png", "pdf") as written:
         pictures |= by_heading(drawings, both(draw(drawings, out)), plotly is not None)
     for one in shown:
         alone = of_one(one) if len(shown) > 1 else []
-        with figures.into(drawn / one.letter if len(shown) > 1 else drawn, "png", "pdf"):
+        with figures.into(drawn / one.letter if len(shown) > 1 else drawn, "png", "pdf") as more:
             own[one.letter] = sections_so_far(one)
             files = both(draw(alone, out))
+        written += more
         pictures[one.letter] = [picture(drawing, files, plotly is not None) for drawing in alone]
     out.mkdir(parents=True, exist_ok=True)
     if plotly is not None:
         write_atomic(out / PLOTLY, plotly)
     write_atomic(out / INDEX, Page(shown, pictures, own, out, plotly is not None).html())
+    replace(out, [*written, out / INDEX, *([out / PLOTLY] if plotly is not None else [])])
     if into_the_run:
         (folders[0] / "figures").mkdir(exist_ok=True)
         for file in drawn.glob("*.png"):
@@ -84,7 +88,7 @@ def sections_so_far(view: View) -> list[Section]:
         if view.state == "done":
             raise
         words = f"Nothing to show of a run that is {view.state.split(':')[0]} ({type(problem).__name__}: {problem})."
-        return [Section("What the experiment shows of itself", words)]
+        return [Section(NOTHING_YET, words)]
 
 
 def plotly_script() -> str | None:
@@ -117,6 +121,28 @@ def refuse_occupied(out: Path) -> None:
         return
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty and is not an earlier report; name a new folder with --out")
+
+
+def replace(out: Path, written: Sequence[Path]) -> None:
+    """Remove what the earlier report in `out` wrote and this one did not, and write down what this one did."""
+    new = sorted({path.relative_to(out).as_posix() for path in written})
+    try:
+        old = json.loads((out / FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or of an earlier version, which wrote down nothing
+        old = []
+    for name in set(map(str, old)) - set(new) if isinstance(old, list) else ():
+        path = out / name
+        if path.parent.resolve().is_relative_to(out.resolve()) and path.is_file():
+            path.unlink()
+            remove_empty(path.parent, out)
+    write_atomic(out / FILES, json.dumps(new, indent=1) + "\n")
+
+
+def remove_empty(folder: Path, out: Path) -> None:
+    """A folder in `out` and those above it, as long as nothing is in them."""
+    while folder != out and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def both(files: dict[str, Path]) -> dict[str, list[Path]]:
