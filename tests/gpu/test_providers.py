@@ -32,6 +32,7 @@ from hypertrail import (
 )
 from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import keeping, reversal
+from hypertrail_gpu.compiled import Compiled
 from hypertrail_nets import mlp
 
 STEPS = 30
@@ -239,6 +240,30 @@ def test_what_cannot_be_reversed_is_refused_with_the_reason(make, changes, reaso
     problem = make("mlp", "penalties", **changes)
     with pytest.raises(UsageError, match=reason):
         gpu.train(problem, problem.initial_hyper(), Reversible())
+
+
+def test_a_device_whose_gradients_do_not_repeat_is_refused(make, monkeypatch):
+    """The probe's two evaluations differ in the last bit of one number."""
+    problem = make("mlp", "penalties").with_()  # programs of its own
+    compiled, calls = Compiled.program, []
+
+    def shaky(self: Any, key: str, build: Any) -> Any:
+        program = compiled(self, key, build)
+        if key != "probe":
+            return program
+
+        def run(*arguments: Any) -> Any:
+            g = dict(program(*arguments))
+            calls.append(key)
+            g["dense1/W"] = g["dense1/W"].at[3, 2].set(np.nextafter(float(g["dense1/W"][3, 2]), len(calls)))
+            return g
+
+        return run
+
+    monkeypatch.setattr(Compiled, "program", shaky)
+    with pytest.raises(UsageError, match=r"repeat to the bit, this device's do not; set .*xla_gpu_deterministic_ops"):
+        gpu.train(problem, problem.initial_hyper(), Reversible())
+    assert calls == ["probe", "probe"]
 
 
 def test_unbounded_buffer_belongs_to_the_reference(make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from hypertrail import (
     Problem,
     Reversible,
     Truncated,
+    UsageError,
 )
 from hypertrail_nets import mlp
 
@@ -186,6 +188,19 @@ def test_single_precision_run_goes_back_through_the_reference(problem):
     truth = flat(cpu.hypergradient(single, hyper, cpu.train(single, hyper, "memory"), Exact()).gradient)
     found = flat(cpu.hypergradient(single, hyper, gpu.train(single, hyper, Checkpoints()), Exact()).gradient)
     assert 1e-9 < np.linalg.norm(found - truth) / np.linalg.norm(truth) < 1e-4
+
+
+@pytest.mark.parametrize("engine", [cpu, gpu])
+def test_what_cannot_go_back_is_refused_before_anything_is_computed(problem, engine):
+    """Of the training run no more is looked at than how many steps it had."""
+    penalties = problem.with_(hyperparameters=(L2("layer", 1e-2),))
+    for one, method, match in (
+        (problem.with_(steps=4), DrMAD("C4"), "this run has 4; train longer or use C0"),
+        (penalties, Implicit("dense", most=9), "of 910 parameters, allowed are 9; use implicit-cg"),
+    ):
+        training = SimpleNamespace(steps=one.steps)
+        with pytest.raises(UsageError, match=match):
+            engine.hypergradient(one, one.initial_hyper(), training, method)
 
 
 @pytest.mark.parametrize("solver", ["cg", "neumann", "dense"])

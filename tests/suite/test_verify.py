@@ -96,6 +96,11 @@ def test_an_engine_that_is_wrong_fails_both_checks(problem, cpu, change):
     assert str(checks[-1]).startswith("FAIL ")
 
 
+def test_a_method_that_cannot_go_is_refused_before_anything_is_trained(make_problem):
+    with pytest.raises(UsageError, match="this run has 4; train longer or use C0"):
+        next(verify.verify(make_problem(steps=4), SimpleNamespace(), None, DrMAD("C4"), directions=1))
+
+
 def test_the_exact_check_is_not_done_twice(problem, cpu):
     checks = list(verify.verify(problem, cpu, cpu, Exact(), directions=0))
     assert [c.what for c in checks] == [
