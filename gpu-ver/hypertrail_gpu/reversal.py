@@ -366,7 +366,7 @@ def refuse(problem: Problem, keep: Reversible) -> None:
     momentum = problem.declared("momentum")
     if keep.unbounded:
         raise UsageError(
-            "the unbounded buffer is the reference engine's; use Reversible() here, its numbers are the same"
+            "the unbounded buffer is the reference engine's; use Reversible() here, the same run until a buffer is full"
         )
     refuse_reversible(problem)
     if momentum is not None and momentum.per_step:

@@ -30,6 +30,7 @@ from hypertrail import (
     UsageError,
     VerificationFailure,
 )
+from hypertrail.tolerances import tolerance
 from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import keeping, reversal
 from hypertrail_gpu.compiled import Compiled
@@ -58,16 +59,33 @@ def trained(problem: Any, keep: Any) -> Any:
     return gpu.train(problem, problem.initial_hyper(), keep)
 
 
+@cache
+def stored(problem: Any, gamma: float) -> tuple[Any, Any]:
+    """(hyper, exact hypergradient over the states in memory) at a momentum; no other program is compiled for it."""
+    hyper = problem.initial_hyper() | {"momentum": {"network": np.log(gamma) - np.log1p(-gamma)}}
+    return hyper, gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, "memory"), Exact())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.9])
 @pytest.mark.parametrize(
-    "keep", ["host", "auto", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()], ids=str
-)
-def test_every_exact_provider_equals_every_other(case, relative, keep):
-    problem, hyper, _, exact = case
-    result = gpu.hypergradient(problem, hyper, trained(problem, keep), Exact())
+    "keep", ["host", "auto", "disk", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()],
+    ids=str,
+)  # fmt: skip
+def test_every_exact_provider_equals_every_other(case, relative, tmp_path, keep, gamma):
+    """The reversed one at .9: equal to the states kept at its effective momentum, but for what fills the low end of v."""
+    problem, *_ = case
+    hyper, exact = stored(problem, gamma)
+    training = gpu.train(problem, hyper, tmp_path / "states" if keep == "disk" else keep)
+    result = gpu.hypergradient(problem, hyper, training, Exact())
+    allowed = 1e-10
+    if keep == Reversible() and gamma == 0.9:
+        (gamma,) = set(training.trajectory.momentum.values())
+        _, exact = stored(problem, gamma)
+        allowed = tolerance("reversible", "float64").epsilon
     for kind in hyper:
-        assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-10, kind
-    assert relative(result.initial_weights, exact.initial_weights) < 1e-10
-    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms, rtol=1e-9)
+        assert relative(result.gradient[kind], exact.gradient[kind]) < allowed, kind
+    assert relative(result.initial_weights, exact.initial_weights) < allowed
+    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms, rtol=allowed)
 
 
 def test_recomputed_states_are_the_stored_ones_to_the_bit(case):
@@ -196,11 +214,11 @@ def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, rela
     same = problem.with_(dynamics=Dynamics("damped", 0.1, effective))
     hyper = problem.initial_hyper()
     stored = gpu.train(same, hyper, "memory")
-    # Each step cuts w and v off at 2^-52; the training itself magnifies that.
-    assert relative(reversible.final, stored.final) < 1e-8
+    allowed = tolerance("reversible", "float64").epsilon
+    assert relative(reversible.final, stored.final) < allowed
     a = gpu.hypergradient(problem, hyper, reversible, Exact())
     b = gpu.hypergradient(same, hyper, stored, Exact())
-    assert relative(a.gradient, b.gradient) < 1e-8
+    assert relative(a.gradient, b.gradient) < allowed
 
 
 def test_a_bit_that_was_changed_is_noticed(make):

@@ -29,9 +29,10 @@ from hypertrail import (
     Truncated,
     UsageError,
 )
+from hypertrail.tolerances import tolerance
 from hypertrail_nets import mlp
 
-TOLERANCE = 1e-9
+TOLERANCE = tolerance("engines", "float64").epsilon
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,8 @@ def test_reversible_runs_agree(problem):
     hyper = problem.initial_hyper()
     mine, theirs = (engine.hypergradient(problem, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
     for kind in hyper:
-        # Sums of terms that nearly cancel for γ: the last digits of the integers show there.
-        allowed = 1e-6 if kind == "momentum" else TOLERANCE
         x, y = flat({kind: mine[kind]}), flat({kind: theirs[kind]})
-        assert np.linalg.norm(x - y) <= allowed * np.linalg.norm(y), kind
+        assert np.linalg.norm(x - y) <= TOLERANCE * np.linalg.norm(y), kind
 
 
 OTHERS = {
