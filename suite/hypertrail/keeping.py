@@ -60,8 +60,14 @@ class Last:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 2.3).
+    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 2.3, algorithm 3).
 
+    For the damped dynamics with 2⁻¹⁶ ≤ γ ≤ 1 − 2⁻¹⁶ alone; γ is rounded up to a fraction n/2¹⁶, by at most 1.5e-5, and this
+    effective momentum is what is trained with and differentiated (`Undoable.momentum`). UsageError for other dynamics and
+    momenta, and on a device whose gradients do not repeat to the bit: a GPU needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    NumericalFailure where a weight or velocity leaves fixed point (gpu: |x| < 1024, cpu: |x| < 2048), VerificationFailure where
+    the way back does not arrive at w_0, v_0 = 0 and empty buffers. Memory: one state and log2(1/γ) bits a number and step, in
+    steps of 64. docs/exact.md has the arithmetic.
     unbounded: keep the lost digits in one integer of any length per number, as in the paper ("50 times slower"; the reference
     engine only), instead of int64 buffers that are put aside whenever they are full. The effective γ is the same, and so is
     every number until the first buffer is put aside (after 274 / 549 / 1350 steps at γ = .9 / .95 / .98). From then on other

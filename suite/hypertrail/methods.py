@@ -41,7 +41,7 @@ class DrMAD:
     tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
-    Cost: N gradients with Hessian-vector products; memory: two states.
+    Cost: N gradients with Hessian-vector products; memory: two states, of C6 the n that were kept and w_T.
     """
 
     completion: str = "C4"
