@@ -167,6 +167,25 @@ def test_lines_agree_on_other_dynamics(small):
     compare(penalties, "ends", DrMAD("C4"))
 
 
+def test_reversible_runs_with_a_momentum_per_step_agree(small):
+    """At sixteenths nothing is rounded; at others both engines round up to the same fraction."""
+    other = small(Dynamics("damped", 0.3, 0.5)).with_(
+        hyperparameters=(L2("layer", 1e-2), LearningRate("layer", 0.3), Momentum("layer", 0.5, per_step=True))
+    )
+    rng = np.random.default_rng(3)
+    for draw in (rng.integers(1, 16, (other.steps,)) / 16, rng.uniform(0.2, 0.95, (other.steps,))):
+        hyper = other.initial_hyper()
+        hyper["momentum"] = {name: np.log(draw) - np.log1p(-draw) for name in hyper["momentum"]}
+        a, b = (engine.train(other, hyper, Reversible()) for engine in (cpu, gpu))
+        for name, gamma in a.trajectory.momentum.items():
+            assert gamma.shape == (other.steps,)
+            np.testing.assert_array_equal(gamma, b.trajectory.momentum[name])
+        mine, theirs = (engine.hypergradient(other, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
+        for kind in hyper:
+            x, y = flat({kind: mine[kind]}), flat({kind: theirs[kind]})
+            assert np.linalg.norm(x - y) <= TOLERANCE * np.linalg.norm(y), kind
+
+
 @pytest.mark.parametrize(("engine", "gamma"), [(cpu, 0.5), (cpu, 0.75), (gpu, 0.75)])
 def test_reversal_at_a_momentum_that_is_a_fraction_is_the_stored_run(small, engine, gamma):
     """γ is not rounded, so what differs are the digits that fill v's low end: with 3/4 for .75 at most 2^-50 in a step."""
