@@ -7,7 +7,7 @@
 | "host" | every state, in the host's RAM | reads them | T states |
 | a Path | every state, in HDF5 segments there | reads them, one chunk at a time | T states on disk |
 | "auto" | every state, in the first of device, host and disk that has room | reads them | T states |
-| Checkpoints(n) | n states, √T by default | recomputes each stretch between two of them | n states and one stretch |
+| Checkpoints(n) | n states, about √T by default | recomputes each stretch between two of them | n states and one stretch |
 | Last(K) | the last K states | only truncated methods go | K states |
 | Reversible() | integers and what γ took from them | undoes them, to the bit | 1 state, log2(1/γ) bits a number and step |
 
@@ -26,7 +26,12 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """At most n states, the first of them w_0, at equal distances; None: ⌈√T⌉. The reverse pass costs one more forward run."""
+    """n states, the first of them w_0, at distances that differ by one step at most; at n = T it is every state.
+
+    None: about √T, at equal distances: ⌈T/⌈√T⌉⌉ steps, or up to half as many again if that divides T (25 states, 40 steps
+    apart, of T = 1000). The reverse pass costs one more forward run. A compiled engine compiles its programs once for each
+    length of a stretch: twice where n does not divide T. UsageError (from `at`) for n > T.
+    """
 
     count: int | None = None
 
@@ -35,16 +40,15 @@ class Checkpoints:
             raise UsageError(f"checkpoints {self.count}, expected at least 1")
 
     def at(self, steps: int) -> list[int]:
-        """The steps whose states are kept: 0, L, 2L, … with L = ⌈T/n⌉, or up to half as much again if that divides T.
-
-        Equal stretches, because a compiled engine compiles each length once. Raises UsageError for more checkpoints than steps.
-        """
-        n = math.isqrt(steps - 1) + 1 if self.count is None else self.count
-        if n > steps:
-            raise UsageError(f"{n} checkpoints for {steps} steps, expected at most one for each step")
-        least = -(-steps // n)
-        length = next((L for L in range(least, least * 3 // 2 + 1) if steps % L == 0), least)
-        return list(range(0, steps, length))
+        """The steps whose states are kept, rising from 0; the stretches of ⌈T/n⌉ steps come before those of ⌊T/n⌋."""
+        if self.count is None:
+            least = -(-steps // (math.isqrt(steps - 1) + 1))
+            length = next((L for L in range(least, least * 3 // 2 + 1) if steps % L == 0), least)
+            return list(range(0, steps, length))
+        if self.count > steps:
+            raise UsageError(f"{self.count} checkpoints for {steps} steps, expected at most one for each step")
+        length, longer = divmod(steps, self.count)
+        return [k * length + min(k, longer) for k in range(self.count)]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def test_reversed_is_stored_at_the_effective_momenta(problem, relative, draw):
 
 
 def test_nothing_compiles_when_the_momenta_move(problem):
-    gpu.hypergradient(problem, hyper := at(problem, DRAWS["any"]), gpu.train(problem, hyper, Reversible()), Exact())
+    hyper = at(problem, DRAWS["any"])
+    gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, Reversible()), Exact())
     seen = []
 
     def listener(event: str, duration: float, **details: object) -> None:
