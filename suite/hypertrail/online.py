@@ -244,7 +244,7 @@ class Almeida(Online):
     k/(1−γ)). Needs LearningRate(level="parameter"). Cost: no gradient; two vectors in memory.
     POOR: as hypergradient descent, parameter by parameter, so with even less signal in the noise.
     Source: Almeida, Langlois, Amaral, Plakhov 1998, "Parameter adaptation in stochastic optimization" (equation 4.6, as HLearn
-    cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); its page:
+    cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); the floor:
     docs/online.md.
     """
 
