@@ -3,8 +3,8 @@
     python benchmarks/hypergradient.py                 a few minutes; writes benchmarks/results/hypergradient.md and .json
     python benchmarks/hypergradient.py --repeats 3     quicker, noisier
 
-Digits, tanh perceptron 64-256-10, batch 64, damped momentum α .1, γ .9, one log10 L2 per weight: the table of the
-design's reference/performance.md. All contenders get the same arrays: images, batch indices, first weights. Quote the
+Digits, tanh perceptron 64-256-10, batch 64, damped momentum α .1, γ .9, one log10 L2 per weight: as in
+benchmarks/results/hypergradient.md. All contenders get the same arrays: images, batch indices, first weights. Quote the
 ratios, not the seconds.
 """
 

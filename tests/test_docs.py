@@ -192,6 +192,27 @@ def test_every_link_leads_somewhere(root: Path):
     assert {str(page.relative_to(root)): wrong for page in found if (wrong := broken(page, prose(page)))} == {}
 
 
+def unknown_pages(root: Path, path: Path, text: str) -> list[str]:
+    """The .md files that a source file names and that are neither under the root nor in its own top-level folder."""
+    own = root / path.relative_to(root).parts[0]
+    return [
+        name
+        for name in re.findall(r"(?<![\w./])[\w/-]+\.md\b|reference (?:section|table)", text)
+        if not ((root / name).is_file() or (own / name).is_file())
+    ]
+
+
+def test_every_page_that_a_source_file_names_exists(root: Path):
+    folders = ("suite", "cpu-ver", "gpu-ver", "densenet", "data", "benchmarks")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    here = root / "suite" / "hypertrail" / "problem.py"
+    text = "as in offline.md, docs/exact.md and reference section 3; hashlib.md5"
+    assert unknown_pages(root, here, text) == ["offline.md", "reference section"]
+    found = {str(path.relative_to(root)): unknown_pages(root, path, path.read_text(encoding="utf-8")) for path in files}
+    assert len(found) > 100
+    assert {path: names for path, names in found.items() if names} == {}
+
+
 def test_the_index_names_every_page(root: Path):
     index = set(LINK.findall((root / "docs" / "README.md").read_text(encoding="utf-8")))
     assert {page.name for page in (root / "docs").glob("*.md")} - {"README.md"} <= index

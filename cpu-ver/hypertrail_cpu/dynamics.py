@@ -37,7 +37,7 @@ def damped(w: Array, v: Array, g: Array, alpha: Array, gamma: Array) -> tuple[Ar
         w ← w + α v
 
     All arrays of the shape of w → (w, v). Source: Maclaurin, Duvenaud, Adams 2015, algorithm 1, with the velocity index of
-    their code (the printed one moves w by the old v); reference offline.md, section 2.
+    their code (the printed one moves w by the old v); docs/dynamics.md.
     """
     v = gamma * v - (1 - gamma) * g
     w = w + alpha * v
@@ -93,7 +93,7 @@ def heavy_ball_adjoint(
         u  = dv
         dv ← μ dv
 
-    Shapes and use as in `damped_adjoint`. Source: reference offline.md, section 2 (a = dw, b = dv).
+    Shapes and use as in `damped_adjoint`. Source: docs/dynamics.md.
     """
     v_new = mu * v + g
     deta = -dw * v_new

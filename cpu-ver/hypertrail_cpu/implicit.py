@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
@@ -45,7 +45,8 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
 
     dw and dv of the result are 0: a minimum does not remember where it was begun. Cost: one gradient per validation batch,
     one gradient, and one Hessian-vector product over the whole split per iteration (dense: P), and one for the mixed term.
-    Raises NotSolved (a NumericalFailure) for a solve that does not reach the tolerance, UsageError for P > most with 'dense'.
+    Raises NotSolved (a NumericalFailure) for a solve that does not reach the tolerance; P > most with 'dense' is
+    refused before (`hypertrail.refusals`).
     """
     clock, method = time.perf_counter(), method.at("float64")
     values = problem.values(hyper)
@@ -129,11 +130,9 @@ def neumann(product: Product, b: np.ndarray, method: Implicit) -> tuple[np.ndarr
 def dense(product: Product, b: np.ndarray, method: Implicit) -> tuple[np.ndarray, int, float]:
     """p = H⁻¹ b by Cholesky, H from P Hessian-vector products; (p, P, relative residual). For P ≤ method.most.
 
-    UsageError above that; NotSolved where H is not positive definite or so near to singular that the residual is too large.
+    NotSolved where H is not positive definite or so near to singular that the residual is too large.
     """
     size = len(b)
-    if size > method.most:
-        raise UsageError(f"implicit-dense builds the Hessian of {size} parameters, allowed are {method.most}; use 'cg'")
     H = np.stack([product(column) for column in np.eye(size)])
     try:
         L = np.linalg.cholesky((H + H.T) / 2)

@@ -87,7 +87,7 @@ class Recomputed:
     The states are those of the run to the bit: it is the same loop (`training.forward`) from the same numbers.
     end: the state after the last step, to compare with; each stretch is compared with where the next one begins, and
     VerificationFailure raised where they are further apart than `GAPS` allows. Memory: the checkpoints and the longest stretch.
-    Cost: one gradient for each step of each stretch that is entered. Source: reference section 3; Griewank 1992 for the idea.
+    Cost: one gradient for each step of each stretch that is entered. Source: Griewank 1992 for the idea; docs/exact.md.
     """
 
     problem: Problem
@@ -163,7 +163,7 @@ class Undone:
 
     Damped dynamics only. dtype: what w and v are rounded to after each line (gradients stay float64), to see what the machine
     precision does: all is lost after about mantissa / log2(1/γ) steps (float32: 158 / 302 / 706 at γ = .9 / .95 / .98).
-    Memory: one state. Cost: one gradient a step, handed over. Source: reference section 3; thesis (DrMAD2's tail).
+    Memory: one state. Cost: one gradient a step, handed over. Source: Maclaurin et al. 2015, algorithm 2; thesis (DrMAD2's tail).
     """
 
     problem: Problem
@@ -206,7 +206,7 @@ class Line:
 
     rho: (N,), rising; batch_steps, rate_steps: (N,) ints, what reverse step i uses. rate: rate step → {name: what one unit of
     velocity moves the weights by}, that is α for damped and −η for heavy ball; None: no velocity is asked for. ahead: for
-    damped-old, where w_{i+1} − w_i = α_i v_i. rate_i is the one of rate_steps[i] (reference section 3.2). At i = 0 the authors'
+    damped-old, where w_{i+1} − w_i = α_i v_i. rate_i is the one of rate_steps[i] (docs/drmad.md). At i = 0 the authors'
     code takes w_{−1}, which wraps around to the END of the line; that is not repeated here. Memory: two states. Cost: none in
     gradients.
     """

@@ -281,7 +281,7 @@ class Integers:
                 )
 
     def undoable(self, steps: int) -> Undoable:
-        """The record of a run of so many steps. momentum: the effective γ of each tensor (per step: the mean over the steps)."""
+        """The record of a run of so many steps. momentum: the effective γ of each tensor, (T,) where it is declared per step."""
         sizes = sum(one.size for one in self.w.values())
         arrays = (*self.w.values(), *self.v.values(), *self.digits.values())
         return Undoable(
@@ -289,7 +289,7 @@ class Integers:
             v=self.v,
             lost=Lost(self.n, self.digits),
             bits=sum(one.bits() for one in self.digits.values()) / (sizes * steps),
-            momentum={p: float(np.mean(n / 2.0**DENOMINATOR)) for p, n in self.n.items()},
+            momentum={p: n / 2.0**DENOMINATOR if n.ndim else float(n) / 2.0**DENOMINATOR for p, n in self.n.items()},
             nbytes=sum(one.nbytes for one in arrays),
         )
 

@@ -61,7 +61,7 @@ def reverse(
     begun: go on from where another pass stopped, in place of the first line; norms and cost then count both.
     literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
     dλ as for dw. dv stays 0.
-    Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; reference section 2).
+    Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; docs/exact.md).
     Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared, for Adam, or
     where the provider computes g; one gradient per validation batch; what the provider says of its own (not counted here).
     Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite, VerificationFailure where the provider hands over

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
@@ -38,9 +38,6 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     minimum forgets where it came from. Raises NumericalFailure for a solve that did not converge or met negative curvature.
     """
     started = time.perf_counter()
-    size = sum(p.size for p in problem.params)
-    if method.solver == "dense" and size > method.most:
-        raise UsageError(f"a dense Hessian of {size} parameters is refused above {method.most}; use cg or neumann")
     with precision(problem):
         programs = compiled(problem)
         hyper = jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper)

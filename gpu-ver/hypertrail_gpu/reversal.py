@@ -7,12 +7,12 @@ is written as a multiplication by a fraction n/d, whose lost digits go into a bu
     B ← B·d + (V mod d);  V ← ⌊V/d⌋·n + (B mod n);  B ← ⌊B/n⌋          (undone by the same with n and d exchanged)
 
 Where the paper keeps B as one integer of any length per number, here it is an int64 that is put aside, and started anew
-from 0, before it can overflow: a schedule only, no branch per element, bit exact all the same.
+from 0, before it can overflow: when, the momenta alone tell, no branch per element, bit exact all the same. A momentum for each
+step is a table of n, looked up inside the loop: nothing compiles when the momenta move.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -40,6 +40,7 @@ FRACTION_BITS = 52  # value = i / 2^52: all of float64's mantissa for values nea
 LARGEST = 2.0 ** (62 - FRACTION_BITS)  # a value past it could not be doubled in int64
 EXPONENT = 16
 DENOMINATOR = 2**EXPONENT  # of γ = n/d; the paper's d = 2^16 // fix(γ + 1) is this for every γ < 1
+MOST = 2.0 ** (62 - EXPONENT - 1)  # that B may be
 DETERMINISTIC = "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
 
 
@@ -47,8 +48,8 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
     """`train` in fixed point; Training.trajectory is an Undoable. Cost: T gradients and some integer arithmetic.
 
     The dynamics are those of damped momentum with the effective γ = n/d, rounded up by at most 1.5e-5 (1/2^16); it is reported
-    in Undoable.momentum. Raises UsageError for what cannot be reversed, NumericalFailure where a loss is not finite or a
-    weight leaves the range of the fixed point (|w| < 1024).
+    in Undoable.momentum, (T,) where it is declared per step. Raises UsageError for what cannot be reversed, NumericalFailure
+    where a loss is not finite or a weight leaves the range of the fixed point (|w| < 1024).
     """
     refuse(problem, keep)
     started = time.perf_counter()
@@ -65,11 +66,10 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         state = (W, zeros(W), running)
         probe(programs, w0, values)
         forward = programs.program("forward in fixed point", lambda: programs.jit(chunk_forward(programs)))
-        span = span_steps(problem, fractions)
         lost, losses, distances = [], [], []
-        for start in range(0, problem.steps, span):
+        for start, end in spans(problem.steps, fractions):
             B = zeros(W)
-            for begin, stop, base in cuts(programs, start, min(start + span, problem.steps)):
+            for begin, stop, base in cuts(programs, start, end):
                 xs, some = programs.steps(base, base + programs.chunk), (np.int32(begin - base), np.int32(stop - base))
                 state, B, record = forward(state, B, w0, fractions, values, programs.train_data, xs, some)
                 loss, way, peak = (np.asarray(one)[begin - base : stop - base] for one in record)
@@ -83,13 +83,14 @@ def train_reversibly(problem: Problem, hyper: Hyper, keep: Reversible, progress:
         final, velocity = to_float(W, problem.dtype), to_float(V, problem.dtype)
         weights = programs.weights(final, values)
         final, velocity, weights, running = jax.tree.map(np.asarray, (final, velocity, weights, running))
+        digits, integers = ([one.nbytes for one in jax.tree.leaves(some)] for some in ([B for _, B in lost], (W, V)))
         trajectory = Undoable(
             w=W,
             v=V,
             lost=lost,
-            bits=64 * len(lost) / problem.steps,
-            momentum={name: float(n) / DENOMINATOR for name, n in fractions.items()},
-            nbytes=8 * sum(p.size for p in problem.params) * (2 + len(lost)),
+            bits=8 * sum(digits) / (sum(one.size for one in W.values()) * problem.steps),
+            momentum={name: as_momentum(n) for name, n in fractions.items()},
+            nbytes=sum(digits) + sum(integers),
         )
     return Training(
         initial=initial,
@@ -122,7 +123,7 @@ def reverse_undone(
             "this reversible run is another engine's, whose digits only it can read; go back with that one"
         )
     T = programs.problem.steps
-    fractions = {name: jnp.asarray(round(g * DENOMINATOR), jnp.int64) for name, g in kept.momentum.items()}
+    fractions = {name: jnp.asarray(np.rint(g * DENOMINATOR), jnp.int64) for name, g in kept.momentum.items()}
     values = effective(programs.problem, values, fractions)
     starts = {start for start, _ in kept.lost}  # where the buffers must have come back to 0
     state = (kept.w, kept.v, *adjoint)
@@ -192,7 +193,7 @@ def chunk_forward(programs: Compiled) -> Any:
             w = to_float(W, programs.problem.dtype)
             (loss, statistics), g = isolated_gradient(programs, w, *programs.batch(values, data, indices), t)
             alpha, gamma = programs.rates(values, t)
-            V, B = scale_all(V, B, fractions)
+            V, B = scale_all(V, B, at_step(programs, fractions, t))
             V = {k: V[k] - fixed((1 - gamma[k]) * g[k]) for k in V}
             v = to_float(V, programs.problem.dtype)
             W = {k: W[k] + fixed(alpha[k] * v[k]) for k in W}
@@ -231,7 +232,7 @@ def chunk_backward(programs: Compiled, apart: bool) -> Any:
             g, tangent = linearise(programs.inner, w, seen, batch, t)
             undoing = isolated_gradient(programs, w, seen, batch, t)[1] if apart else g
             V = {k: V[k] + fixed((1 - gamma[k]) * undoing[k]) for k in V}
-            V, B = unscale_all(V, B, fractions)
+            V, B = unscale_all(V, B, at_step(programs, fractions, t))
             v = to_float(V, programs.problem.dtype)
             norms = norms.at[i].set(norm(dw))
             dw, dv, more = pull(programs.inner, w, v, g, tangent, seen, t, dw, dv)
@@ -310,35 +311,58 @@ def unscale_all(V: Tree, B: Tree, fractions: Tree) -> tuple[Tree, Tree]:
 
 
 def fractions_of(programs: Compiled, values: Tree) -> dict[str, Array]:
-    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64 scalars.
+    """γ of each tensor as n of n/2^16, the smallest fraction that is not below it; int64, () or, per step, (T,).
 
     Four roundings of the problem's precision are taken off before: logit γ and back must not make a .75 the next fraction.
     """
     momentum = programs.complete(values)["momentum"]
     hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
-    numerators = {name: math.ceil(float(one) * DENOMINATOR * hair) for name, one in momentum.items()}
+    gammas = {name: np.asarray(one, np.float64) for name, one in momentum.items()}
+    numerators = {name: np.ceil(gamma * DENOMINATOR * hair) for name, gamma in gammas.items()}
     for name, n in numerators.items():
-        if not 0 < n < DENOMINATOR:
+        outside = ~((n > 0) & (n < DENOMINATOR))  # NaN too
+        if np.any(outside):
             raise UsageError(
-                f"exact reversal needs a momentum between 2^-{EXPONENT} and 1 − 2^-{EXPONENT}, got {float(momentum[name])}; "
-                "lower its bounds, or keep the states"
+                f"exact reversal needs a momentum between 2^-{EXPONENT} and 1 − 2^-{EXPONENT}, "
+                f"got {float(gammas[name][outside][0])}; lower its bounds, or keep the states"
             )
     return {name: jnp.asarray(n, jnp.int64) for name, n in numerators.items()}
 
 
-def capacity(gamma: float) -> int:
-    """After so many steps B must be put aside; 274, 549, 1350 at γ = .9, .95, .98.
+def at_step(programs: Compiled, fractions: Tree, t: Tree) -> Tree:
+    """The n of one step; t = (step, row of per-step values, learning rate factor)."""
+    return {name: n[t[1]] if "momentum" in programs.per_step else n for name, n in fractions.items()}
 
-    K = ⌊(62 − 16 − log2(1/(1−γ)) − 1) / log2(1/γ)⌋
+
+def as_momentum(n: Array) -> float | np.ndarray:
+    """n/2^16 as it is reported: a number, or (T,) float64."""
+    gamma = np.asarray(n) / DENOMINATOR
+    return gamma if gamma.ndim else float(gamma)
+
+
+def capacity(gammas: np.ndarray) -> int:
+    """For so many steps B lasts, at the momenta gammas (tensors, steps); where γ is the same at every step, for
+
+        K = ⌊(62 − 16 − log2(1/(1−γ)) − 1) / log2(1/γ)⌋:   274, 549, 1350 at γ = .9, .95, .98
+
+    A step makes B at most b ← (b + 1)/γ, and the next one's B·d must stay below 2^62; one bit is to spare.
     """
-    return int((62 - 16 - math.log2(1 / (1 - gamma)) - 1) / math.log2(1 / gamma))
+    b = np.zeros(len(gammas))
+    for k in range(gammas.shape[1]):
+        b = (b + 1) / gammas[:, k]
+        if np.any(b + 1 > MOST):
+            return k
+    return gammas.shape[1]
 
 
-def span_steps(problem: Problem, fractions: Tree) -> int:
-    """Steps between two fresh buffers: what fits, or a divisor of T near it, so that no odd rest compiles again."""
-    most = min(problem.steps, *(max(1, capacity(int(n) / DENOMINATOR)) for n in fractions.values()))
-    divisors = [k for k in range(1, most + 1) if problem.steps % k == 0]
-    return divisors[-1] if divisors[-1] * 1.25 > most else most
+def spans(steps: int, fractions: Tree) -> list[tuple[int, int]]:
+    """(start, stop) of the steps that share a buffer. All tensors begin anew together, when the first of them must."""
+    gammas = np.stack([np.broadcast_to(np.asarray(n) / DENOMINATOR, steps) for n in fractions.values()])
+    found, start = [], 0
+    while start < steps:
+        found.append((start, start + capacity(gammas[:, start:])))
+        start = found[-1][1]
+    return found
 
 
 def effective(problem: Problem, values: Tree, fractions: Tree) -> Tree:
@@ -355,7 +379,7 @@ def with_effective_momentum(problem: Problem, hyper: Hyper, values: Tree, kept: 
     if declared is None:
         return hyper, values
     first = next(iter(kept.momentum))
-    used = {key: kept.momentum[key if key in kept.momentum else first] for key in hyper["momentum"]}
+    used = {key: np.asarray(kept.momentum[key if key in kept.momentum else first]) for key in hyper["momentum"]}
     return {**hyper, "momentum": {k: np.asarray(declared.free(g), problem.dtype) for k, g in used.items()}}, values
 
 
@@ -363,16 +387,11 @@ def with_effective_momentum(problem: Problem, hyper: Hyper, values: Tree, kept: 
 
 
 def refuse(problem: Problem, keep: Reversible) -> None:
-    momentum = problem.declared("momentum")
     if keep.unbounded:
         raise UsageError(
-            "the unbounded buffer is the reference engine's; use Reversible() here, its numbers are the same"
+            "the unbounded buffer is the reference engine's; use Reversible() here, the same run until a buffer is full"
         )
     refuse_reversible(problem)
-    if momentum is not None and momentum.per_step:
-        raise UsageError(
-            "exact reversal takes one momentum for the whole run, a per-step one was declared; keep the states"
-        )
 
 
 def probe(programs: Compiled, w0: Tree, values: Tree) -> None:

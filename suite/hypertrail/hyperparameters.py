@@ -7,8 +7,8 @@ exact adjoint, so gradients flow back to what the outer optimiser moves.
 
 The arrays of one declaration: {"network": array ()} at level network, else {parameter name: array}; per_step adds
 an axis (T,) in front. Kinds that live on the training examples and not on the network (`OfExamples`) have one array, with one
-row per example: {"train": (n,)} or {"x": (n, H, W, C)}. Source of the representations: reference table "Hyperparameters and
-how they move" (log10 L2: the thesis; ln α, logit γ: Maclaurin et al. 2015, section 3.1).
+row per example: {"train": (n,)} or {"x": (n, H, W, C)}. Source of the representations: log10 L2: the thesis; ln α, logit γ:
+Maclaurin et al. 2015, section 3.1. How each acts on a step, and its derivative: docs/dynamics.md.
 """
 
 from __future__ import annotations
@@ -106,7 +106,12 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class L2(Hyperparameter):
-    """Penalty Σ λ w² (no ½) on regularizable parameters; u = log10 λ. Bounds keep λ positive and sane."""
+    """Penalty Σ λ w² (no ½) on regularizable parameters; u = log10 λ. Bounds keep λ positive and sane.
+
+    It acts through the elementary loss: g += 2 λ w, and dλ += 2 w u in a reverse step (docs/dynamics.md has u). Shape of λ for
+    a tensor of w: network and layer (), unit (units,), input the input axis with the others 1, parameter that of w.
+    Source: Maclaurin et al. 2015, section 3.2 (one for each weight, λ = e^u); log10: the thesis.
+    """
 
     init: float = 1e-4
     bounds: tuple[float, float] = (1e-9, 1.0)
@@ -126,7 +131,11 @@ class L2(Hyperparameter):
 
 @dataclass(frozen=True)
 class L1(Hyperparameter):
-    """Penalty Σ λ |w| on regularizable parameters; u = ln λ. The kink at w = 0 has derivative 0 here."""
+    """Penalty Σ λ |w| on regularizable parameters; u = ln λ. The kink at w = 0 has derivative 0 here.
+
+    It acts through the elementary loss: g += λ sign w, and dλ += sign(w) u in a reverse step; the second derivative is 0.
+    Shapes as L2's. Source: Maclaurin et al. 2015 for a penalty of each weight; none of the papers has L1.
+    """
 
     init: float = 1e-5
     bounds: tuple[float, float] = (1e-12, 1.0)
@@ -146,7 +155,12 @@ class L1(Hyperparameter):
 
 @dataclass(frozen=True)
 class LearningRate(Hyperparameter):
-    """α of the dynamics; u = ln α. The schedule of the dynamics multiplies it."""
+    """α of the dynamics, w ← w + α v for the damped ones; u = ln α. The schedule of the dynamics multiplies it.
+
+    In a reverse step dα_t = ⟨dw, v_{t+1}⟩, summed over what shares an α (Adam's and Nesterov's: docs/dynamics.md).
+    Shape for a tensor of w: network and layer (), unit (units,), parameter that of w; per_step puts (T,) in front. No level
+    input: every tensor needs a rate, also a bias. Source: Maclaurin et al. 2015, algorithm 2, line 5, and section 3.1.
+    """
 
     level: str = "network"
     init: float = 0.1
@@ -161,7 +175,12 @@ class LearningRate(Hyperparameter):
 
 @dataclass(frozen=True)
 class Momentum(Hyperparameter):
-    """γ of the dynamics; u = logit γ = ln(γ / (1 − γ))."""
+    """γ of the dynamics, v ← γ v − (1 − γ) g for the damped ones (μ of heavy ball and Nesterov, β₁ of Adam); u = logit γ.
+
+    In a reverse step dγ_t = ⟨dv, v_t + g_t⟩ with dv as line 9 leaves it (others: docs/dynamics.md), summed over the tensors
+    that share it. One scalar for the network or for each layer, shape (); per_step makes it (T,). logit γ = ln(γ / (1 − γ)).
+    Source: Maclaurin et al. 2015, algorithm 2, line 10, and section 3.1.
+    """
 
     level: str = "network"
     init: float = 0.9
@@ -200,7 +219,7 @@ class InitialScale(Hyperparameter):
 
     Its hypergradient is what is left of the adjoint at the end of the reverse pass: df/d ln σ = ⟨dw_0, w_0⟩, summed over what
     shares a σ; so it is for methods that arrive at w_0. A tensor that is drawn as zeros (biases, mostly) has none: 0.
-    Source: Maclaurin et al. 2015 (theirs is one for each weight type: level layer); reference offline.md, section 2.
+    Source: Maclaurin et al. 2015 (theirs is one for each weight type: level layer); docs/exact.md.
     """
 
     level: str = "layer"

@@ -7,7 +7,7 @@
 | "host" | every state, in the host's RAM | reads them | T states |
 | a Path | every state, in HDF5 segments there | reads them, one chunk at a time | T states on disk |
 | "auto" | every state, in the first of device, host and disk that has room | reads them | T states |
-| Checkpoints(n) | n states, √T by default | recomputes each stretch between two of them | n states and one stretch |
+| Checkpoints(n) | n states, about √T by default | recomputes each stretch between two of them | n states and one stretch |
 | Last(K) | the last K states | only truncated methods go | K states |
 | Reversible() | integers and what γ took from them | undoes them, to the bit | 1 state, log2(1/γ) bits a number and step |
 
@@ -26,7 +26,12 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """At most n states, the first of them w_0, at equal distances; None: ⌈√T⌉. The reverse pass costs one more forward run."""
+    """n states, the first of them w_0, at distances that differ by one step at most; at n = T it is every state.
+
+    None: about √T, at equal distances: ⌈T/⌈√T⌉⌉ steps, or up to half as many again if that divides T (25 states, 40 steps
+    apart, of T = 1000). The reverse pass costs one more forward run. A compiled engine compiles its programs once for each
+    length of a stretch: twice where n does not divide T. UsageError (from `at`) for n > T.
+    """
 
     count: int | None = None
 
@@ -35,16 +40,15 @@ class Checkpoints:
             raise UsageError(f"checkpoints {self.count}, expected at least 1")
 
     def at(self, steps: int) -> list[int]:
-        """The steps whose states are kept: 0, L, 2L, … with L = ⌈T/n⌉, or up to half as much again if that divides T.
-
-        Equal stretches, because a compiled engine compiles each length once. Raises UsageError for more checkpoints than steps.
-        """
-        n = math.isqrt(steps - 1) + 1 if self.count is None else self.count
-        if n > steps:
-            raise UsageError(f"{n} checkpoints for {steps} steps, expected at most one for each step")
-        least = -(-steps // n)
-        length = next((L for L in range(least, least * 3 // 2 + 1) if steps % L == 0), least)
-        return list(range(0, steps, length))
+        """The steps whose states are kept, rising from 0; the stretches of ⌈T/n⌉ steps come before those of ⌊T/n⌋."""
+        if self.count is None:
+            least = -(-steps // (math.isqrt(steps - 1) + 1))
+            length = next((L for L in range(least, least * 3 // 2 + 1) if steps % L == 0), least)
+            return list(range(0, steps, length))
+        if self.count > steps:
+            raise UsageError(f"{self.count} checkpoints for {steps} steps, expected at most one for each step")
+        length, longer = divmod(steps, self.count)
+        return [k * length + min(k, longer) for k in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,18 @@ class Last:
 
 @dataclass(frozen=True)
 class Reversible:
-    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 2.3).
+    """Train in int64 fixed point so that every step can be undone to the bit (Maclaurin et al. 2015, section 2.3, algorithm 3).
 
+    For the damped dynamics with 2⁻¹⁶ ≤ γ ≤ 1 − 2⁻¹⁶ alone; γ is rounded up to a fraction n/2¹⁶, by at most 1.5e-5, and this
+    effective momentum is what is trained with and differentiated (`Undoable.momentum`). UsageError for other dynamics and
+    momenta, and on a device whose gradients do not repeat to the bit: a GPU needs XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    NumericalFailure where a weight or velocity leaves fixed point (gpu: |x| < 1024, cpu: |x| < 2048), VerificationFailure where
+    the way back does not arrive at w_0, v_0 = 0 and empty buffers. Memory: one state and log2(1/γ) bits a number and step, in
+    steps of 64. docs/exact.md has the arithmetic.
     unbounded: keep the lost digits in one integer of any length per number, as in the paper ("50 times slower"; the reference
-    engine only), instead of int64 buffers that are put aside whenever they are full. The numbers are the same.
+    engine only), instead of int64 buffers that are put aside whenever they are full. The effective γ is the same, and so is
+    every number until the first buffer is put aside (after 274 / 549 / 1350 steps at γ = .9 / .95 / .98). From then on other
+    digits fill the low end of v, by less than 2⁻³⁶ a step: two runs that are both undone to the bit, and differ by rounding.
     """
 
     unbounded: bool = False

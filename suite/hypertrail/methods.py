@@ -41,7 +41,7 @@ class DrMAD:
     tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
-    Cost: N gradients with Hessian-vector products; memory: two states.
+    Cost: N gradients with Hessian-vector products; memory: two states, of C6 the n that were kept and w_T.
     """
 
     completion: str = "C4"
@@ -229,8 +229,7 @@ def speed_matched_steps(distances: Sequence[float], total: float, steps: int, me
     Raises UsageError for T < 5 or a run that did not move.
     """
     T = steps
-    if T < TOO_SHORT:
-        raise UsageError(f"completion C4 measures the speed of steps 5 to 20, this run has {T}; train longer or use C0")
+    refuse_short(T)
     if not total > 0.0:
         raise UsageError("completion C4: w_T equals w_0, there is no line to follow; check the learning rate")
     s = [distances[k] / (k + 1) for k in range(4, min(MEASURED_STEPS, T))]
@@ -241,6 +240,14 @@ def speed_matched_steps(distances: Sequence[float], total: float, steps: int, me
         raise UsageError("completion C4: the first steps did not move the weights; check the learning rate")
     # A hair is taken off before rounding up, so that a constant speed gives ceil(multiplier · T) and not one more.
     return max(1, min(math.ceil(method.multiplier / b * (1 - 1e-12)), method.max_steps, T))
+
+
+def refuse_short(steps: int) -> None:
+    """Raise UsageError for a run of fewer steps than completion C4 measures."""
+    if steps < TOO_SHORT:
+        raise UsageError(
+            f"completion C4 measures the speed of steps 5 to 20, this run has {steps}; train longer or use C0"
+        )
 
 
 def stretch_steps(distances: Sequence[float], total: Callable[[], float], steps: int, method: DrMAD) -> int:

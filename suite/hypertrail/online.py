@@ -95,7 +95,7 @@ class Adaptive(Online):
     Cost of a block: n + M + about 3 K gradients. Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 5 points
-    lower there than on the test split. Source: the thesis; reference online.md, section 1.
+    lower there than on the test split. Source: the thesis; docs/online.md.
     """
 
     steps: int = 131
@@ -244,8 +244,8 @@ class Almeida(Online):
     k/(1−γ)). Needs LearningRate(level="parameter"). Cost: no gradient; two vectors in memory.
     POOR: as hypergradient descent, parameter by parameter, so with even less signal in the noise.
     Source: Almeida, Langlois, Amaral, Plakhov 1998, "Parameter adaptation in stochastic optimization" (equation 4.6, as HLearn
-    cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); the floor: reference
-    online.md, section 2.
+    cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); the floor:
+    docs/online.md.
     """
 
     k: float = 0.01

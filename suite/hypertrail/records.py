@@ -60,14 +60,15 @@ class Undoable:
     γ took away, from which every step can be undone to the bit.
 
     lost: the engine's own form of those digits; bits: how many bits per number and step they take, measured;
-    momentum: the effective γ, rounded up to a fraction n/d (by at most 1.5e-5).
+    momentum: the effective γ of each tensor, rounded up to a fraction n/d (by at most 1.5e-5); (T,) where it is per step.
+    nbytes: of the arrays that are held.
     """
 
     w: dict[str, Any]
     v: dict[str, Any]
     lost: Any
     bits: float
-    momentum: dict[str, float]
+    momentum: dict[str, float | np.ndarray]
     nbytes: int
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from .errors import UsageError
 from .hyperparameters import Hyper, Hyperparameter, count
 from .keeping import Checkpoints, Keep, Last, Reversible
-from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
+from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, refuse_short
 from .problem import Problem
 from .records import Checkpointed, Training, Undoable
 
@@ -90,6 +90,12 @@ def refuse_method(problem: Problem, method: Method) -> None:
                 f"forward mode carries one state per hyperparameter, {m} are too many; share them or use exact"
             )
     start = problem.declared("initial_scale")
+    if isinstance(method, Implicit) and method.solver == "dense":
+        size = sum(one.size for one in problem.params)
+        if size > method.most:
+            raise UsageError(
+                f"implicit-dense builds the Hessian of {size} parameters, allowed are {method.most}; use implicit-cg"
+            )
     if isinstance(method, Implicit) and (rates or start):
         kinds = " and ".join(h.kind for h in (*rates, start) if h)
         raise UsageError(
@@ -133,6 +139,8 @@ def refuse_undoing(problem: Problem, method: Method) -> None:
 
 def refuse_line(problem: Problem, method: DrMAD, rates: list[Hyperparameter]) -> None:
     c, dynamics = method.completion, problem.dynamics.kind
+    if c == "C4":
+        refuse_short(problem.steps)
     if dynamics == "adam":
         raise UsageError(
             f"completion {c}: a line knows no moments, which Adam's adjoint needs at every step; use exact"

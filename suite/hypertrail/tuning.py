@@ -121,8 +121,9 @@ def tune(
     if start is None:
         start = beginning(problem, rule)
     hyper, state = start.hyper, start.state
-    if meta_iterations:
-        refuse_plan(problem, method, keep_for(method, also_exact, keep))
+    lengths = {problem.steps} if steps is None else {steps(k) for k in range(meta_iterations)}
+    for T in sorted(lengths) if meta_iterations else ():
+        refuse_plan(problem.with_(steps=T), method, keep_for(method, also_exact, keep))
     for k in range(start.index, meta_iterations + 1):
         T = problem.steps if steps is None else steps(k)
         if problem.steps != T:  # a new problem compiles anew, so only where it must be

@@ -22,6 +22,7 @@ from .hyperparameters import Arrays, Hyper
 from .methods import Exact, Method, parse_method
 from .outer import tree
 from .problem import Problem
+from .refusals import refuse_plan
 from .tolerances import tolerance
 
 STEPS = 10
@@ -50,8 +51,11 @@ class Check:
 def verify(problem: Problem, engine: Engine, other: Engine | None, method: Method, directions: int) -> Iterator[Check]:
     """The checks, one after the other; finite differences are measured in units of the norm of the kind's hypergradient.
 
+    UsageError, before the first of them, for a method that cannot go.
     Cost: about 3 T gradients per method and engine, and 2 T for each of the up to 8 levels of a direction and kind.
     """
+    for one in (Exact(), method):
+        refuse_plan(problem, one, "memory")
     hyper = problem.initial_hyper()
     training = engine.train(problem, hyper, "memory")
     ours = engine.hypergradient(problem, hyper, training, Exact()).gradient

@@ -212,5 +212,5 @@ def test_what_implicit_cannot_do_is_refused(make):
         cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), Implicit())
     problem = make("tanh", dynamics=Dynamics("damped", 0.1, 0.5))
     hyper = problem.initial_hyper()
-    with pytest.raises(UsageError, match="of 974 parameters, allowed are 973; use 'cg'"):
+    with pytest.raises(UsageError, match="of 974 parameters, allowed are 973; use implicit-cg"):
         cpu.hypergradient(problem, hyper, cpu.train(problem, hyper), Implicit("dense", most=973))

@@ -30,8 +30,10 @@ from hypertrail import (
     UsageError,
     VerificationFailure,
 )
+from hypertrail.tolerances import tolerance
 from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import keeping, reversal
+from hypertrail_gpu.compiled import Compiled, compiled, precision
 from hypertrail_nets import mlp
 
 STEPS = 30
@@ -57,16 +59,33 @@ def trained(problem: Any, keep: Any) -> Any:
     return gpu.train(problem, problem.initial_hyper(), keep)
 
 
+@cache
+def stored(problem: Any, gamma: float) -> tuple[Any, Any]:
+    """(hyper, exact hypergradient over the states in memory) at a momentum; no other program is compiled for it."""
+    hyper = problem.initial_hyper() | {"momentum": {"network": np.log(gamma) - np.log1p(-gamma)}}
+    return hyper, gpu.hypergradient(problem, hyper, gpu.train(problem, hyper, "memory"), Exact())
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.9])
 @pytest.mark.parametrize(
-    "keep", ["host", "auto", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()], ids=str
-)
-def test_every_exact_provider_equals_every_other(case, relative, keep):
-    problem, hyper, _, exact = case
-    result = gpu.hypergradient(problem, hyper, trained(problem, keep), Exact())
+    "keep", ["host", "auto", "disk", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()],
+    ids=str,
+)  # fmt: skip
+def test_every_exact_provider_equals_every_other(case, relative, tmp_path, keep, gamma):
+    """The reversed one at .9: equal to the states kept at its effective momentum, but for what fills the low end of v."""
+    problem, *_ = case
+    hyper, exact = stored(problem, gamma)
+    training = gpu.train(problem, hyper, tmp_path / "states" if keep == "disk" else keep)
+    result = gpu.hypergradient(problem, hyper, training, Exact())
+    allowed = 1e-10
+    if keep == Reversible() and gamma == 0.9:
+        (gamma,) = set(training.trajectory.momentum.values())
+        _, exact = stored(problem, gamma)
+        allowed = tolerance("reversible", "float64").epsilon
     for kind in hyper:
-        assert relative(result.gradient[kind], exact.gradient[kind]) < 1e-10, kind
-    assert relative(result.initial_weights, exact.initial_weights) < 1e-10
-    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms, rtol=1e-9)
+        assert relative(result.gradient[kind], exact.gradient[kind]) < allowed, kind
+    assert relative(result.initial_weights, exact.initial_weights) < allowed
+    np.testing.assert_allclose(result.adjoint_norms, exact.adjoint_norms, rtol=allowed)
 
 
 def test_recomputed_states_are_the_stored_ones_to_the_bit(case):
@@ -132,23 +151,56 @@ def test_tail_then_line_between_exact_and_line(case, relative):
     assert relative(some.gradient["l2"], exact.gradient["l2"]) < relative(line.gradient["l2"], exact.gradient["l2"])
 
 
-@pytest.mark.parametrize(("gamma", "precision", "dies"), [(0.9, "float32", 158), (0.9, "float64", 349)])
-def test_float_reversal_dies_where_its_mantissa_ends(make, relative, gamma, precision, dies):
-    """24 / log2(1/.9) = 158 steps in float32, 53 / log2(1/.9) = 349 in float64: half of that goes, twice that does not."""
-    errors = []
-    for steps in (dies // 2, 2 * dies):
-        problem = make("mlp", "penalties", steps=steps, precision=precision, dynamics=Dynamics("damped", 0.1, gamma),
-                       hyperparameters=(L2("layer", 1e-2),))  # fmt: skip
-        hyper = problem.initial_hyper()
-        training = gpu.train(problem, hyper, "memory")
+@pytest.fixture(scope="module", params=[("float32", 24), pytest.param(("float64", 53), marks=pytest.mark.slow)])
+def long(make, request):
+    """(a problem long enough for γ = .95, bits of its mantissa)."""
+    dtype, bits = request.param
+    settings = {"steps": int(1.3 * bits / -np.log2(0.95)), "precision": dtype, "dynamics": Dynamics("damped", 0.1, 0.9)}
+    problem = make("mlp", "penalties", **settings, hyperparameters=(L2("layer", 1e-2), Momentum("network", 0.9)))
+    return problem.with_(network=mlp((8, 8, 1), (6,))), bits
+
+
+@pytest.mark.parametrize("gamma", [0.9, 0.95])
+def test_float_reversal_dies_where_its_mantissa_ends(long, relative, gamma):
+    """The rule of the reference engine's test: after about mantissa / log2(1/γ) steps back, 158 and 324 with the 24 bits of
+    float32, the error of the velocity is as large as it; step by step against the states of this very run."""
+    problem, bits = long
+    hyper = problem.initial_hyper() | {"momentum": {"network": np.log(gamma) - np.log1p(-gamma)}}
+    training = gpu.train(problem, hyper, "memory")
+    gaps: dict[str, list[float]] = {"w": [], "v": []}
+    with precision(problem):
+        programs = compiled(problem)
+        values = programs.values(jax.tree.map(lambda u: np.asarray(u, problem.dtype), hyper))
+        _, dw, dvalues = programs.hyper_gradient(training.final, values, programs.valid_data)
+        w, v = jax.tree.map(jnp.asarray, (training.final, training.velocity))
+        state = (w, v, dw, jax.tree.map(jnp.zeros_like, dw), dvalues)
+        for segment in training.trajectory.backwards():
+            steps = len(next(iter(segment.states.values())))
+            xs = programs.steps(segment.start, segment.start + steps)
+            truth = jax.tree.map(np.asarray, segment.states)
+            for i in reversed(range(steps)):
+                state, _ = programs.undo_chunk(state, values, programs.train_data, xs, (np.int32(i), np.int32(i + 1)))
+                for what, one in zip(gaps, state[:2], strict=True):
+                    true = {name: truth[f"{what}/{name}"][i] for name in one}
+                    size = np.linalg.norm(np.concatenate([np.ravel(a) for a in true.values()]))
+                    gap = np.concatenate([np.ravel(np.asarray(one[name]) - a) for name, a in true.items()])
+                    gaps[what].append(float(np.linalg.norm(gap) / size) if size else np.inf)
+    lost = {what: int(np.argmax(~(np.array(errors) < 1))) for what, errors in gaps.items()}
+    assert lost["v"] == pytest.approx(bits / -np.log2(gamma), rel=0.2)
+    assert lost["v"] < lost["w"], "the weights are lost after it"
+    assert max(errors[0] for errors in gaps.values()) < 1e-6
+    if gamma == 0.9:
         exact = gpu.hypergradient(problem, hyper, training, Exact())
         try:
             result = gpu.hypergradient(problem, hyper, training, FloatReversed())
-            errors.append(relative(result.gradient, exact.gradient))
         except NumericalFailure:
-            errors.append(np.inf)
-    assert errors[0] < 1e-2
-    assert errors[1] > 1.0
+            return
+        assert relative(result.gradient, exact.gradient) > 1.0
+
+
+def lasts(gamma: float) -> int:
+    """The steps that a buffer lasts at one momentum."""
+    return reversal.capacity(np.full((1, 2000), gamma))
 
 
 def test_fixed_point_multiplication_is_undone_to_the_bit():
@@ -164,7 +216,7 @@ def test_fixed_point_multiplication_is_undone_to_the_bit():
             V = jnp.asarray(np.concatenate([rng.integers(-(2**62), 2**62, 500), [0, 1, -1, 2**62 - 1, -(2**62)]]))
             B = jnp.zeros_like(V)
             states = []
-            for _ in range(max(reversal.capacity(n / d), 1)):
+            for _ in range(lasts(n / d)):
                 states.append((np.asarray(V), np.asarray(B)))
                 new, kept = reversal.scale(V, B, jnp.asarray(n), jnp.asarray(shift))
                 expected = [(v // d * n + (b * d + v % d) % n, (b * d + v % d) // n)
@@ -179,12 +231,15 @@ def test_fixed_point_multiplication_is_undone_to_the_bit():
 
 
 def test_buffer_schedule_and_effective_momentum(make):
-    assert [reversal.capacity(g) for g in (0.9, 0.95, 0.98)] == [274, 549, 1350]
+    assert [lasts(g) for g in (0.9, 0.95, 0.98)] == [274, 549, 1350]
     problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=300)
     kept = trained(problem, Reversible()).trajectory
     assert all(0 <= g - 0.9 <= 1.5e-5 for g in kept.momentum.values())
-    assert kept.bits == pytest.approx(64 * len(kept.lost) / 300)
-    assert len(kept.lost) == 2
+    buffers = [one for _, B in kept.lost for one in B.values()]
+    assert len(buffers) == 2 * len(problem.params)
+    assert kept.bits == 64 * 2 / 300
+    assert all(one.dtype == np.int64 for one in buffers)
+    assert kept.nbytes == sum(one.nbytes for one in [*kept.w.values(), *kept.v.values(), *buffers])
     assert kept.nbytes < 300 * 8 * sum(p.size for p in problem.params) / 50
 
 
@@ -195,11 +250,11 @@ def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, rela
     same = problem.with_(dynamics=Dynamics("damped", 0.1, effective))
     hyper = problem.initial_hyper()
     stored = gpu.train(same, hyper, "memory")
-    # Each step cuts w and v off at 2^-52; the training itself magnifies that.
-    assert relative(reversible.final, stored.final) < 1e-8
+    allowed = tolerance("reversible", "float64").epsilon
+    assert relative(reversible.final, stored.final) < allowed
     a = gpu.hypergradient(problem, hyper, reversible, Exact())
     b = gpu.hypergradient(same, hyper, stored, Exact())
-    assert relative(a.gradient, b.gradient) < 1e-8
+    assert relative(a.gradient, b.gradient) < allowed
 
 
 def test_a_bit_that_was_changed_is_noticed(make):
@@ -231,7 +286,6 @@ def test_overflow_of_the_fixed_point_raises(make):
     ("changes", "reason"),
     [
         ({"dynamics": Dynamics("heavy-ball", 0.1, 0.5)}, "not heavy-ball"),
-        ({"hyperparameters": (Momentum("network", 0.5, per_step=True),)}, "per-step"),
         ({"dynamics": Dynamics("damped", 0.1, 0.0)}, "momentum between"),
     ],
 )
@@ -239,6 +293,31 @@ def test_what_cannot_be_reversed_is_refused_with_the_reason(make, changes, reaso
     problem = make("mlp", "penalties", **changes)
     with pytest.raises(UsageError, match=reason):
         gpu.train(problem, problem.initial_hyper(), Reversible())
+
+
+def test_a_device_whose_gradients_do_not_repeat_is_refused(make, monkeypatch):
+    """The probe's two evaluations differ in the last bit of one number."""
+    problem = make("mlp", "penalties").with_()  # programs of its own
+    build_once, calls = Compiled.program, []
+
+    def shaky(self: Any, key: str, build: Any) -> Any:
+        program = build_once(self, key, build)
+        if key != "probe":
+            return program
+
+        def run(*arguments: Any) -> Any:
+            g = dict(program(*arguments))
+            calls.append(key)
+            if len(calls) == 2:
+                g["dense1/W"] = g["dense1/W"].at[3, 2].set(np.nextafter(float(g["dense1/W"][3, 2]), np.inf))
+            return g
+
+        return run
+
+    monkeypatch.setattr(Compiled, "program", shaky)
+    with pytest.raises(UsageError, match=r"repeat to the bit, this device's do not; set .*xla_gpu_deterministic_ops"):
+        gpu.train(problem, problem.initial_hyper(), Reversible())
+    assert calls == ["probe", "probe"]
 
 
 def test_unbounded_buffer_belongs_to_the_reference(make):

@@ -1,4 +1,4 @@
-"""Reference against compiled engine: two derivations of the same numbers, in float64, to 1e-9 relative.
+"""Reference against compiled engine: two derivations of the same numbers, in float64, to 1e-10 relative.
 
 The reference's adjoints are written by hand; the compiled engine takes them from jax.vjp and one linearisation of the gradient.
 Only the network definitions and the statement of the losses are shared.
@@ -33,6 +33,7 @@ from hypertrail import (
     WeightTransform,
 )
 from hypertrail.hyperparameters import unbroadcast
+from hypertrail.tolerances import tolerance
 from hypertrail_cpu import losses as cpu_losses
 from hypertrail_cpu.ops import OPS as CPU_OPS
 from hypertrail_gpu import losses as gpu_losses
@@ -40,7 +41,7 @@ from hypertrail_gpu.compiled import precision
 from hypertrail_gpu.ops import OPS as GPU_OPS
 from hypertrail_nets import densenet, get_output, initial_running, lenet, mlp
 
-TOLERANCE = 1e-9  # both engines work in float64; a few thousand operations in other orders cost about 1e-13
+TOLERANCE = tolerance("engines", "float64").epsilon
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "mlp": lambda: mlp((8, 8, 1), (20, 15), dropout=0.2),

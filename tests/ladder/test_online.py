@@ -40,9 +40,10 @@ from hypertrail import (
 )
 from hypertrail.adapting import gather, numpy_state
 from hypertrail.outer import Adam, SignMomentum
+from hypertrail.tolerances import tolerance
 from hypertrail_nets import densenet, mlp
 
-TOLERANCE = 1e-9
+TOLERANCE = tolerance("engines", "float64").epsilon
 
 BOTH = (L2("parameter", 1e-2, bounds=(1e-7, 1e-1)), LearningRate("parameter", 0.1, bounds=(1e-5, 1.0)))
 FEW = (L2("layer", 1e-2), LearningRate("network", 0.1))

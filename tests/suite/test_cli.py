@@ -156,6 +156,16 @@ def test_unknown_experiment_and_bad_value_in_a_real_process(tmp_path):
     assert call().returncode == 2
 
 
+def test_a_method_that_cannot_go_back_is_refused_without_a_training(monkeypatch, capsys, tmp_path):
+    from hypertrail_cpu import training
+
+    monkeypatch.setattr(training, "gradient_at", None)  # the first step would call it
+    words = ["--engine", "cpu", "--steps", "4", "--method", "drmad-C4", "--runs-dir", tmp_path]
+    assert cli.main(["run", "drmad-digits", *map(str, words)]) == 2
+    said = "hypertrail: completion C4 measures the speed of steps 5 to 20, this run has 4; train longer or use C0\n"
+    assert capsys.readouterr().err == said
+
+
 def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("HYPERTRAIL_TRACEBACK", "1")
     with pytest.raises(UsageError, match="unknown command"):

@@ -10,9 +10,11 @@ import pytest
 
 import hypertrail_data
 from hypertrail import (
+    L2,
     Checkpoints,
     DrMAD,
     Exact,
+    Implicit,
     Last,
     LearningRate,
     NumericalFailure,
@@ -111,6 +113,20 @@ def test_the_length_of_a_schedule_may_not(make_problem, engine, rule):
         next(tune(scheduled, engine, DrMAD("C1"), rule, 2, steps=lambda k: 6 + k))
     assert not engine.trainings
     assert len(list(tune(scheduled, engine, DrMAD("C1"), rule, 1, steps=lambda k: 6))) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "match"),
+    [
+        (DrMAD("C4"), lambda k: 6 - k, "this run has 4"),
+        (Implicit("dense", most=9), None, r"parameters, allowed are 9; use implicit-cg"),
+    ],
+)
+def test_what_cannot_go_back_is_refused_before_the_first_training(make_problem, engine, rule, method, steps, match):
+    """At any of the lengths that are to come."""
+    with pytest.raises(UsageError, match=match):
+        next(tune(make_problem(hyperparameters=(L2(),)), engine, method, rule, 3, steps=steps))
+    assert not engine.trainings
 
 
 def test_an_empty_valid_split_is_refused_before_anything_is_computed(make_problem, engine, rule):

@@ -70,7 +70,7 @@ def wrong(engine, change):
 def test_the_reference_engine_passes(problem, cpu):
     checks = list(verify.verify(problem, cpu, cpu, DrMAD("C1"), directions=2))
     assert [c.passed for c in checks] == [True] * 8
-    assert [c.epsilon for c in checks] == [1e-6] * 4 + [1e-9] * 4
+    assert [c.epsilon for c in checks] == [1e-6] * 4 + [1e-10] * 4
     assert [c.what.split(",")[0] for c in checks] == [
         f"{method} of {kind}" for method in ("exact", "exact", "exact", "drmad-C1") for kind in ("l2", "learning_rate")
     ]
@@ -94,6 +94,11 @@ def test_an_engine_that_is_wrong_fails_both_checks(problem, cpu, change):
     checks = list(verify.verify(problem, wrong(cpu, change), cpu, Exact(), directions=1))
     assert [c.passed for c in checks] == [False] * 4
     assert str(checks[-1]).startswith("FAIL ")
+
+
+def test_a_method_that_cannot_go_is_refused_before_anything_is_trained(make_problem):
+    with pytest.raises(UsageError, match="this run has 4; train longer or use C0"):
+        next(verify.verify(make_problem(steps=4), SimpleNamespace(), None, DrMAD("C4"), directions=1))
 
 
 def test_the_exact_check_is_not_done_twice(problem, cpu):

@@ -8,7 +8,7 @@ every step; then ln α_t and logit γ_t of every step move by damped momentum (m
 of the loss at the end. The paper draws the first three trainings; one more shows what the third update did.
 
 The gpu engine takes the hypergradient with hypertrail_gpu.functional, as somebody with a model of their own would; the cpu
-engine with the adjoint of reference/offline.md, equation by equation, gradient and Hessian of the loss by hand.
+engine with the adjoint of docs/dynamics.md, equation by equation, gradient and Hessian of the loss by hand.
 
 Hardware: two CPU cores: 4 seconds (--engine cpu: 2), figures included.
 Measured: loss at the end 395.36 → 356.60 → 356.30 → 376.06 after 0, 1, 2, 3 updates (both engines, all digits shown). The
