@@ -21,7 +21,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, count
 from hypertrail.methods import Forward
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training, Undoable
+from hypertrail.records import Hypergradient, Training, Undoable, hypergradient_cost
 
 from .compiled import Compiled, compiled, precision
 from .functional import step
@@ -36,7 +36,7 @@ def forward_mode(
 ) -> Hypergradient:
     """Exact hypergradient by forward mode. The columns of Z are carried side by side (vmap over one linearisation a step).
 
-    Cost: T gradients and T · m tangents of a gradient; memory: m states. dw_0 and dv_0 are not known to this method:
+    Cost: T gradients and T · m products (tangents of a gradient); memory: m states. dw_0 and dv_0 are not known to this method:
     they are empty. Raises NumericalFailure where Z or f is not finite. Of a reversible run it takes the effective γ.
     """
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def forward_mode(
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,
-        cost=Cost(problem.steps + len(programs.valid_data[1]), problem.steps * m, time.perf_counter() - started, 0),
+        cost=hypergradient_cost(problem, training, method, problem.steps * m, time.perf_counter() - started),
         diagnostics={
             "N": problem.steps,
             "zero": [k for k, one in gradient.items() if not any(map(np.any, one.values()))],

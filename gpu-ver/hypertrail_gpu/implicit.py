@@ -22,7 +22,7 @@ from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training
+from hypertrail.records import Hypergradient, Training, hypergradient_cost
 
 from .compiled import Compiled, compiled, norm, precision
 from .functional import add
@@ -32,7 +32,7 @@ Tree = Any
 
 
 def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implicit) -> Hypergradient:
-    """Implicit hypergradient at w_T. Cost: one HVP over the whole training split per iteration (dense: P of them).
+    """Implicit hypergradient at w_T. Cost: one product over the whole training split per iteration (dense: P of them) and two.
 
     diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0. dv_0, dw_0: zero, a
     minimum forgets where it came from. Raises NumericalFailure for a solve that did not converge or met negative curvature.
@@ -63,7 +63,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,
-        cost=Cost(len(programs.valid_data[1]) + 1, int(iterations) + 1, time.perf_counter() - started, 0),
+        cost=hypergradient_cost(problem, training, method, int(iterations) + 2, time.perf_counter() - started),
         diagnostics={
             "N": 0,
             "iterations": int(iterations),
@@ -143,7 +143,7 @@ def neumann(H: Any, b: Any, method: Implicit) -> tuple[Any, Any, Any]:
     def going(state: tuple) -> Any:
         _, term, k = state
         size = jnp.linalg.norm(term)
-        return (size > 0.1 * method.tolerance * jnp.linalg.norm(b)) & (k < method.iterations) & jnp.isfinite(size)
+        return (size > method.tolerance * jnp.linalg.norm(b)) & (k < method.iterations) & jnp.isfinite(size)
 
     def iterate(state: tuple) -> tuple:
         total, term, k = state

@@ -15,7 +15,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
 from hypertrail.problem import Problem
-from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable, bytes_read
+from hypertrail.records import Checkpointed, Hypergradient, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse
 from hypertrail_data import StoredTrajectory
 
@@ -35,7 +35,7 @@ def hypergradient(
 ) -> Hypergradient:
     """Gradient of the hyper loss f(w_T) with respect to every unconstrained hyperparameter array (float64 arrays).
 
-    Cost: N gradients with their Hessian-vector products (N = T for Exact), plus one gradient for each validation batch.
+    Cost: `records.hypergradient_cost`: N products (N = T for Exact), and one gradient for each validation batch.
     Memory: one chunk of states and the adjoint. Source: Maclaurin et al. 2015, algorithm 2; Fu et al. 2016, algorithm 2;
     other methods: see hypertrail.methods.
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
@@ -74,26 +74,13 @@ def hypergradient(
         hyper_loss=float(f),
         adjoint_norms=norms[::-1].astype(np.float64),
         method=method.name,
-        cost=Cost(
-            gradients=len(programs.valid_data[1]) + recomputed(training, method),
-            hvps=len(norms),
-            seconds=time.perf_counter() - started,
-            trajectory_bytes=bytes_read(training, method),
-        ),
+        cost=hypergradient_cost(problem, training, method, len(norms), time.perf_counter() - started),
         diagnostics={
             "N": len(norms),
             "zero": [kind for kind, one in gradient.items() if not any(map(np.any, one.values()))],
         }
         | more,
     )
-
-
-def recomputed(training: Training, method: Method) -> int:
-    """How many gradients it takes to train the stretches between checkpoints again."""
-    if not (isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated)):
-        return 0
-    first = max(training.steps - method.steps, 0) if isinstance(method, Truncated) else 0
-    return training.steps - max(a for a in training.trajectory.at if a <= first)
 
 
 def walk(

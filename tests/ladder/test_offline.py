@@ -68,6 +68,10 @@ def compare(problem: Problem, keep: Any, method: Any, tolerance: float = TOLERAN
     assert np.linalg.norm(y) > 0
     assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(y)
     assert a.diagnostics["N"] == b.diagnostics["N"]
+    assert (a.cost.gradients, a.cost.hvps) == (b.cost.gradients, b.cost.hvps)
+    assert a.cost.trajectory_bytes == b.cost.trajectory_bytes
+    for training in (trained(engine, problem, keep) for engine in (cpu, gpu)):
+        assert (training.cost.gradients, training.cost.hvps) == (problem.steps, 0)
 
 
 CASES = [
@@ -106,7 +110,10 @@ def test_reversible_runs_agree(problem):
         assert gamma == b.trajectory.momentum[name]
         np.testing.assert_allclose(a.final[name], b.final[name], rtol=1e-9, atol=1e-11)
     hyper = problem.initial_hyper()
-    mine, theirs = (engine.hypergradient(problem, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
+    assert (a.cost.gradients, a.cost.hvps) == (b.cost.gradients, b.cost.hvps) == (24, 0), "the probe is no part of it"
+    found = [engine.hypergradient(problem, hyper, t, Exact()) for engine, t in ((cpu, a), (gpu, b))]
+    assert [(one.cost.gradients, one.cost.hvps) for one in found] == [(2, 24)] * 2
+    mine, theirs = (one.gradient for one in found)
     for kind in hyper:
         # Sums of terms that nearly cancel for γ: the last digits of the integers show there.
         allowed = 1e-6 if kind == "momentum" else TOLERANCE

@@ -187,6 +187,7 @@ def test_engines_agree_block_by_block(case):
     moved = case.problem.initial_hyper()
     for mine, theirs in zip(reference, case.blocks, strict=True):
         assert (mine.index, mine.start, mine.stop) == (theirs.index, theirs.start, theirs.stop)
+        assert (mine.cost.gradients, mine.cost.hvps) == (theirs.cost.gradients, theirs.cost.hvps)
         assert_close(mine.losses, theirs.losses, "losses")
         assert_close(mine.hyper_losses, theirs.hyper_losses, "hyper losses")
         assert_close(mine.gradient, theirs.gradient, "hypergradient")

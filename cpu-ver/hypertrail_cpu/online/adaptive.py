@@ -9,7 +9,7 @@ import numpy as np
 
 from hypertrail.adapting import State, output_params
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..methods import collapsed
 from ..providers import Place, Provider, Undone
@@ -20,8 +20,6 @@ from .rule import Report, Rule, validation_gradient
 
 class Kept:
     """The last K states of the block, as they were: a provider. Exact."""
-
-    gradients = 0
 
     def __init__(self, steps: deque[Step]) -> None:
         self.steps = steps
@@ -38,10 +36,6 @@ class Watched:
         self.provider = provider
         self.last: Place | None = None
 
-    @property
-    def gradients(self) -> int:
-        return self.provider.gradients
-
     def backwards(self) -> Iterator[Place]:
         for place in self.provider.backwards():
             self.last = place
@@ -55,7 +49,7 @@ class AdaptiveRule(Rule):
         for i = T−1 … T−K:   dr += dw v eʳ;  dv ← dv + eʳ dw;  u = −(1−γ) dv;  dλ += 2 λ ln 10 w u;  dw += H u;  dv ← γ dv
         r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
 
-    Cost: n + M gradients, K gradients with Hessian-vector product, K more where a rate is declared.
+    Cost: n + M gradients and K products (K gradients more are taken here, apart, where a rate is declared).
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -80,7 +74,7 @@ class AdaptiveRule(Rule):
         f, dw, direct = validation_gradient(problem, w, values, method.validation_batches, int(state["block"]), T)
         dvalues = zeros(problem, values)
         add(dvalues, direct)
-        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w, Cost())
+        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w)
         undone = method.states == "undone"
         provider = Watched(Undone(problem.with_(steps=T), values, w, v) if undone else Kept(kept))
         result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
@@ -90,10 +84,8 @@ class AdaptiveRule(Rule):
         if method.mode != "restore":
             assert provider.last is not None
             w, v, running = provider.last.w, provider.last.v, before
-        M = method.validation_batches or len(problem.valid_batches()[0])
         report.hyper_losses.append(f)
         report.gradient = h
-        report.cost = Cost(n + M + result.cost.gradients, result.cost.hvps)
         return {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}, report
 
     def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:

@@ -13,7 +13,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter, unbroadcast
 from hypertrail.online import Online
 from hypertrail.problem import Problem, Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..losses import hyper_gradient
 
@@ -22,12 +22,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Report:
-    """What a block found: losses of its steps, validation losses of its moves, the last hypergradient, its cost."""
+    """What a block found: losses of its steps, validation losses of its moves, the last hypergradient, moves left out."""
 
     losses: list[float] = field(default_factory=list)
     hyper_losses: list[float] = field(default_factory=list)
     gradient: Hyper = field(default_factory=dict)
-    cost: Cost = field(default_factory=Cost)
     skipped: int = 0
 
 

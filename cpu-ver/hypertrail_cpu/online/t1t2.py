@@ -8,7 +8,7 @@ from hypertrail.adapting import State, moved_kinds, unconstrained
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, collapse, sum_shared
 from hypertrail.problem import Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..losses import second_order
 from ..training import Step, batch, forward, seen
@@ -22,7 +22,7 @@ class T1T2Rule(Rule):
         h₂ = Σ 2 w_t u,   h₁ = Σ sign(w_t) u,   h_σ = ∂/∂σ ⟨∇D, u⟩          (∂_λ∇_w C̃₁)ᵀ u, summed over what shares a λ
         λ ← clip(λ − outer(h))
 
-    Cost: one gradient a step, M for each move; with noise one gradient with Hessian-vector product more for each move.
+    Cost: one gradient a step, M for each move; with noise one product more for each move.
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -51,8 +51,6 @@ class T1T2Rule(Rule):
                 report.skipped += 1
             else:
                 raise NumericalFailure("T1–T2 hypergradient", one.t, "lower the learning rate or its bounds")
-        M = method.validation_batches or len(problem.valid_batches()[0])
-        report.cost = Cost(method.block + M * (method.block // method.every))
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}, report
 
     def gradient(self, one: Step, values: Values, hyper: Hyper) -> tuple[float, Hyper]:

@@ -9,7 +9,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, count
 from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..forward import directions, tangent_rule
 from ..losses import gradient_tangents
@@ -23,7 +23,7 @@ class TangentRule(Rule):
         (ẇ, v̇) ← tangent of the step at (μ ẇ, μ v̇, λ̇)            that is Z ← μ A Z + B
         every `every` steps:   h_j = ⟨∇f(w), ẇ_j⟩ + ⟨∂f/∂λ, λ̇_j⟩,   λ ← clip(λ − outer(h))
 
-    Cost of a step: 2 gradients and m Hessian-vector products; of a move: M gradients.
+    Cost of a step: one gradient (taken twice here: apart, and for the tangents) and m products; of a move: M gradients.
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -61,8 +61,6 @@ class TangentRule(Rule):
                 Z = [zero] * m
             report.hyper_losses.append(f)
             report.gradient = h
-        M, moves = method.validation_batches or len(problem.valid_batches()[0]), method.block // method.every
-        report.cost = Cost(2 * method.block + M * moves, m * method.block)
         stacked = [{p: np.stack([z[i][p] for z in Z]) for p in w} for i in range(2)]
         after = {"w": stacked[0], "v": stacked[1], "outer": memory}
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": after}, report

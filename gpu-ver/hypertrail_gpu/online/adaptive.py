@@ -10,7 +10,6 @@ from jax import lax
 
 from hypertrail.adapting import State, output_params
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost
 
 from ..compiled import norm
 from ..functional import zeros
@@ -27,7 +26,7 @@ class AdaptiveRule(Rule):
         K steps back:  `functional.reverse_step` at the kept states (or `Compiled._undo_chunk`: undone in floating point)
         r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
 
-    Cost: n + M gradients and K gradients with Hessian-vector product.
+    Cost: n + M gradients and K products.
     """
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
@@ -89,9 +88,6 @@ class AdaptiveRule(Rule):
             }
         moved |= {kind: arrays for kind, arrays in hyper.items() if self.method.move(kind) == 0}
         return moved, {"u": u} if m else {}
-
-    def cost(self) -> Cost:
-        return Cost(self.method.steps + self.validation_batches(), self.method.last)
 
 
 def over_classes(u: Array) -> Array:
