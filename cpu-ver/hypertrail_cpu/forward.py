@@ -137,9 +137,9 @@ def forward_mode(
             moved = {p: advance(one.v[p], g[p], alpha[p], gamma[p], dot[p]) for p in g}
             Z[j] = {p: w for p, (w, _) in moved.items()}, {p: v for p, (_, v) in moved.items()}
         final = one.w_next
-        if not all(np.isfinite(norm(w_dot)) for w_dot, _ in Z):
+        if not all(np.isfinite(norm(one)) for column in Z for one in column):
             raise NumericalFailure(
-                "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"
+                "forward derivative (‖Z‖)", t + 1, "the run is chaotic or diverged; lower the learning rate"
             )
         if progress and ((t + 1) % BLOCK == 0 or t == T - 1):
             progress(t + 1, T)

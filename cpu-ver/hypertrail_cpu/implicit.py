@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.errors import NotSolved, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
@@ -26,17 +26,6 @@ from .reverse import Adjoint, add, start
 from .training import norm
 
 Product = Callable[[np.ndarray], np.ndarray]
-
-
-class NotSolved(NumericalFailure):
-    """A linear solve that did not arrive. The message says how far it came and what to do."""
-
-    def __init__(self, message: str, iterations: int) -> None:
-        ArithmeticError.__init__(self, message)
-        self.quantity, self.step = "implicit solve", iterations
-
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        return type(self), (str(self), self.step)
 
 
 def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implicit) -> tuple[Adjoint, dict[str, Any]]:

@@ -11,7 +11,8 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
+from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse
@@ -24,6 +25,8 @@ from .providers import ExactlyReversed, Provider, Recomputed, Stored, Undone
 from .reversal import rounded
 from .reverse import Adjoint, add, reverse
 from .training import norm
+
+DIVERGED = "the pass diverged; lower the learning rate, or take fewer steps"
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
@@ -46,13 +49,16 @@ def hypergradient(
     if isinstance(training.trajectory, Undoable):
         problem, hyper = rounded(problem, hyper)
     if isinstance(method, Forward):
-        return forward_mode(problem, hyper, training, method, progress)
+        result = forward_mode(problem, hyper, training, method, progress)
+        refuse_nonfinite(result.gradient, ends_at(method, training.steps), DIVERGED)
+        return result
     if isinstance(method, Implicit):
         result, more = implicit(problem, hyper, training, method)
     else:
         result, more = walk(problem, hyper, training, method, progress)
         at_start(problem, result)
     gradient = collapsed(problem, hyper, result.dvalues)
+    refuse_nonfinite(gradient, ends_at(method, training.steps), DIVERGED)
     products = more["iterations"] + 2 if isinstance(method, Implicit) else len(result.norms)
     return Hypergradient(
         gradient=gradient,

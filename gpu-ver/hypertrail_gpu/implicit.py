@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.errors import NotSolved, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
@@ -35,7 +35,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     """Implicit hypergradient at w_T. Cost: one product over the whole training split per iteration (dense: P of them) and two.
 
     diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0. dv_0, dw_0: zero, a
-    minimum forgets where it came from. Raises NumericalFailure for a solve that did not converge or met negative curvature.
+    minimum forgets where it came from. Raises NotSolved for a solve that did not converge or met negative curvature.
     """
     started = time.perf_counter()
     size = sum(p.size for p in problem.params)
@@ -166,14 +166,18 @@ def dense(H: Any, b: Any, method: Implicit) -> tuple[Any, Any, Any]:
 def judge(method: Implicit, iterations: int, residual: float, curvature: float) -> None:
     """Raise for a solve that must not be used."""
     if curvature <= 0:
-        raise NumericalFailure(
-            f"implicit {method.solver}: the Hessian is not positive definite, w_T is no minimum; the solve", iterations,
-            "train longer, penalise more, or set damping",
-        )  # fmt: skip
+        raise NotSolved(
+            f"implicit-{method.solver}: the Hessian is not positive definite (after {iterations} iterations), so w_T is not a "
+            f"minimum: train longer, penalise more, or give damping (now {method.damping:g})",
+            iterations,
+        )
     # The residual is measured anew with one more product, so rounding leaves it a little above what the solver saw.
     if not residual <= 10 * max(method.tolerance, 1e-14):
-        raise NumericalFailure(
-            f"implicit {method.solver}: relative residual {residual:.1e}, asked for {method.tolerance:.0e}: the solve",
+        raise NotSolved(
+            f"implicit-{method.solver} did not converge: relative residual {residual:.1e} after {iterations} iterations, "
+            f"tolerance {method.tolerance:g}; give more iterations, {SMALLER if method.solver == 'neumann' else ''}or damping",
             iterations,
-            "more iterations, a smaller step (neumann: below 2 / largest curvature), or damping",
         )
+
+
+SMALLER = "a smaller step (below 2 / the largest curvature) "

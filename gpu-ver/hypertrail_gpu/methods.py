@@ -13,7 +13,8 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
+from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Hypergradient, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse
@@ -25,7 +26,7 @@ from .forward import forward_mode
 from .implicit import implicit
 from .providers import Recomputed, Stored
 from .reversal import reverse_undone, with_effective_momentum
-from .reverse import reverse_lines, reverse_states, undo
+from .reverse import DIVERGED, finite_end, reverse_lines, reverse_states, undo
 
 Tree = Any
 
@@ -41,12 +42,15 @@ def hypergradient(
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
     """
     refuse(problem, training, method)
+    end = ends_at(method, problem.steps)
     if isinstance(method, Forward):
         result = forward_mode(problem, hyper, training, method, progress)
-        check(result.gradient)
+        check(result.gradient, end)
         return result
     if isinstance(method, Implicit):
-        return implicit(problem, hyper, training, method)
+        result = implicit(problem, hyper, training, method)
+        check(result.gradient, end)
+        return result
     started = time.perf_counter()
     undone = isinstance(training.trajectory, Undoable) and isinstance(method, Exact | Truncated)
     with jax.enable_x64(undone or problem.precision == "float64"):
@@ -66,7 +70,8 @@ def hypergradient(
             dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
-    check(gradient)
+    finite_end(dw, end)
+    check(gradient, end)
     return Hypergradient(
         gradient=gradient,
         initial_weights=dw,
@@ -133,8 +138,5 @@ def tail_then_line(
     return adjoint, np.concatenate([line_norms, tail_norms]), {"tail": T - first}
 
 
-def check(gradient: Hyper) -> None:
-    for kind, arrays in gradient.items():
-        for name, one in arrays.items():
-            if not np.all(np.isfinite(one)):
-                raise NumericalFailure(f"hypergradient of {kind} {name}", 0, "the pass diverged")
+def check(gradient: Hyper, step: int = 0) -> None:
+    refuse_nonfinite(gradient, step, DIVERGED)

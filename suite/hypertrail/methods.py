@@ -169,6 +169,13 @@ def parse_method(word: str) -> Method:
     raise UsageError(f"method {word!r}, expected one of {', '.join(known)}")
 
 
+def ends_at(method: Method, steps: int) -> int:
+    """The step at which the pass of a method over T steps ends: where a hypergradient that is not finite is said to be."""
+    if isinstance(method, Truncated):
+        return max(steps - method.steps, 0)
+    return steps if isinstance(method, Forward | Implicit) else 0
+
+
 def tail_steps(gamma: float) -> int:
     """K of completion C5 in the thesis' CPU code: K = int(20 / (3 (−log2 γ))), 90 at γ = .95 (its GPU code: 20).
 

@@ -18,7 +18,8 @@ from hypertrail import (
     UsageError,
     WeightTransform,
 )
-from hypertrail_cpu.implicit import NotSolved, conjugate_gradients, flattened, unflat
+from hypertrail.errors import NotSolved
+from hypertrail_cpu.implicit import conjugate_gradients, flattened, unflat
 from hypertrail_cpu.losses import elementary_gradient, hyper_loss, second_order
 from hypertrail_nets import softmax_regression
 

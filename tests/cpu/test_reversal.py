@@ -59,7 +59,7 @@ def test_range_ends_below_2048():
     largest = np.nextafter(2048.0, 0)
     assert to_float(to_fixed(np.array([largest, -largest]), "x", 0)).tolist() == [largest, -largest]
     for bad in (2048.0, -2048.0, np.inf, np.nan):
-        with pytest.raises(NumericalFailure, match="x is not finite at step 7; int64 fixed point holds"):
+        with pytest.raises(NumericalFailure, match="x left the fixed point range at step 7; int64 fixed point holds"):
             to_fixed(np.array([1.0, bad]), "x", 7)
 
 
@@ -385,10 +385,10 @@ def test_overflow_names_quantity_and_step(make):
     """A rate that doubles a weight some ten times in the linear penalty's valley: 2048 comes long before infinity."""
     penalty = L2("network", 1e3, bounds=(1e-9, 1e6))
     problem = make("relu", dynamics=Dynamics("damped", 0.1, 0.5), hyperparameters=(penalty,), steps=50)
-    with pytest.raises(NumericalFailure, match=r"in fixed point \(.*2048") as caught:
+    with pytest.raises(NumericalFailure, match=r"left the fixed point range at step \d; .*2048") as caught:
         cpu.train(problem, problem.initial_hyper(), keep=Reversible())
     assert caught.value.step < 10
-    assert caught.value.quantity.startswith(("velocity in fixed point", "elementary weights in fixed point"))
+    assert caught.value.quantity.startswith(("velocity (", "elementary weights ("))
 
 
 def test_gradients_that_differ_in_their_bits_are_refused(make, monkeypatch):

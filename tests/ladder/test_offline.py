@@ -12,6 +12,7 @@ import hypertrail_cpu as cpu
 import hypertrail_data
 import hypertrail_gpu as gpu
 from hypertrail import (
+    L1,
     L2,
     Checkpoints,
     DrMAD,
@@ -23,6 +24,7 @@ from hypertrail import (
     Last,
     LearningRate,
     Momentum,
+    NumericalFailure,
     Problem,
     Reversible,
     Truncated,
@@ -201,3 +203,34 @@ def test_implicit_solutions_agree(problem, solver):
     other = problem.with_(hyperparameters=(L2("layer", 1e-2),))
     method = Implicit(solver, iterations=20000, tolerance=1e-12, step=0.05, damping=1.0)
     compare(other, "ends", method, tolerance=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("keep", "method", "expected"),
+    [
+        ("memory", Exact(), ("adjoint of the weights (‖dw‖)", 21)),
+        ("memory", Truncated(2), ("adjoint of the weights (‖dw‖)", 22)),
+        ("memory", Truncated(1), ("hypergradient of l1 for network (1 of 1 coordinates)", 23)),
+        pytest.param(Checkpoints(2), DrMAD("C6"), None, marks=pytest.mark.slow),
+        pytest.param("ends", Forward(), None, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_failures_are_named_alike(problem, keep, method, expected):
+    """States of a run that went well, walked back with a penalty not its own: L2 of 1e150, or L1 (no curvature) of e^800."""
+    other = problem.with_(
+        network=mlp((8, 8, 1), (4,)),
+        hyperparameters=(L2("network", 1e-2, bounds=(1e-9, 1e300)), L1("network", 1e-3)),
+    )
+    hyper = other.initial_hyper()
+    runs = [(engine, trained(engine, other, keep)) for engine in (cpu, gpu)]
+    if method == Truncated(1):
+        hyper["l1"]["network"] = np.asarray(800.0)
+    else:
+        hyper["l2"]["network"] = np.asarray(150.0)
+    found = []
+    for engine, run in runs:
+        with pytest.raises(NumericalFailure) as failure:
+            engine.hypergradient(other, hyper, run, method)
+        found.append((failure.value.quantity, failure.value.step))
+    assert found[0] == found[1] == (expected or found[0])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hypertrail.adapting import State, output_params
+from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.records import Params
 
@@ -15,7 +16,7 @@ from ..methods import collapsed
 from ..providers import Place, Provider, Undone
 from ..reverse import Adjoint, add, reverse, zeros
 from ..training import Step, forward
-from .rule import Report, Rule, validation_gradient
+from .rule import Report, Rule, diverged, size_of, validation_gradient
 
 
 class Kept:
@@ -77,8 +78,13 @@ class AdaptiveRule(Rule):
         begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w)
         undone = method.states == "undone"
         provider = Watched(Undone(problem.with_(steps=T), values, w, v) if undone else Kept(kept))
-        result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
+        try:
+            result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
+        except NumericalFailure as failure:  # of the adjoint, inside the block; the block names its move
+            raise diverged(T) from failure
         h = collapsed(problem, hyper, result.dvalues)
+        if not np.isfinite(size_of(h)):
+            raise diverged(T)
 
         moved, memory = self.move(hyper, h, state["memory"])
         if method.mode != "restore":

@@ -74,6 +74,16 @@ def validation_gradient(
     return f, dw, direct
 
 
+def size_of(h: Hyper) -> float:
+    """‖h‖ over all hyperparameters together."""
+    return float(np.sqrt(sum(np.sum(d**2) for arrays in h.values() for d in arrays.values())))
+
+
+def diverged(step: int) -> NumericalFailure:
+    """For a hypergradient that is not finite. step: how many had been taken when it was looked at."""
+    return NumericalFailure("hypergradient", step, "lower the learning rate, its bounds or the method's step")
+
+
 def start_outer(rule: outer.Rule, hyper: Hyper) -> State:
     """The outer rule's state as nested dicts of arrays."""
     begun = rule.start(hyper)

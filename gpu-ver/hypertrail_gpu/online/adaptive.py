@@ -47,18 +47,19 @@ class AdaptiveRule(Rule):
 
         f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
         if keep:
-            _, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
+            dw, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
             w_before, v_before = early[:2]
         else:
             undone, _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
-            w_before, v_before, _, _, dvalues = undone
+            w_before, v_before, dw, _, dvalues = undone
         h = p._pull_back(hyper, dvalues)
 
         moved, memory = self.move(hyper, h, state["memory"])
         if method.mode != "restore":
             w, v, running = w_before, v_before, early[2]
         after = {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}
-        return after, h, self.report(w, jnp.concatenate([losses, more]), f, norm(h))
+        size = norm(h) + 0 * norm(dw)  # an adjoint that is not finite may still meet a zero
+        return after, h, self.report(w, jnp.concatenate([losses, more]), f, size)
 
     def back(self, adjoint: Tree, kept: Tree, values: Tree, data: Tree, xs: Tree) -> Tree:
         """K exact reverse steps at the kept states, from the last."""
