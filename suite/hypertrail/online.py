@@ -158,11 +158,10 @@ class Adaptive(Online):
 @dataclass(frozen=True)
 class Periodic(Online):
     """Methods that move every few steps. block: steps in one compiled block, a multiple of `every`: how often there is something
-    to report and to save. It changes no number. validation_batches: M of each move; 0: the whole split."""
+    to report and to save. It changes no number."""
 
     every: int = 10
     block: int = 100
-    validation_batches: ClassVar[int]
 
     def __post_init__(self) -> None:
         at_least(f"{self.name} every", self.every, 1)
@@ -178,13 +177,9 @@ class Periodic(Online):
         """How many a block has."""
         return self.block // self.every
 
-    def products(self, problem: Problem) -> int:
-        """How many products with second derivatives a block needs."""
-        raise NotImplementedError
-
-    def cost(self, problem: Problem) -> Cost:
-        looks = self.validation_batches or problem.valid_batch_count
-        return Cost(self.block + looks * self.moves, self.products(problem))
+    def counted(self, problem: Problem, batches: int, products: int) -> Cost:
+        """A gradient a step, one for each validation batch (0: the whole split) of each move, and so many products."""
+        return Cost(self.block + self.moves * (batches or problem.valid_batch_count), products)
 
 
 @dataclass(frozen=True)
@@ -222,8 +217,8 @@ class T1T2(Periodic):
         one_of("t1t2 representation", self.representation, REPRESENTATIONS)
         positive("t1t2 clip_norm", self.clip_norm)
 
-    def products(self, problem: Problem) -> int:
-        return self.moves if problem.declared("noise") else 0
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.moves if problem.declared("noise") else 0)
 
 
 @dataclass(frozen=True)
@@ -328,8 +323,8 @@ class MARTHE(Periodic):
         at_least(f"{self.name} validation_batches", self.validation_batches, 0)
         at_least(f"{self.name} most", self.most, 1)
 
-    def products(self, problem: Problem) -> int:
-        return self.block * count(problem.initial_hyper())
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.block * count(problem.initial_hyper()))
 
 
 @dataclass(frozen=True)
@@ -420,8 +415,8 @@ class Clarke(Periodic):
         at_least("clarke terms", self.terms, 0)
         at_least("clarke validation_batches", self.validation_batches, 0)
 
-    def products(self, problem: Problem) -> int:
-        return self.moves * (self.terms + 1)
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.moves * (self.terms + 1))
 
 
 MODES = ("restore", "look-ahead", "as-published")

@@ -131,6 +131,18 @@ def test_what_a_block_costs(make, declared, method, gradients, products):
     assert (cost.gradients, cost.hvps, cost.price) == (gradients, products, gradients + 2 * products)
 
 
+def test_what_looks_at_the_valid_split_needs_one(make):
+    splits = hypertrail_data.make_splits(hypertrail_data.load("digits"), train=60, valid=0, select=0, test=9, seed=1)
+    empty = {"splits": splits, "valid_batch": None}
+    for method in (Adaptive(20, 0, 4), Adaptive(20, 3, 4), T1T2(), RTHO(), MARTHE(), Clarke()):
+        with pytest.raises(UsageError, match="the valid split is empty"):
+            refuse(make(L2("network"), LearningRate(), **empty), method)
+    for method in (Plain(), HypergradientDescent()):
+        refuse(make(**empty), method)
+    for method in (Almeida(), OSGM()):
+        refuse(make(LearningRate("parameter"), momentum=0.0, **empty), method)
+
+
 def test_noise_needs_a_noise_layer(make):
     with pytest.raises(UsageError, match="the network has no noise layer"):
         make(Noise())
