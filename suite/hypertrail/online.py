@@ -173,13 +173,13 @@ class Periodic(Online):
         return self.block
 
     @property
-    def moves(self) -> int:
+    def move_count(self) -> int:
         """How many a block has."""
         return self.block // self.every
 
     def counted(self, problem: Problem, batches: int, products: int) -> Cost:
         """A gradient a step, one for each validation batch (0: the whole split) of each move, and so many products."""
-        return Cost(self.block + self.moves * (batches or problem.valid_batch_count), products)
+        return Cost(self.block + self.move_count * (batches or problem.valid_batch_count), products)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class T1T2(Periodic):
         positive("t1t2 clip_norm", self.clip_norm)
 
     def cost(self, problem: Problem) -> Cost:
-        return self.counted(problem, self.validation_batches, self.moves if problem.declared("noise") else 0)
+        return self.counted(problem, self.validation_batches, self.move_count if problem.declared("noise") else 0)
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ class Clarke(Periodic):
         at_least("clarke validation_batches", self.validation_batches, 0)
 
     def cost(self, problem: Problem) -> Cost:
-        return self.counted(problem, self.validation_batches, self.moves * (self.terms + 1))
+        return self.counted(problem, self.validation_batches, self.move_count * (self.terms + 1))
 
 
 MODES = ("restore", "look-ahead", "as-published")

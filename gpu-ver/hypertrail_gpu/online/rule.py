@@ -104,7 +104,7 @@ class PeriodicRule(Rule):
     """Rules that move every `every` steps: their inputs are cut into periods, with validation rows for each."""
 
     def inputs(self, start: int, block: int) -> Tree:
-        every, moves = self.method.every, self.method.moves
+        every, moves = self.method.every, self.method.move_count
         xs = self.programs.steps(start, start + self.method.block)
         cut = jax.tree.map(lambda one: one.reshape(moves, every, *one.shape[1:]), xs)
         return cut, self.validation_rows(start + every * (1 + np.arange(moves)) - 1)
