@@ -19,8 +19,9 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter
+from hypertrail.methods import Forward
 from hypertrail.problem import Dynamics, Problem, Values
-from hypertrail.records import Cost, Hypergradient, Params, Training
+from hypertrail.records import Hypergradient, Params, Training, hypergradient_cost
 
 from .adam import adam_tangent
 from .losses import gradient_tangents, hyper_gradient
@@ -101,7 +102,7 @@ def tangent_rule(dynamics: Dynamics, t: int) -> Callable[..., tuple[Array, Array
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
 def forward_mode(
-    problem: Problem, hyper: Hyper, training: Training, name: str, progress: Progress | None = None
+    problem: Problem, hyper: Hyper, training: Training, method: Forward, progress: Progress | None = None
 ) -> Hypergradient:
     """Exact hypergradient by Z ← A Z + B beside a training that is done again from the w_0 of `training` (and v_0 = 0).
 
@@ -111,7 +112,7 @@ def forward_mode(
 
     Shapes as in `hyper`. f, and where it is taken, are those of this training again. initial_weights, initial_velocity: {},
     adjoint_norms: (0,): forward mode has no adjoint. diagnostics: N = T, and columns = m.
-    Cost: 2 T gradients and T · m Hessian-vector products (each about 2 gradients), one gradient per validation batch;
+    Cost: T gradients (taken twice here: apart, and for the tangents), T · m products, one gradient per validation batch;
     memory: m states. Raises NumericalFailure where a loss, a tangent or f is not finite.
     """
     clock = time.perf_counter()
@@ -136,9 +137,9 @@ def forward_mode(
             moved = {p: advance(one.v[p], g[p], alpha[p], gamma[p], dot[p]) for p in g}
             Z[j] = {p: w for p, (w, _) in moved.items()}, {p: v for p, (_, v) in moved.items()}
         final = one.w_next
-        if not all(np.isfinite(norm(w_dot)) for w_dot, _ in Z):
+        if not all(np.isfinite(norm(one)) for column in Z for one in column):
             raise NumericalFailure(
-                "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"
+                "forward derivative (‖Z‖)", t + 1, "the run is chaotic or diverged; lower the learning rate"
             )
         if progress and ((t + 1) % BLOCK == 0 or t == T - 1):
             progress(t + 1, T)
@@ -158,8 +159,8 @@ def forward_mode(
         initial_velocity={},
         hyper_loss=f,
         adjoint_norms=np.empty(0),
-        method=name,
-        cost=Cost(2 * T + len(problem.valid_batches()[0]), T * m, time.perf_counter() - clock),
+        method=method.name,
+        cost=hypergradient_cost(problem, training, method, T * m, time.perf_counter() - clock),
         diagnostics={
             "N": T,
             "zero": [kind for kind, arrays in gradient.items() if not any(np.any(d) for d in arrays.values())],

@@ -10,17 +10,16 @@ diagnostics, ‖∇L(w_T)‖, which should be 0.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hypertrail.errors import NumericalFailure
+from hypertrail.errors import NotSolved
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Params, Training
+from hypertrail.records import Params, Training
 
 from .losses import elementary_gradient, second_order
 from .reverse import Adjoint, add, start
@@ -29,36 +28,22 @@ from .training import norm
 Product = Callable[[np.ndarray], np.ndarray]
 
 
-class NotSolved(NumericalFailure):
-    """A linear solve that did not arrive. The message says how far it came and what to do."""
-
-    def __init__(self, message: str, iterations: int) -> None:
-        ArithmeticError.__init__(self, message)
-        self.quantity, self.step = "implicit solve", iterations
-
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        return type(self), (str(self), self.step)
-
-
 def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implicit) -> tuple[Adjoint, dict[str, Any]]:
     """dλ by the formula above, and its diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖.
 
-    dw and dv of the result are 0: a minimum does not remember where it was begun. Cost: one gradient per validation batch,
-    one gradient, and one Hessian-vector product over the whole split per iteration (dense: P), and one for the mixed term.
+    dw and dv of the result are 0: a minimum does not remember where it was begun. Cost: one gradient per validation batch, and
+    over the whole split one product per iteration (dense: P), one for the residual and one for the mixed term.
     Raises NotSolved (a NumericalFailure) for a solve that does not reach the tolerance; P > most with 'dense' is
     refused before (`hypertrail.refusals`).
     """
-    clock, method = time.perf_counter(), method.at("float64")
+    method = method.at("float64")
     values = problem.values(hyper)
     w = {p: np.asarray(one, dtype=np.float64) for p, one in training.final.items()}
     x, y = problem.splits.train.x.astype(np.float64), problem.splits.train.y
     begun = start(problem, values, w)
     _, g, _ = elementary_gradient(problem, w, values, x, y, None)
-    products = 0
 
     def product(flat: np.ndarray) -> np.ndarray:
-        nonlocal products
-        products += 1
         Hu, _ = second_order(problem, w, values, x, y, None, unflat(flat, w))
         return flattened(Hu) + method.damping * flat
 
@@ -66,9 +51,8 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
     solution, iterations, residual = SOLVERS[method.solver](product, b, method)
     _, mixed = second_order(problem, w, values, x, y, None, unflat(-solution, w))
     add(begun.dvalues, mixed)
-    cost = Cost(begun.cost.gradients + 1, products + 1, time.perf_counter() - clock)
     zero = {p: np.zeros_like(one) for p, one in w.items()}
-    result = Adjoint(zero, problem.initial_velocity(), begun.dvalues, begun.hyper_loss, np.empty(0), w, cost)
+    result = Adjoint(zero, problem.initial_velocity(), begun.dvalues, begun.hyper_loss, np.empty(0), w)
     return result, {"iterations": iterations, "residual": residual, "gradient_norm": norm(g)}
 
 

@@ -3,6 +3,7 @@ other derivation takes its place. float64."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
+from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
-from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable, bytes_read
+from hypertrail.records import Checkpointed, Hypergradient, Params, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse
 
 from .drmad import float64, line, line_before_tail, pieces
@@ -24,6 +26,8 @@ from .reversal import rounded
 from .reverse import Adjoint, add, reverse
 from .training import norm
 
+DIVERGED = "the pass diverged; lower the learning rate, or take fewer steps"
+
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning
 def hypergradient(
@@ -34,25 +38,28 @@ def hypergradient(
     Where the run was in fixed point (Reversible), it is the gradient of the run with its effective, rounded γ, by any method.
     initial_weights and initial_velocity: df/dw and df/dv where the walk ended: at w_0, but at w_{T−K} for Truncated; {} for
     Forward, which has no adjoint, and 0 for Implicit.
-    Cost and failures: see `reverse`; the rule of the count is that `hvps` has one entry per reverse step, `gradients` one per
-    elementary gradient computed apart from it (recomputing states included) and one per validation batch.
+    Failures: see `reverse`. Cost: `records.hypergradient_cost`, by the method and not by what is evaluated here.
     Raises UsageError before anything is computed for a combination that cannot work, VerificationFailure where states
     do not lead back to the w_0 of this training. diagnostics: N, and 'zero', the kinds whose hypergradient is exactly
     zero everywhere, which is suspicious; and what `walk` adds.
     """
+    clock = time.perf_counter()
     refuse(problem, training, method)
     problem = in_float64(problem)
     if isinstance(training.trajectory, Undoable):
         problem, hyper = rounded(problem, hyper)
     if isinstance(method, Forward):
-        return forward_mode(problem, hyper, training, method.name, progress)
+        result = forward_mode(problem, hyper, training, method, progress)
+        refuse_nonfinite(result.gradient, ends_at(method, training.steps), DIVERGED)
+        return result
     if isinstance(method, Implicit):
         result, more = implicit(problem, hyper, training, method)
     else:
         result, more = walk(problem, hyper, training, method, progress)
         at_start(problem, result)
     gradient = collapsed(problem, hyper, result.dvalues)
-    result.cost.trajectory_bytes = bytes_read(training, method)
+    refuse_nonfinite(gradient, ends_at(method, training.steps), DIVERGED)
+    products = more["iterations"] + 2 if isinstance(method, Implicit) else len(result.norms)
     return Hypergradient(
         gradient=gradient,
         initial_weights=result.dw,
@@ -60,7 +67,7 @@ def hypergradient(
         hyper_loss=result.hyper_loss,
         adjoint_norms=result.norms,
         method=method.name,
-        cost=result.cost,
+        cost=hypergradient_cost(problem, training, method, products, time.perf_counter() - clock),
         diagnostics={"N": len(result.norms), "zero": zero(gradient)} | more,
     )
 
@@ -73,9 +80,7 @@ def walk(
     T, final = training.steps, float64(training.final)
 
     def go(provider: Provider, N: int, **more: Any) -> Adjoint:
-        result = reverse(problem, hyper, provider, N, **{"final": final, "progress": progress} | more)
-        result.cost.gradients += provider.gradients
-        return result
+        return reverse(problem, hyper, provider, N, **{"final": final, "progress": progress} | more)
 
     def undone() -> Undone:
         return Undone(problem, problem.values(hyper), final, float64(training.velocity))

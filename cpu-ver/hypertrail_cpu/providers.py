@@ -3,14 +3,13 @@
 A provider's `backwards()` yields a `Place` for i = N−1 … 0: the state (w_i, v_i) BEFORE reverse step i undoes it, and which
 batch and which rates that step is to use. Everything else (g_i, v_{i+1}) the step computes from it, so a provider that hands
 over true states gives the exact hypergradient. A walk that is not finished (truncated methods) just stops asking.
-`gradients`: how many gradients the provider itself has evaluated in its last walk, apart from the g that it hands over.
 
-| provider | keeps | exact | own gradients |
+| provider | keeps | exact | gradients of its own |
 |---|---|---|---|
 | Stored | T states | yes | 0 |
 | Recomputed | n states, one stretch | yes | T |
-| ExactlyReversed | 1 state, log2(1/γ) bits a number and step | yes | 0, but g of each step |
-| Undone | 1 state | no | 0, but g of each step |
+| ExactlyReversed | 1 state, log2(1/γ) bits a number and step | yes | 0, but g of each step, handed over |
+| Undone | 1 state | no | 0, but g of each step, handed over |
 | Line, Pieces | 2, n + 1 states | no | 0 |
 """
 
@@ -45,9 +44,6 @@ class Place(NamedTuple):
 
 
 class Provider(Protocol):
-    @property
-    def gradients(self) -> int: ...
-
     def backwards(self) -> Iterator[Place]: ...
 
 
@@ -60,7 +56,6 @@ class Stored:
 
     trajectory: Trajectory
     velocity: bool = False
-    gradients = 0
 
     def backwards(self) -> Iterator[Place]:
         for segment in self.trajectory.backwards():
@@ -94,15 +89,12 @@ class Recomputed:
     values: Values
     kept: Checkpointed
     end: Params
-    gradients: int = 0
 
     def backwards(self) -> Iterator[Place]:
-        self.gradients = 0
         w_stop, stop = self.end, self.problem.steps
         for start, state in zip(reversed(self.kept.at), reversed(self.kept.states), strict=True):
             w, v = split(state)
             stretch = list(forward(self.problem, self.values, w, v, start, stop))
-            self.gradients += len(stretch)
             precision = np.result_type(*(one.dtype for one in state.values())).name
             self.check(stretch[-1].w_next, w_stop, stop, precision)
             while stretch:
@@ -140,7 +132,6 @@ class ExactlyReversed:
     values: Values
     kept: Undoable
     initial: Params
-    gradients = 0
 
     def backwards(self) -> Iterator[Place]:
         state = Integers.resume(self.kept)
@@ -171,7 +162,6 @@ class Undone:
     w: Params
     v: Params
     dtype: Any = np.float64
-    gradients = 0
 
     def backwards(self) -> Iterator[Place]:
         w, v = self.cast(self.w), self.cast(self.v)
@@ -219,7 +209,6 @@ class Line:
     rate: Callable[[int], Params] | None = None
     start: Params | None = None
     ahead: bool = False
-    gradients = 0
 
     def __len__(self) -> int:
         return len(self.rho)
@@ -248,7 +237,6 @@ class Pieces:
     """Lines end to end, walked from the last to the first; i counts through all of them (DrMAD, piecewise)."""
 
     lines: list[Line] = field(default_factory=list)
-    gradients = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.lines))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
+from hypertrail.errors import OutOfRange, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.problem import Problem
 from hypertrail.records import Params, Undoable
@@ -39,9 +39,9 @@ ROOM = 62  # bits of an int64 buffer that may be used, the digits on their way i
 
 
 def to_fixed(x: Array, quantity: str, step: int) -> np.ndarray:
-    """⌊|x| 2^52⌋ with the sign of x, int64. NumericalFailure(quantity, step) unless |x| < 2048, NaN included."""
+    """⌊|x| 2^52⌋ with the sign of x, int64. OutOfRange(quantity, step) unless |x| < 2048, NaN included."""
     if not np.all(np.abs(x) < LIMIT):
-        raise NumericalFailure(quantity, step, OUT_OF_RANGE)
+        raise OutOfRange(quantity, step, OUT_OF_RANGE)
     return np.trunc(np.ldexp(x, POINT)).astype(np.int64)
 
 
@@ -51,10 +51,10 @@ def to_float(i: np.ndarray) -> np.ndarray:
 
 
 def add(a: np.ndarray, b: np.ndarray, quantity: str, step: int) -> np.ndarray:
-    """a + b in int64. NumericalFailure where the sum does not fit: two numbers of one sign whose sum has the other."""
+    """a + b in int64. OutOfRange where the sum does not fit: two numbers of one sign whose sum has the other."""
     total = a + b
     if np.any(((a ^ total) & (b ^ total)) < 0):
-        raise NumericalFailure(quantity, step, OUT_OF_RANGE)
+        raise OutOfRange(quantity, step, OUT_OF_RANGE)
     return total
 
 
@@ -220,7 +220,7 @@ class Integers:
 
     @classmethod
     def start(cls, w0: Params, n: dict[str, np.ndarray], unbounded: bool) -> Integers:
-        """At (w_0 truncated, 0). Raises NumericalFailure for |w_0| ≥ 2048."""
+        """At (w_0 truncated, 0). Raises OutOfRange for |w_0| ≥ 2048."""
         w = {p: to_fixed(one, named("w", p), 0) for p, one in w0.items()}
         v = {p: np.zeros_like(one) for p, one in w.items()}
         lasts = {p: None if unbounded else capacity(n[p] / 2.0**DENOMINATOR) for p in w}
@@ -249,7 +249,7 @@ class Integers:
         return n // common, d // common
 
     def forward(self, t: int, g: Params, alpha: Params) -> None:
-        """Step t. Raises NumericalFailure (w or v of which tensor, t) on overflow."""
+        """Step t. Raises OutOfRange (w or v of which tensor, t) on overflow."""
         for p in self.w:
             n, d = self.momentum(p, t)
             v = self.digits[p].multiply(self.v[p], n, d, t)
@@ -295,4 +295,4 @@ class Integers:
 
 
 def named(what: str, p: str) -> str:
-    return f"{'elementary weights' if what == 'w' else 'velocity'} in fixed point ({p})"
+    return f"{'elementary weights' if what == 'w' else 'velocity'} ({p})"

@@ -7,7 +7,6 @@ Reverse,  i = N−1 … 0:   batch, rates → g if it is needed → (dw, dv, u, 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.hyperparameters import OF_EXAMPLES, Hyper, unbroadcast
 from hypertrail.problem import Problem, Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from .dynamics import rule
 from .losses import elementary_gradient, hyper_gradient, second_order
@@ -28,7 +27,7 @@ from .training import BLOCK, batch, norm, rates, seen
 @dataclass(frozen=True)
 class Adjoint:
     """Where the reverse pass arrives: dw_0, dv_0, dλ = {kind: {name: d/d value}}, f, ‖dw‖ before each step, the last w it was
-    handed (w_0 if the provider tells the truth), and what it cost."""
+    handed (w_0 if the provider tells the truth)."""
 
     dw: Params
     dv: Params
@@ -36,7 +35,6 @@ class Adjoint:
     hyper_loss: float
     norms: np.ndarray
     w: Params
-    cost: Cost
 
 
 def reverse(
@@ -58,22 +56,20 @@ def reverse(
             dw, dv, u, dα, dγ = adjoint(v, g, α, γ, dw, dv)          dynamics.py; v, g, dα, dγ only where they are needed
             dλ += (∂²L/∂λ∂w)ᵀ u,  dw += H u
 
-    begun: go on from where another pass stopped, in place of the first line; norms and cost then count both.
+    begun: go on from where another pass stopped, in place of the first line; norms then has both.
     literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
     dλ as for dw. dv stays 0.
     Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; docs/exact.md).
-    Cost: N gradients with Hessian-vector product; N more gradients where learning rate or momentum is declared, for Adam, or
-    where the provider computes g; one gradient per validation batch; what the provider says of its own (not counted here).
-    Raises NumericalFailure where f, ‖dw‖ or a hypergradient is not finite, VerificationFailure where the provider hands over
-    more or fewer than N places or does not arrive at `to`.
+    Cost: N products and one gradient per validation batch. Where learning rate or momentum is declared, and for Adam, a plain
+    gradient is taken apart at each step (dα and dγ need g before u is known), if the provider has none; `Cost` leaves it out.
+    Raises NumericalFailure where f or ‖dw‖ is not finite (dλ is the caller's to look at), VerificationFailure where the provider
+    hands over more or fewer than N places or does not arrive at `to`.
     """
-    clock = time.perf_counter()
     values = problem.values(hyper)
     factors = problem.dynamics.factors(problem.steps)
     adj = start(problem, values, final) if begun is None else begun
     dw, dv = dict(adj.dw), dict(adj.dv)
     dvalues = {kind: {p: one.copy() for p, one in arrays.items()} for kind, arrays in adj.dvalues.items()}
-    gradients = adj.cost.gradients
     velocity = problem.needs_velocity()
     norms = list(adj.norms)
     total = len(norms) + N
@@ -101,7 +97,6 @@ def reverse(
         else:
             for p in dw:  # but for Adam, v and g enter dα and dγ alone, which nobody asks for
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
-        gradients += g is not None
         Hu, mixed = second_order(problem, w, of_batch, x, y, batch_step, u)
         add(dvalues, mixed, problem.schedule.indices(batch_step, batch_step + 1)[0])
         dw = {p: dw[p] + Hu[p] for p in dw}
@@ -114,11 +109,7 @@ def reverse(
             f"the reverse pass took {len(norms) - total + N} steps down to step {i}, expected {N} down to step {to}"
         )
     check(dw, to)
-    for kind, arrays in dvalues.items():
-        if not all(np.isfinite(one).all() for one in arrays.values()):
-            raise NumericalFailure(f"hypergradient of {kind}", 0)
-    cost = Cost(gradients, adj.cost.hvps + N, adj.cost.seconds + time.perf_counter() - clock)
-    return Adjoint(dw, dv, dvalues, adj.hyper_loss, np.array(norms), w, cost)
+    return Adjoint(dw, dv, dvalues, adj.hyper_loss, np.array(norms), w)
 
 
 def start(problem: Problem, values: Values, final: Params) -> Adjoint:
@@ -126,14 +117,12 @@ def start(problem: Problem, values: Values, final: Params) -> Adjoint:
 
     Raises NumericalFailure where f is not finite.
     """
-    clock = time.perf_counter()
     f, dw, direct = hyper_gradient(problem, final, values)
     if not np.isfinite(f):
         raise NumericalFailure("hyper loss", problem.steps)
     dvalues = zeros(problem, values)
     add(dvalues, direct)
-    cost = Cost(len(problem.valid_batches()[0]), 0, time.perf_counter() - clock)
-    return Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), final, cost)
+    return Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), final)
 
 
 def zeros(problem: Problem, values: Values) -> dict[str, Params]:

@@ -143,7 +143,7 @@ def train(
     Reversible trains in int64 fixed point with the momentum rounded up to a fraction (reversal.py): w_0 and w_T of the record
     are what the integers say. progress(steps done, T) at least every 50 steps.
     midway: where an earlier start left off, and where this one leaves what a later one needs; keep 'ends' or a Path only.
-    v_0 = 0. Cost: T gradients (Reversible: two more, a probe); the memory or disk that `hypertrail.keeping` lists.
+    v_0 = 0. Cost: T gradients (Reversible: and a probe, left out by `Cost`); memory or disk as `hypertrail.keeping` lists.
     Raises NumericalFailure (quantity, step) where a loss or, at the end, a weight is not finite, or does not fit into fixed
     point: what was recorded up to then stays readable in the folder. UsageError for another `keep`, and where a run cannot
     be reversible: dynamics other than damped, γ outside (0, 1), gradients that are not reproducible.
@@ -213,7 +213,7 @@ def train(
         steps=problem.steps,
         trajectory=trajectory,
         cost=Cost(
-            gradients=problem.steps + (0 if integers is None else 2),
+            gradients=problem.steps,
             seconds=spent + time.perf_counter() - clock,
             trajectory_bytes=0 if trajectory is None else trajectory.nbytes,
         ),

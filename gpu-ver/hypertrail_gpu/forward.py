@@ -21,7 +21,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, count
 from hypertrail.methods import Forward
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training, Undoable
+from hypertrail.records import Hypergradient, Training, Undoable, hypergradient_cost
 
 from .compiled import Compiled, compiled, precision
 from .functional import step
@@ -36,7 +36,7 @@ def forward_mode(
 ) -> Hypergradient:
     """Exact hypergradient by forward mode. The columns of Z are carried side by side (vmap over one linearisation a step).
 
-    Cost: T gradients and T · m tangents of a gradient; memory: m states. dw_0 and dv_0 are not known to this method:
+    Cost: T gradients and T · m products (tangents of a gradient); memory: m states. dw_0 and dv_0 are not known to this method:
     they are empty. Raises NumericalFailure where Z or f is not finite. Of a reversible run it takes the effective γ.
     """
     started = time.perf_counter()
@@ -63,12 +63,8 @@ def forward_mode(
         advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
-            (w, v, Z), sizes = advance((w, v, Z), values, ways, programs.train_data, programs.steps(start, stop))
-            bad = np.flatnonzero(~np.isfinite(np.asarray(sizes)))
-            if bad.size:
-                raise NumericalFailure(
-                    "forward derivative ‖Z‖", start + int(bad[0]) + 1, "the run is chaotic or diverged"
-                )
+            (w, v, Z), found = advance((w, v, Z), values, ways, programs.train_data, programs.steps(start, stop))
+            judge(*map(np.asarray, found), start)
             if progress:
                 progress(stop, problem.steps)
         f, dw, dvalues = programs.hyper_gradient(w, values, programs.valid_data)
@@ -85,7 +81,7 @@ def forward_mode(
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,
-        cost=Cost(problem.steps + len(programs.valid_data[1]), problem.steps * m, time.perf_counter() - started, 0),
+        cost=hypergradient_cost(problem, training, method, problem.steps * m, time.perf_counter() - started),
         diagnostics={
             "N": problem.steps,
             "zero": [k for k, one in gradient.items() if not any(map(np.any, one.values()))],
@@ -94,22 +90,33 @@ def forward_mode(
 
 
 def chunk(programs: Compiled) -> Any:
-    """Some steps of (w, v, Z); Z = (∂w, ∂v) with a leading axis of m columns. Also ‖Z‖ after each step."""
+    """Some steps of (w, v, Z); Z = (∂w, ∂v) with a leading axis of m columns. Also each step's loss, and ‖Z‖ after it."""
 
     def advance(state: tuple, values: Tree, columns: Tree, data: Tree, xs: Tree) -> tuple:
         def one(state: tuple, x: tuple) -> tuple:
             (w, v, (Zw, Zv)), (indices, t) = state, x
 
-            def whole(w: Tree, v: Tree, values: Tree) -> tuple[Tree, Tree]:
-                return step(programs.inner, w, v, *programs.batch(values, data, indices), t)[:2]
+            def whole(w: Tree, v: Tree, values: Tree) -> tuple[tuple[Tree, Tree], Array]:
+                w, v, loss, _ = step(programs.inner, w, v, *programs.batch(values, data, indices), t)
+                return (w, v), loss
 
-            (w, v), tangent = jax.linearize(whole, w, v, values)
+            (w, v), tangent, loss = jax.linearize(whole, w, v, values, has_aux=True)
             Z = jax.vmap(tangent)(Zw, Zv, columns)
-            return (w, v, Z), jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(Z)))
+            return (w, v, Z), (loss, jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(Z))))
 
         return lax.scan(one, state, xs)
 
     return advance
+
+
+def judge(losses: np.ndarray, sizes: np.ndarray, start: int) -> None:
+    """Raise for the first step whose loss, or after which ‖Z‖, is not finite."""
+    for i in np.flatnonzero(~np.isfinite(losses) | ~np.isfinite(sizes))[:1]:
+        if not np.isfinite(losses[i]):
+            raise NumericalFailure("elementary loss", start + int(i), "a smaller learning rate may help")
+        raise NumericalFailure(
+            "forward derivative (‖Z‖)", start + int(i) + 1, "the run is chaotic or diverged; lower the learning rate"
+        )
 
 
 def one_hot(hyper: Hyper, m: int, dtype: np.dtype) -> Hyper:

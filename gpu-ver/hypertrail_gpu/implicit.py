@@ -18,11 +18,11 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from hypertrail.errors import NumericalFailure
+from hypertrail.errors import NotSolved
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import Implicit
 from hypertrail.problem import Problem
-from hypertrail.records import Cost, Hypergradient, Training
+from hypertrail.records import Hypergradient, Training, hypergradient_cost
 
 from .compiled import Compiled, compiled, norm, precision
 from .functional import add
@@ -32,10 +32,10 @@ Tree = Any
 
 
 def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implicit) -> Hypergradient:
-    """Implicit hypergradient at w_T. Cost: one HVP over the whole training split per iteration (dense: P of them).
+    """Implicit hypergradient at w_T. Cost: one product over the whole training split per iteration (dense: P of them) and two.
 
     diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0. dv_0, dw_0: zero, a
-    minimum forgets where it came from. Raises NumericalFailure for a solve that did not converge or met negative curvature.
+    minimum forgets where it came from. Raises NotSolved for a solve that did not converge or met negative curvature.
     """
     started = time.perf_counter()
     with precision(problem):
@@ -61,7 +61,7 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
         hyper_loss=float(f),
         adjoint_norms=np.empty(0),
         method=method.name,
-        cost=Cost(len(programs.valid_data[1]) + 1, int(iterations) + 1, time.perf_counter() - started, 0),
+        cost=hypergradient_cost(problem, training, method, int(iterations) + 2, time.perf_counter() - started),
         diagnostics={
             "N": 0,
             "iterations": int(iterations),
@@ -141,7 +141,7 @@ def neumann(H: Any, b: Any, method: Implicit) -> tuple[Any, Any, Any]:
     def going(state: tuple) -> Any:
         _, term, k = state
         size = jnp.linalg.norm(term)
-        return (size > 0.1 * method.tolerance * jnp.linalg.norm(b)) & (k < method.iterations) & jnp.isfinite(size)
+        return (size > method.tolerance * jnp.linalg.norm(b)) & (k < method.iterations) & jnp.isfinite(size)
 
     def iterate(state: tuple) -> tuple:
         total, term, k = state
@@ -164,14 +164,18 @@ def dense(H: Any, b: Any, method: Implicit) -> tuple[Any, Any, Any]:
 def judge(method: Implicit, iterations: int, residual: float, curvature: float) -> None:
     """Raise for a solve that must not be used."""
     if curvature <= 0:
-        raise NumericalFailure(
-            f"implicit {method.solver}: the Hessian is not positive definite, w_T is no minimum; the solve", iterations,
-            "train longer, penalise more, or set damping",
-        )  # fmt: skip
+        raise NotSolved(
+            f"implicit-{method.solver}: the Hessian is not positive definite (after {iterations} iterations), so w_T is not a "
+            f"minimum: train longer, penalise more, or give damping (now {method.damping:g})",
+            iterations,
+        )
     # The residual is measured anew with one more product, so rounding leaves it a little above what the solver saw.
     if not residual <= 10 * max(method.tolerance, 1e-14):
-        raise NumericalFailure(
-            f"implicit {method.solver}: relative residual {residual:.1e}, asked for {method.tolerance:.0e}: the solve",
+        raise NotSolved(
+            f"implicit-{method.solver} did not converge: relative residual {residual:.1e} after {iterations} iterations, "
+            f"tolerance {method.tolerance:g}; give more iterations, {SMALLER if method.solver == 'neumann' else ''}or damping",
             iterations,
-            "more iterations, a smaller step (neumann: below 2 / largest curvature), or damping",
         )
+
+
+SMALLER = "a smaller step (below 2 / the largest curvature) "

@@ -27,7 +27,7 @@ from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import MEASURED_STEPS, DrMAD, Exact, Method, Truncated
 from hypertrail.problem import Problem, Values
-from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, bytes_read
+from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse, refuse_hyper
 from hypertrail_data import MemoryTrajectory
 from hypertrail_nets import get_all_layers
@@ -165,7 +165,7 @@ def hypergradient(
                 hyper_loss=float(f[i]),
                 adjoint_norms=norms[i][::-1].astype(np.float64),
                 method=method.name,
-                cost=Cost(programs.valid_batches, len(norms[i]), seconds, bytes_read(trainings[i], method)),
+                cost=hypergradient_cost(problems[i], trainings[i], method, len(norms[i]), seconds),
                 diagnostics={
                     "N": len(norms[i]),
                     "zero": [kind for kind, one in gradient.items() if not any(map(np.any, one.values()))],
@@ -270,7 +270,7 @@ class Together:
         self.problems = problems
         self.keyed = p = Keyed(problems[0], devices.Layout())
         self.chunk = chunk_length(problems[0], CHUNK_BYTES // len(problems))
-        self.inputs, self.valid_batches = p.inputs, len(p.valid_data[1])
+        self.inputs = p.inputs
         if all(one.splits is problems[0].splits for one in problems):
             self.data, self.valid, axis = p.train_data, p.valid_data, None
         else:

@@ -13,9 +13,10 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, tail_of
+from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
+from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
-from hypertrail.records import Checkpointed, Cost, Hypergradient, Training, Undoable, bytes_read
+from hypertrail.records import Checkpointed, Hypergradient, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse
 from hypertrail_data import StoredTrajectory
 
@@ -25,7 +26,7 @@ from .forward import forward_mode
 from .implicit import implicit
 from .providers import Recomputed, Stored
 from .reversal import reverse_undone, with_effective_momentum
-from .reverse import reverse_lines, reverse_states, undo
+from .reverse import DIVERGED, finite_end, reverse_lines, reverse_states, undo
 
 Tree = Any
 
@@ -35,18 +36,21 @@ def hypergradient(
 ) -> Hypergradient:
     """Gradient of the hyper loss f(w_T) with respect to every unconstrained hyperparameter array (float64 arrays).
 
-    Cost: N gradients with their Hessian-vector products (N = T for Exact), plus one gradient for each validation batch.
+    Cost: `records.hypergradient_cost`: N products (N = T for Exact), and one gradient for each validation batch.
     Memory: one chunk of states and the adjoint. Source: Maclaurin et al. 2015, algorithm 2; Fu et al. 2016, algorithm 2;
     other methods: see hypertrail.methods.
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
     """
     refuse(problem, training, method)
+    end = ends_at(method, problem.steps)
     if isinstance(method, Forward):
         result = forward_mode(problem, hyper, training, method, progress)
-        check(result.gradient)
+        check(result.gradient, end)
         return result
     if isinstance(method, Implicit):
-        return implicit(problem, hyper, training, method)
+        result = implicit(problem, hyper, training, method)
+        check(result.gradient, end)
+        return result
     started = time.perf_counter()
     undone = isinstance(training.trajectory, Undoable) and isinstance(method, Exact | Truncated)
     with jax.enable_x64(undone or problem.precision == "float64"):
@@ -66,7 +70,8 @@ def hypergradient(
             dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
-    check(gradient)
+    finite_end(dw, end)
+    check(gradient, end)
     return Hypergradient(
         gradient=gradient,
         initial_weights=dw,
@@ -74,26 +79,13 @@ def hypergradient(
         hyper_loss=float(f),
         adjoint_norms=norms[::-1].astype(np.float64),
         method=method.name,
-        cost=Cost(
-            gradients=len(programs.valid_data[1]) + recomputed(training, method),
-            hvps=len(norms),
-            seconds=time.perf_counter() - started,
-            trajectory_bytes=bytes_read(training, method),
-        ),
+        cost=hypergradient_cost(problem, training, method, len(norms), time.perf_counter() - started),
         diagnostics={
             "N": len(norms),
             "zero": [kind for kind, one in gradient.items() if not any(map(np.any, one.values()))],
         }
         | more,
     )
-
-
-def recomputed(training: Training, method: Method) -> int:
-    """How many gradients it takes to train the stretches between checkpoints again."""
-    if not (isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated)):
-        return 0
-    first = max(training.steps - method.steps, 0) if isinstance(method, Truncated) else 0
-    return training.steps - max(a for a in training.trajectory.at if a <= first)
 
 
 def walk(
@@ -146,8 +138,5 @@ def tail_then_line(
     return adjoint, np.concatenate([line_norms, tail_norms]), {"tail": T - first}
 
 
-def check(gradient: Hyper) -> None:
-    for kind, arrays in gradient.items():
-        for name, one in arrays.items():
-            if not np.all(np.isfinite(one)):
-                raise NumericalFailure(f"hypergradient of {kind} {name}", 0, "the pass diverged")
+def check(gradient: Hyper, step: int = 0) -> None:
+    refuse_nonfinite(gradient, step, DIVERGED)

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from hypertrail.engines import Progress
-from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
+from hypertrail.errors import NumericalFailure, OutOfRange, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Reversible
 from hypertrail.methods import MEASURED_STEPS
@@ -38,6 +38,7 @@ Tree = Any
 
 FRACTION_BITS = 52  # value = i / 2^52: all of float64's mantissa for values near 1
 LARGEST = 2.0 ** (62 - FRACTION_BITS)  # a value past it could not be doubled in int64
+HOLDS = f"int64 fixed point holds |x| < {LARGEST:g} only"
 EXPONENT = 16
 DENOMINATOR = 2**EXPONENT  # of γ = n/d; the paper's d = 2^16 // fix(γ + 1) is this for every γ < 1
 MOST = 2.0 ** (62 - EXPONENT - 1)  # that B may be
@@ -412,11 +413,7 @@ def probe(programs: Compiled, w0: Tree, values: Tree) -> None:
 
 def refuse_start(w0: Tree) -> None:
     if not all(np.all(np.abs(one) < LARGEST) for one in w0.values()):
-        raise NumericalFailure(
-            f"w_0 in fixed point (|x| < {LARGEST:g}): one of the weights",
-            0,
-            "lower the initial scale, or keep the states",
-        )
+        raise OutOfRange("w_0", 0, f"{HOLDS}; lower the initial scale, or keep the states")
 
 
 def refuse_failure(losses: np.ndarray, peaks: np.ndarray, start: int) -> None:
@@ -425,8 +422,5 @@ def refuse_failure(losses: np.ndarray, peaks: np.ndarray, start: int) -> None:
         raise NumericalFailure("elementary loss", start + int(bad[0]), "lower the learning rate or its bounds")
     over = np.flatnonzero(~(peaks < LARGEST))
     if over.size:
-        raise NumericalFailure(
-            f"elementary weights or velocities left the fixed point range (|x| < {LARGEST:g}): one",
-            start + int(over[0]) + 1,
-            "lower the learning rate, or keep the states",
-        )
+        hint = f"{HOLDS}; lower the learning rate, or keep the states"
+        raise OutOfRange("elementary weights or velocity", start + int(over[0]), hint)

@@ -16,6 +16,8 @@ from .compiled import Compiled
 from .providers import Line, Recomputed, Stored
 
 Tree = Any
+ADJOINT = "adjoint of the weights (‖dw‖)"
+DIVERGED = "the reverse pass diverged; lower the learning rate, or take fewer steps"
 LINE_SPAN = 250  # line steps between two looks at the adjoint
 
 
@@ -93,16 +95,25 @@ def reverse_lines(
 ) -> tuple[Tree, np.ndarray]:
     """Backward along straight lines, the last one first."""
     norms = []
+    first = sum(steps for _, steps in lines)
     for path, steps in reversed(lines):
-        adjoint, some = reverse_line(programs, adjoint, path, steps, values, literal, progress)
+        first -= steps
+        adjoint, some = reverse_line(programs, adjoint, path, first, steps, values, literal, progress)
         norms.insert(0, some)
     return adjoint, np.concatenate(norms)
 
 
 def reverse_line(
-    programs: Compiled, adjoint: Tree, path: Line, steps: int, values: Tree, literal: bool, progress: Progress | None
+    programs: Compiled,
+    adjoint: Tree,
+    path: Line,
+    first: int,
+    steps: int,
+    values: Tree,
+    literal: bool,
+    progress: Progress | None,
 ) -> tuple[Tree, np.ndarray]:
-    """Backward along the straight line from w_T to w_0."""
+    """Backward along the straight line from w_T to w_0. first: the steps of the lines before it, to name a failure's."""
     norms = np.empty(steps)
     path = programs.put(path)
     for stop in range(steps, 0, -LINE_SPAN):
@@ -110,14 +121,21 @@ def reverse_line(
         span = np.int32(start), np.int32(stop)
         adjoint, some = programs.reverse_line(literal, adjoint, path, values, programs.train_data, span)
         norms[start:stop] = np.asarray(some)[start:stop]
-        finite(norms, start, stop)
+        finite(norms, start, stop, first)
         if progress:
             progress(steps - start, steps)
     return adjoint, norms
 
 
-def finite(norms: np.ndarray, start: int, stop: int) -> None:
+def finite(norms: np.ndarray, start: int, stop: int, first: int = 0) -> None:
     """Raise at the first reverse step (the highest one) before which ‖dw‖ was not finite."""
     bad = np.flatnonzero(~np.isfinite(norms[start:stop]))
     if bad.size:
-        raise NumericalFailure("adjoint of the weights ‖dw‖", start + int(bad[-1]), "the reverse pass diverged")
+        raise NumericalFailure(ADJOINT, first + start + int(bad[-1]), DIVERGED)
+
+
+@np.errstate(over="ignore")
+def finite_end(dw: Tree, step: int) -> None:
+    """The same for ‖dw‖ where the pass ended. dw: NumPy arrays."""
+    if not np.isfinite(sum(np.sum(np.square(one, dtype=np.float64)) for one in dw.values())):
+        raise NumericalFailure(ADJOINT, step, DIVERGED)

@@ -21,7 +21,7 @@ from hypertrail_nets import Layer, Parameter
 
 from .errors import UsageError
 from .hyperparameters import LN10, Hyper, count
-from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Periodic, Plain
+from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Plain
 from .problem import Problem
 from .records import Cost, Params
 from .refusals import refuse_without_valid
@@ -243,8 +243,6 @@ def refuse(problem: Problem, method: Online) -> None:
             raise UsageError(
                 f"{method.name} carries one state per hyperparameter, {m} are too many; share them or use Adaptive"
             )
-    if isinstance(method, Adaptive | Periodic) and len(problem.splits.valid) == 0:
-        raise UsageError(f"{method.name} looks at the valid split, which is empty")
 
 
 def refuse_adaptive(problem: Problem, method: Adaptive) -> None:

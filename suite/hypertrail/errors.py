@@ -19,13 +19,31 @@ class NumericalFailure(ArithmeticError):
     """A quantity became NaN or infinite. Names the quantity and the step; nothing is computed from it."""
 
     exit_code = 3
+    what = "is not finite"
 
     def __init__(self, quantity: str, step: int, hint: str = "") -> None:
-        self.quantity, self.step = quantity, step
-        super().__init__(f"{quantity} is not finite at step {step}" + (f"; {hint}" if hint else ""))
+        self.quantity, self.step, self.hint = quantity, step, hint
+        super().__init__(f"{quantity} {self.what} at step {step}" + (f"; {hint}" if hint else ""))
 
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        return type(self), (self.quantity, self.step)
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (self.quantity, self.step, self.hint)
+
+
+class OutOfRange(NumericalFailure):
+    """A number of a run in fixed point is too large for it (or not one at all)."""
+
+    what = "left the fixed point range"
+
+
+class NotSolved(NumericalFailure):
+    """A linear solve that did not arrive. The message says how far it came and what to do; step: its iterations."""
+
+    def __init__(self, message: str, iterations: int) -> None:
+        ArithmeticError.__init__(self, message)
+        self.quantity, self.step, self.hint = "implicit solve", iterations, ""
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (str(self), self.step)
 
 
 class VerificationFailure(Exception):

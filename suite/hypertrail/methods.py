@@ -18,7 +18,7 @@ MEASURED_STEPS = 20  # the first steps of a run (and of each stretch between che
 class Exact:
     """Exact reverse pass over the stored trajectory (Maclaurin et al. 2015, algorithm 2, with the states kept).
 
-    Cost: T gradients with Hessian-vector products, about 2 T gradients on top of the T of training; memory: T states.
+    Cost: T products (2 gradients each) on top of the T gradients of training; memory: T states.
     """
 
     name = "exact"
@@ -41,7 +41,7 @@ class DrMAD:
     tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
-    Cost: N gradients with Hessian-vector products; memory: two states, of C6 the n that were kept and w_T.
+    Cost: N products (2 gradients each); memory: two states, of C6 the n that were kept and w_T.
     """
 
     completion: str = "C4"
@@ -71,7 +71,7 @@ class DrMAD:
 class Truncated:
     """Exact reverse pass, stopped after the last `steps` steps (Shaban et al. 2019). A biased estimate, often good enough.
 
-    steps = T is exact; steps = 1 is T1–T2 up to the factor of the learning rate. Cost: K gradients with their HVPs; needs
+    steps = T is exact; steps = 1 is T1–T2 up to the factor of the learning rate. Cost: K products (2 gradients each); needs
     the last K states (keep=Last(K), or every state).
     """
 
@@ -89,7 +89,7 @@ class FloatReversed:
     """Undo the steps in floating point from (w_T, v_T): v ← (v + (1−γ) g) / γ. POOR: a negative control, not a method.
 
     Each step back multiplies the error by 1/γ, so it is lost after mantissa / log2(1/γ) steps (float32: 158 / 302 / 706 at
-    γ = .9 / .95 / .98). Cost as Exact, one more gradient per step; memory: one state.
+    γ = .9 / .95 / .98). Cost as Exact; memory: one state.
     """
 
     name = "float-reversed"
@@ -99,8 +99,9 @@ class FloatReversed:
 class Forward:
     """Forward mode (Franceschi et al. 2017, algorithm 2): Z ← A Z + B beside the training, one column per hyperparameter.
 
-    Exact, equal to Exact to rounding. Cost: T · m tangents (each about 2 gradients), memory: m states; right for a few dozen
-    hyperparameters, refused above `most`. Nothing of the trajectory is kept. Trains the run again by itself.
+    Exact, equal to Exact to rounding. Trains the run again by itself: nothing of the trajectory is kept.
+    Cost: T gradients and T · m products (tangents, 2 gradients each); memory: m states. Right for a few dozen
+    hyperparameters, refused above `most`.
     """
 
     most: int = 64
@@ -116,6 +117,7 @@ class Implicit:
     learning rate and momentum: asking for these is an error.
     solver: 'cg' (conjugate gradients; H must be positive definite, negative curvature raises), 'neumann'
     (p = η Σ_{j≤K} (I − ηH)^j ∇f, η = step) or 'dense' (Cholesky of the full Hessian, for P up to `most`).
+    Cost: one product over the whole split for each iteration (dense: P), one for the residual and one for the mixed term.
     damping: added to H. A solve that does not reach `tolerance` (relative residual; None: 1e-8 in float64, 1e-5 in float32)
     within `iterations` raises.
     """
@@ -202,6 +204,13 @@ def number(word: str, field: str, value: str, whole: bool) -> float:
     except ValueError:
         kind = "a whole number" if whole else "a number"
         raise UsageError(f"method {word!r}: {field} is {value!r}, expected {kind}, as in {field}=20") from None
+
+
+def ends_at(method: Method, steps: int) -> int:
+    """The step at which the pass of a method over T steps ends: where a hypergradient that is not finite is said to be."""
+    if isinstance(method, Truncated):
+        return max(steps - method.steps, 0)
+    return steps if isinstance(method, Forward | Implicit) else 0
 
 
 def tail_steps(gamma: float) -> int:

@@ -6,15 +6,17 @@ declaration, and so positive; so does every other hyperparameter.
 
 | method | moves | looks at | gradients for a step | state beside w and v |
 |---|---|---|---|---|
-| Adaptive | all declared | validation, K steps back | 1 + (M + 3 K)/n | K states for a moment |
-| T1T2 | L2, L1, noise | validation, 1 step back | 1 + M/every | Adam's |
+| Adaptive | all declared | validation, K steps back | 1 + (M + 2 K)/n | K states for a moment |
+| T1T2 | L2, L1, noise | validation, 1 step back | 1 + M/every; noise: 1 + (M + 2)/every | Adam's |
 | HypergradientDescent | learning rate | the next training batch | 1 | one direction |
 | Almeida | learning rate of each parameter | the next training batch | 1 | two vectors |
 | RTHO | all declared, few | validation, all steps back | 1 + 2 m + M/every | m states |
 | MARTHE | all declared, few | validation, fading | 1 + 2 m + M/every | m states |
 | OSGM | learning rate | the same training batch again | 2 | one vector |
-| Clarke | all declared | validation, a Neumann series | 1 + (M + 3 + 2 terms)/every | Adam's |
+| Clarke | all declared | validation, a Neumann series | 1 + (M + 2 + 2 terms)/every | Adam's |
 | Plain | nothing | nothing | 1 | none |
+
+A product with second derivatives counts as two gradients (`records.Cost`). `cost` gives both counts of a block, for both engines.
 
 None of them looks ahead of what it has seen: the validation split is used up by them, so report a third, untouched split.
 """
@@ -22,11 +24,16 @@ None of them looks ahead of what it has seen: the validation split is used up by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .checks import at_least, fraction, one_of, positive
 from .errors import UsageError
+from .hyperparameters import count
 from .outer import Adam, Rule
+from .records import Cost
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 INSIDE_THE_LOSS = ("l2", "l1", "noise")
 
@@ -47,6 +54,10 @@ class Online:
     def advance(self) -> int:
         """By how many steps of the schedule a block goes on; less than it takes where steps are done again."""
         return self.block_steps
+
+    def cost(self, problem: Problem) -> Cost:
+        """Of one block, by the rule of `records.Cost`, in whichever engine. Here: one gradient a step."""
+        return Cost(self.block_steps)
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Adaptive(Online):
     with γ > 0 only, every step multiplies the rounding error by 1/γ). Measured on adaptive-mnist's network in float32 at γ .9:
     undoing changes dr by 1e-7 of its norm at K = 4 and 2e-6 at K = 20, dλ by less, not one of 84,510 signs, and no time.
     average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
-    Cost of a block: n + M + about 3 K gradients. Memory: K states.
+    Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 5 points
     lower there than on the test split. Source: the thesis; docs/online.md.
@@ -133,6 +144,9 @@ class Adaptive(Online):
     def advance(self) -> int:
         return self.steps - self.last if self.mode == "look-ahead" else self.steps
 
+    def cost(self, problem: Problem) -> Cost:
+        return Cost(self.steps + (self.validation_batches or problem.valid_batch_count), self.last)
+
     def move(self, kind: str) -> float:
         """s of one kind; 0: it stays. UsageError where none is given."""
         for known, size in self.moves:
@@ -158,6 +172,15 @@ class Periodic(Online):
     def block_steps(self) -> int:
         return self.block
 
+    @property
+    def move_count(self) -> int:
+        """How many a block has."""
+        return self.block // self.every
+
+    def counted(self, problem: Problem, batches: int, products: int) -> Cost:
+        """A gradient a step, one for each validation batch (0: the whole split) of each move, and so many products."""
+        return Cost(self.block + self.move_count * (batches or problem.valid_batch_count), products)
+
 
 @dataclass(frozen=True)
 class T1T2(Periodic):
@@ -173,7 +196,7 @@ class T1T2(Periodic):
     published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
     validation_batches: random ones for each move; 0: the whole split. clip_norm: 3, over all hyperparameters together.
     skip: False stops the run at a hypergradient that is not finite.
-    Cost: M gradients every `every` steps; noise needs one product with the data's Hessian, L2 and L1 do not.
+    Cost: M gradients every `every` steps; noise needs one product (2 gradients) more for each move, L2 and L1 do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
     small. Source: Luketina, Berglund, Greff, Raiko 2016, "Proposed method"; published overhead about 30 %. Their released code
     moves every 10th step, batches of 128 on both sides, λ ← max(0, λ − …) as here; it has neither the clipping nor the skipping.
@@ -193,6 +216,9 @@ class T1T2(Periodic):
         at_least("t1t2 validation_batches", self.validation_batches, 0)
         one_of("t1t2 representation", self.representation, REPRESENTATIONS)
         positive("t1t2 clip_norm", self.clip_norm)
+
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.move_count if problem.declared("noise") else 0)
 
 
 @dataclass(frozen=True)
@@ -276,7 +302,7 @@ class MARTHE(Periodic):
     mu: μ. outer: how the unconstrained λ moves. validation_batches: random ones for each move; 0: the whole split.
     restart: Z ← 0 after each move ("warm restart" of Z; w and v go on). most: more hyperparameters are refused.
     h is the exact derivative only while λ has been constant, and μ = 1: later Z mixes what former λ did.
-    Cost: one gradient and m tangents (2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
+    Cost: one gradient and m products (tangents, 2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
     dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE). Their released code (AdaTune)
     has the same two ends, and rules for μ and for the outer step of their own, which are left out here.
     """
@@ -296,6 +322,9 @@ class MARTHE(Periodic):
             raise UsageError(f"{self.name} mu {self.mu}, expected 0 ≤ mu ≤ 1")
         at_least(f"{self.name} validation_batches", self.validation_batches, 0)
         at_least(f"{self.name} most", self.most, 1)
+
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.block * count(problem.initial_hyper()))
 
 
 @dataclass(frozen=True)
@@ -355,6 +384,9 @@ class OSGM(Online):
     def block_steps(self) -> int:
         return self.block
 
+    def cost(self, problem: Problem) -> Cost:
+        return Cost(2 * self.block)
+
 
 @dataclass(frozen=True)
 class Clarke(Periodic):
@@ -367,7 +399,7 @@ class Clarke(Periodic):
     terms: look-back distance (0: one step, as T1–T2 but for every kind); their released code counts from 1 and takes A and B
     before the last step, ∇f after it. Learning rates have a gradient here, other than in implicit differentiation of L: Φ
     contains them.
-    Cost: M gradients and one gradient with 1 + terms HVPs every `every` steps; published 2 to 3 times plain training.
+    Cost: M gradients and 1 + terms products (2 gradients each) every `every` steps; published 2 to 3 times plain training.
     POOR far from a fixed point, where ∇f Aʲ B is not what the steps to come will do; directions of curvature below 1/(α terms)
     are cut short. Source: Clarke, Oldewage, Hernández-Lobato 2022, equation 6.
     """
@@ -382,6 +414,9 @@ class Clarke(Periodic):
         super().__post_init__()
         at_least("clarke terms", self.terms, 0)
         at_least("clarke validation_batches", self.validation_batches, 0)
+
+    def cost(self, problem: Problem) -> Cost:
+        return self.counted(problem, self.validation_batches, self.move_count * (self.terms + 1))
 
 
 MODES = ("restore", "look-ahead", "as-published")

@@ -171,15 +171,17 @@ def update(
     return {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}, after
 
 
-def refuse_nonfinite(gradient: Hyper, meta_iteration: int) -> None:
-    """NumericalFailure for the first array that holds a NaN or an infinity."""
+META = "the step here counts meta-iterations; train with a smaller learning rate or for fewer steps"
+
+
+def refuse_nonfinite(gradient: Hyper, step: int, hint: str = META) -> None:
+    """NumericalFailure for the first array that holds a NaN or an infinity. step: the meta-iteration, or what the hint says."""
     for kind, arrays in gradient.items():
         for key, h in arrays.items():
             bad = int(np.size(h) - np.isfinite(h).sum())
             if bad:
                 share = f"{bad} of {np.size(h)} coordinates"
-                hint = "the step here counts meta-iterations; train with a smaller learning rate or for fewer steps"
-                raise NumericalFailure(f"hypergradient of {kind} for {key} ({share})", meta_iteration, hint)
+                raise NumericalFailure(f"hypergradient of {kind} for {key} ({share})", step, hint)
 
 
 def tree(function: Callable[..., np.ndarray], first: Hyper, *rest: Mapping[str, Mapping[str, np.ndarray]]) -> Hyper:

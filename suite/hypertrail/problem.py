@@ -314,6 +314,11 @@ class Problem:
         """Batch norm's running averages after one training batch: r ← (1 − a) r + a · batch, a = 0.1 (Lasagne's default)."""
         return {key: (1 - AVERAGING) * running[key] + AVERAGING * batch[key] for key in running}
 
+    @property
+    def valid_batch_count(self) -> int:
+        """How many batches `valid_batches` has, without making them."""
+        return len(self.splits.valid) // (self.valid_batch or len(self.splits.valid) or 1)
+
     def valid_batches(self) -> tuple[np.ndarray, np.ndarray]:
         """The validation split cut into equal batches, x (n, B, …), y (n, B); a rest smaller than a batch is left out.
 

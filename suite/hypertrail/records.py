@@ -8,22 +8,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hyperparameters import Hyper
-from .methods import DrMAD, Exact, Method, Truncated
+from .methods import DrMAD, Exact, Forward, Implicit, Method, Truncated
 
 if TYPE_CHECKING:
     from hypertrail_data import MemoryTrajectory, StoredTrajectory
+
+    from .problem import Problem
 
 Params = dict[str, np.ndarray]
 
 
 @dataclass
 class Cost:
-    """gradients: gradient evaluations; hvps: gradients that also gave a Hessian-vector and a mixed product; seconds: wall."""
+    """What something costs, by a rule of the method and not of the engine: the same numbers whoever does the work.
+
+    gradients: of one batch each: one for every elementary step taken (again, where states are recomputed) and one for every
+    validation batch. hvps: products of second derivatives with a vector, Hessian-vector and mixed term together, or the tangent
+    of a gradient; the gradient at the place of a product comes with it and is not counted beside it. price: both in one
+    currency, a product as two gradients (measured: 2 to 2.9). What an engine does beyond this is left out: gradients taken
+    apart for dα, or to undo a step to the bit, and the probe of a reversible run. seconds: wall clock, with all of that.
+    """
 
     gradients: int = 0
     hvps: int = 0
     seconds: float = 0.0
     trajectory_bytes: int = 0
+
+    @property
+    def price(self) -> int:
+        return self.gradients + 2 * self.hvps
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,35 @@ class Hypergradient:
     method: str
     cost: Cost
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+def hypergradient_cost(
+    problem: Problem, training: Training, method: Method, products: int, seconds: float = 0.0
+) -> Cost:
+    """What a hypergradient costs on top of its training, by the rule of `Cost`.
+
+    products: N, the reverse steps taken; T · m for Forward; for Implicit those of its solve, one that measures the residual
+    and one for the mixed term, each over the whole training split.
+
+    | method | gradients | hvps |
+    | Exact, Truncated, FloatReversed, DrMAD | validation batches; from checkpoints the steps taken again | N |
+    | Forward | T + validation batches | T m |
+    | Implicit | validation batches | iterations + 2 |
+    """
+    looks = problem.valid_batch_count
+    if isinstance(method, Forward):
+        return Cost(training.steps + looks, products, seconds)
+    if isinstance(method, Implicit):
+        return Cost(looks, products, seconds)
+    return Cost(looks + recomputed(training, method), products, seconds, bytes_read(training, method))
+
+
+def recomputed(training: Training, method: Method) -> int:
+    """How many steps of stretches between checkpoints are taken again."""
+    if not (isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated)):
+        return 0
+    first = max(training.steps - method.steps, 0) if isinstance(method, Truncated) else 0
+    return training.steps - max(a for a in training.trajectory.at if a <= first)
 
 
 def bytes_read(training: Training, method: Method) -> int:

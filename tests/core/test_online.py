@@ -109,6 +109,40 @@ def test_what_can_work_is_not_refused(make):
     refuse(make(L2("network"), LearningRate()), RTHO())
 
 
+@pytest.mark.parametrize(
+    ("declared", "method", "gradients", "products"),
+    [
+        ((L2(),), Plain(50), 50, 0),
+        ((L2(), LearningRate("parameter")), Adaptive(20, 3, 4), 20 + 3, 4),
+        ((L2(),), Adaptive(20, 0, 4, mode="look-ahead"), 20 + 9, 4),
+        ((L2(),), T1T2(every=10, block=20), 20 + 2, 0),
+        ((L2(), Noise()), T1T2(every=10, block=20), 20 + 2, 2),
+        ((LearningRate(),), HypergradientDescent(block=20), 20, 0),
+        ((LearningRate("parameter"),), Almeida(block=20), 20, 0),
+        ((L2("network"), LearningRate()), RTHO(every=5, block=20), 20 + 4 * 9, 2 * 20),
+        ((L2("network"), LearningRate()), MARTHE(block=20, every=2), 20 + 10, 2 * 20),
+        ((LearningRate(),), OSGM(block=20), 40, 0),
+        ((L2(),), Clarke(block=20, every=5, terms=3), 20 + 4, 4 * 4),
+    ],
+)
+def test_what_a_block_costs(make, declared, method, gradients, products):
+    """Validation: 47 examples in batches of 5, so 9 of them where the whole split is looked at."""
+    cost = method.cost(make(*declared, network=mlp((8, 8, 1), (5,), noise=True)))
+    assert (cost.gradients, cost.hvps, cost.price) == (gradients, products, gradients + 2 * products)
+
+
+def test_what_looks_at_the_valid_split_needs_one(make):
+    splits = hypertrail_data.make_splits(hypertrail_data.load("digits"), train=60, valid=0, select=0, test=9, seed=1)
+    empty = {"splits": splits, "valid_batch": None}
+    for method in (Adaptive(20, 0, 4), Adaptive(20, 3, 4), T1T2(), RTHO(), MARTHE(), Clarke()):
+        with pytest.raises(UsageError, match="the valid split is empty"):
+            refuse(make(L2("network"), LearningRate(), **empty), method)
+    for method in (Plain(), HypergradientDescent()):
+        refuse(make(**empty), method)
+    for method in (Almeida(), OSGM()):
+        refuse(make(LearningRate("parameter"), momentum=0.0, **empty), method)
+
+
 def test_noise_needs_a_noise_layer(make):
     with pytest.raises(UsageError, match="the network has no noise layer"):
         make(Noise())

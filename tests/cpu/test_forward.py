@@ -77,7 +77,7 @@ def test_record(make):
     assert result.method == "forward"
     assert result.diagnostics == {"N": 6, "zero": [], "columns": 4}
     assert result.cost.hvps == 6 * 4
-    assert result.cost.gradients == 2 * 6 + 2
+    assert result.cost.gradients == 6 + 2
     assert (result.initial_weights, result.initial_velocity) == ({}, {})
     assert result.adjoint_norms.shape == (0,)
     assert calls == [(6, 6)]

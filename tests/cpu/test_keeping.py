@@ -99,7 +99,6 @@ def test_checkpoints_hold_the_true_states_and_recompute_the_others(run):
         for name in theirs.w:
             np.testing.assert_array_equal(ours.w[name], theirs.w[name])
             np.testing.assert_array_equal(ours.v[name], theirs.v[name])
-    assert provider.gradients == STEPS
     result = cpu.hypergradient(problem, hyper, training, Exact())
     assert result.cost.gradients == exact.cost.gradients + STEPS  # one more forward run
     assert training.cost.trajectory_bytes == 4 * 2 * sum(one.nbytes for one in training.final.values())
@@ -229,9 +228,7 @@ def test_float_reversal_of_a_short_run_is_nearly_exact(run):
     close(result, exact, 1e-10)
     assert 0 < result.diagnostics["drift"] < 1e-12
     assert result.diagnostics["N"] == STEPS
-    assert result.cost.gradients == exact.cost.gradients  # g is handed over, not computed twice
-    plain = cpu.hypergradient(*run("damped", "penalties")[:3], FloatReversed())
-    assert plain.cost.gradients == STEPS + 2
+    assert result.cost.gradients == exact.cost.gradients
 
 
 @pytest.mark.parametrize("gamma", [0.6, 0.8, 0.9, 0.95, 0.98])

@@ -209,7 +209,7 @@ def test_metrics_on_train_are_those_of_the_learned_images(problem):
 
 def test_a_start_beyond_the_fixed_point_is_caught(problem):
     large = problem.with_(hyperparameters=(InitialScale("network", 1e4, bounds=(1e-3, 1e5)),))
-    with pytest.raises(NumericalFailure, match="w_0 in fixed point"):
+    with pytest.raises(NumericalFailure, match="w_0 left the fixed point range at step 0; int64 fixed point holds"):
         gpu.train(large, large.initial_hyper(), Reversible())
 
 

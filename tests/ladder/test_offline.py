@@ -13,6 +13,7 @@ import hypertrail_cpu as cpu
 import hypertrail_data
 import hypertrail_gpu as gpu
 from hypertrail import (
+    L1,
     L2,
     Checkpoints,
     DrMAD,
@@ -24,6 +25,7 @@ from hypertrail import (
     Last,
     LearningRate,
     Momentum,
+    NumericalFailure,
     Problem,
     Reversible,
     Truncated,
@@ -71,6 +73,10 @@ def compare(problem: Problem, keep: Any, method: Any, tolerance: float = TOLERAN
     assert np.linalg.norm(y) > 0
     assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(y)
     assert a.diagnostics["N"] == b.diagnostics["N"]
+    assert (a.cost.gradients, a.cost.hvps) == (b.cost.gradients, b.cost.hvps)
+    assert a.cost.trajectory_bytes == b.cost.trajectory_bytes
+    for training in (trained(engine, problem, keep) for engine in (cpu, gpu)):
+        assert (training.cost.gradients, training.cost.hvps) == (problem.steps, 0)
 
 
 CASES = [
@@ -109,7 +115,10 @@ def test_reversible_runs_agree(problem):
         assert gamma == b.trajectory.momentum[name]
         np.testing.assert_allclose(a.final[name], b.final[name], rtol=1e-9, atol=1e-11)
     hyper = problem.initial_hyper()
-    mine, theirs = (engine.hypergradient(problem, hyper, t, Exact()).gradient for engine, t in ((cpu, a), (gpu, b)))
+    assert (a.cost.gradients, a.cost.hvps) == (b.cost.gradients, b.cost.hvps) == (24, 0), "the probe is no part of it"
+    found = [engine.hypergradient(problem, hyper, t, Exact()) for engine, t in ((cpu, a), (gpu, b))]
+    assert [(one.cost.gradients, one.cost.hvps) for one in found] == [(2, 24)] * 2
+    mine, theirs = (one.gradient for one in found)
     for kind in hyper:
         x, y = flat({kind: mine[kind]}), flat({kind: theirs[kind]})
         assert np.linalg.norm(x - y) <= TOLERANCE * np.linalg.norm(y), kind
@@ -227,3 +236,34 @@ def test_implicit_solutions_agree(problem, solver):
     other = problem.with_(hyperparameters=(L2("layer", 1e-2),))
     method = Implicit(solver, iterations=20000, tolerance=1e-12, step=0.05, damping=1.0)
     compare(other, "ends", method, tolerance=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("keep", "method", "expected"),
+    [
+        ("memory", Exact(), ("adjoint of the weights (‖dw‖)", 21)),
+        ("memory", Truncated(2), ("adjoint of the weights (‖dw‖)", 22)),
+        ("memory", Truncated(1), ("hypergradient of l1 for network (1 of 1 coordinates)", 23)),
+        pytest.param(Checkpoints(2), DrMAD("C6"), None, marks=pytest.mark.slow),
+        pytest.param("ends", Forward(), None, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_failures_are_named_alike(problem, keep, method, expected):
+    """States of a run that went well, walked back with a penalty not its own: L2 of 1e150, or L1 (no curvature) of e^800."""
+    other = problem.with_(
+        network=mlp((8, 8, 1), (4,)),
+        hyperparameters=(L2("network", 1e-2, bounds=(1e-9, 1e300)), L1("network", 1e-3)),
+    )
+    hyper = other.initial_hyper()
+    runs = [(engine, trained(engine, other, keep)) for engine in (cpu, gpu)]
+    if method == Truncated(1):
+        hyper["l1"]["network"] = np.asarray(800.0)
+    else:
+        hyper["l2"]["network"] = np.asarray(150.0)
+    found = []
+    for engine, run in runs:
+        with pytest.raises(NumericalFailure) as failure:
+            engine.hypergradient(other, hyper, run, method)
+        found.append((failure.value.quantity, failure.value.step))
+    assert found[0] == found[1] == (expected or found[0])

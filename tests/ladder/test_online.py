@@ -188,6 +188,7 @@ def test_engines_agree_block_by_block(case):
     moved = case.problem.initial_hyper()
     for mine, theirs in zip(reference, case.blocks, strict=True):
         assert (mine.index, mine.start, mine.stop) == (theirs.index, theirs.start, theirs.stop)
+        assert (mine.cost.gradients, mine.cost.hvps) == (theirs.cost.gradients, theirs.cost.hvps)
         assert_close(mine.losses, theirs.losses, "losses")
         assert_close(mine.hyper_losses, theirs.hyper_losses, "hyper losses")
         assert_close(mine.gradient, theirs.gradient, "hypergradient")
@@ -257,6 +258,31 @@ def test_a_failure_is_named_by_both_engines_at_the_same_step(splits):
             list(blocks)
         found.append((failure.value.quantity, failure.value.step))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        (T1T2(every=2, block=4, skip=False), 6),
+        (Adaptive(4, 3, 2), 8),
+        pytest.param(MARTHE(every=2, block=4), 6, marks=pytest.mark.slow),
+    ],
+    ids=["t1t2", "adaptive", "marthe"],
+)
+def test_a_hypergradient_that_overflows_in_a_later_block(splits, method, step):
+    """From step 4 on the weights are 1e100: with three layers every loss is finite, the square of ‖∇f‖ or of ‖Z‖ is not. The
+    learning rate is so small that they stay."""
+    network = mlp((8, 8, 1), (4, 3), nonlinearity="relu")
+    problem = problem_for(splits, (L2("layer", 1e-2),), Dynamics("damped", 1e-300, 0.0), network=network)
+    for engine in (cpu, gpu):
+        state = numpy_state(next(iter(engine.adapt(problem, problem.initial_hyper(), method, blocks=1))).state)
+        if isinstance(method, MARTHE):
+            state["memory"]["w"] = {p: one + 1e200 for p, one in state["memory"]["w"].items()}
+        else:
+            state["w"] = {p: 1e100 * one for p, one in state["w"].items()}
+        with pytest.raises(NumericalFailure) as failure:
+            list(engine.adapt(problem, {}, method, state=state))
+        assert (failure.value.quantity, failure.value.step) == ("hypergradient", step)
 
 
 def test_a_state_of_another_problem_is_refused(splits):

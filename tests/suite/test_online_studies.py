@@ -185,18 +185,6 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     assert "grid of 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
-def test_rtho_prices_are_those_of_the_engines(name, blank_mnist, monkeypatch):
-    from hypertrail import engines
-
-    monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
-    config = rtho_mnist.Config(train=20, valid=10, select=10, test=10, batch=5, hidden=(3,), steps=4, every=(2,))
-    here, engine = rtho_mnist.problem(config), engines.load(name)
-    for method in (Plain(4), *rtho_mnist.moving(config).values()):
-        block = next(iter(engine.adapt(here, here.initial_hyper(), method)))
-        assert block.cost.gradients + 2 * block.cost.hvps == rtho_mnist.price_of_block(method, here, name)
-
-
 @pytest.mark.parametrize(
     ("module", "setting", "said"),
     [

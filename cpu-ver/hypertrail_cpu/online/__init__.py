@@ -85,8 +85,11 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             raise NumericalFailure(
                 "elementary weights", start + rule.method.block_steps, "lower the learning rate's bounds"
             )
+        if any(np.isnan(u).any() for arrays in moved["hyper"].values() for u in arrays.values()):
+            raise NumericalFailure("hyperparameters", start + rule.method.block_steps, "lower the method's step")
         state = moved | {"step": np.array(start + rule.method.advance), "block": np.array(index + 1)}
-        report.cost.seconds = time.perf_counter() - clock
+        cost = rule.method.cost(rule.problem)
+        cost.seconds = time.perf_counter() - clock
         yield Block(
             index=index,
             start=start,
@@ -95,7 +98,7 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             hyper_losses=np.array(report.hyper_losses, dtype=np.float64),
             gradient=report.gradient,
             state=state,
-            cost=report.cost,
+            cost=cost,
             skipped=report.skipped,
         )
         if progress:

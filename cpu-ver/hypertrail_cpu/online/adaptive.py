@@ -8,20 +8,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from hypertrail.adapting import State, output_params
+from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..methods import collapsed
 from ..providers import Place, Provider, Undone
 from ..reverse import Adjoint, add, reverse, zeros
 from ..training import Step, forward
-from .rule import Report, Rule, validation_gradient
+from .rule import Report, Rule, diverged, size_of, validation_gradient
 
 
 class Kept:
     """The last K states of the block, as they were: a provider. Exact."""
-
-    gradients = 0
 
     def __init__(self, steps: deque[Step]) -> None:
         self.steps = steps
@@ -38,10 +37,6 @@ class Watched:
         self.provider = provider
         self.last: Place | None = None
 
-    @property
-    def gradients(self) -> int:
-        return self.provider.gradients
-
     def backwards(self) -> Iterator[Place]:
         for place in self.provider.backwards():
             self.last = place
@@ -55,7 +50,7 @@ class AdaptiveRule(Rule):
         for i = T−1 … T−K:   dr += dw v eʳ;  dv ← dv + eʳ dw;  u = −(1−γ) dv;  dλ += 2 λ ln 10 w u;  dw += H u;  dv ← γ dv
         r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
 
-    Cost: n + M gradients, K gradients with Hessian-vector product, K more where a rate is declared.
+    Cost: n + M gradients and K products (K gradients more are taken here, apart, where a rate is declared).
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -80,20 +75,23 @@ class AdaptiveRule(Rule):
         f, dw, direct = validation_gradient(problem, w, values, method.validation_batches, int(state["block"]), T)
         dvalues = zeros(problem, values)
         add(dvalues, direct)
-        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w, Cost())
+        begun = Adjoint(dw, problem.initial_velocity(), dvalues, f, np.empty(0), w)
         undone = method.states == "undone"
         provider = Watched(Undone(problem.with_(steps=T), values, w, v) if undone else Kept(kept))
-        result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
+        try:
+            result = reverse(problem, hyper, provider, K, final=w, to=T - K, begun=begun)
+        except NumericalFailure as failure:  # of the adjoint, inside the block; the block names its move
+            raise diverged(T) from failure
         h = collapsed(problem, hyper, result.dvalues)
+        if not np.isfinite(size_of(h)):
+            raise diverged(T)
 
         moved, memory = self.move(hyper, h, state["memory"])
         if method.mode != "restore":
             assert provider.last is not None
             w, v, running = provider.last.w, provider.last.v, before
-        M = method.validation_batches or len(problem.valid_batches()[0])
         report.hyper_losses.append(f)
         report.gradient = h
-        report.cost = Cost(n + M + result.cost.gradients, result.cost.hvps)
         return {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}, report
 
     def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..training import gradient_at
 from .rule import Report, Rule
@@ -45,7 +45,6 @@ class AlmeidaRule(Rule):
                 p[name] = np.clip(p[name] * np.maximum(0.5, 1 + k * agreement), *one.bounds)
             x = {name: x[name] - factors[t] * p[name] * g[name] for name in x}
             last = g
-        report.cost = Cost(method.block)
         rate = {name: unconstrained("learning_rate", one) for name, one in p.items()}
         velocity = {name: (-g[name] if problem.dynamics.kind == "damped" else g[name]) for name in x}
         memory = {"gradient": last, "square": v}

@@ -6,7 +6,7 @@ import numpy as np
 
 from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..dynamics import rule
 from ..forward import tangent_rule
@@ -49,7 +49,6 @@ class DescentRule(Rule):
             D = {p: tangent(v[p], g[p], alpha[p], gamma[p], dot[p])[0] for p in w}
             moved = {p: advance(w[p], v[p], g[p], alpha[p], gamma[p]) for p in w}
             w, v = {p: x for p, (x, _) in moved.items()}, {p: x for p, (_, x) in moved.items()}
-        report.cost = Cost(self.method.block)
         rate = {key: unconstrained("learning_rate", x) for key, x in alphas.items()}
         hyper = state["hyper"] | {"learning_rate": rate}
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": {"direction": D}}, report

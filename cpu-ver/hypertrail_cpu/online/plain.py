@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hypertrail.adapting import State
-from hypertrail.records import Cost
 
 from ..training import forward
 from .rule import Report, Rule
@@ -18,5 +17,4 @@ class PlainRule(Rule):
         for one in forward(problem, problem.values(state["hyper"]), w, v, start, start + self.method.block):
             report.losses.append(one.loss)
             w, v, running = one.w_next, one.v_next, problem.update_running(running, one.statistics)
-        report.cost = Cost(self.method.block)
         return state | {"w": w, "v": v, "running": running}, report

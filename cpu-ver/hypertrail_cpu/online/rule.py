@@ -13,7 +13,7 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter, unbroadcast
 from hypertrail.online import Online
 from hypertrail.problem import Problem, Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..losses import hyper_gradient
 
@@ -22,12 +22,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Report:
-    """What a block found: losses of its steps, validation losses of its moves, the last hypergradient, its cost."""
+    """What a block found: losses of its steps, validation losses of its moves, the last hypergradient, moves left out."""
 
     losses: list[float] = field(default_factory=list)
     hyper_losses: list[float] = field(default_factory=list)
     gradient: Hyper = field(default_factory=dict)
-    cost: Cost = field(default_factory=Cost)
     skipped: int = 0
 
 
@@ -73,6 +72,16 @@ def validation_gradient(
     if not np.isfinite(f):
         raise NumericalFailure("hyper loss", step, "a smaller learning rate may help")
     return f, dw, direct
+
+
+def size_of(h: Hyper) -> float:
+    """‖h‖ over all hyperparameters together."""
+    return float(np.sqrt(sum(np.sum(d**2) for arrays in h.values() for d in arrays.values())))
+
+
+def diverged(step: int) -> NumericalFailure:
+    """For a hypergradient that is not finite. step: how many had been taken when it was looked at."""
+    return NumericalFailure("hypergradient", step, "lower the learning rate, its bounds or the method's step")
 
 
 def start_outer(rule: outer.Rule, hyper: Hyper) -> State:

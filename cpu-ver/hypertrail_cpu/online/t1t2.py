@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from hypertrail.adapting import State, moved_kinds, unconstrained
-from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, collapse, sum_shared
 from hypertrail.problem import Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..losses import second_order
 from ..training import Step, batch, forward, seen
-from .rule import Report, Rule, move_outer, start_outer, validation_gradient
+from .rule import Report, Rule, diverged, move_outer, size_of, start_outer, validation_gradient
 
 
 class T1T2Rule(Rule):
@@ -22,7 +21,7 @@ class T1T2Rule(Rule):
         h₂ = Σ 2 w_t u,   h₁ = Σ sign(w_t) u,   h_σ = ∂/∂σ ⟨∇D, u⟩          (∂_λ∇_w C̃₁)ᵀ u, summed over what shares a λ
         λ ← clip(λ − outer(h))
 
-    Cost: one gradient a step, M for each move; with noise one gradient with Hessian-vector product more for each move.
+    Cost: one gradient a step, M for each move; with noise one product more for each move.
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -44,15 +43,13 @@ class T1T2Rule(Rule):
             f, h = self.gradient(one, values, hyper)
             report.hyper_losses.append(f)
             report.gradient = h
-            size = np.sqrt(sum(np.sum(d**2) for arrays in h.values() for d in arrays.values()))
+            size = size_of(h)
             if np.isfinite(size):
                 hyper, memory = self.move(hyper, h, min(1.0, method.clip_norm / size) if size else 1.0, memory)
             elif method.skip:
                 report.skipped += 1
             else:
-                raise NumericalFailure("T1–T2 hypergradient", one.t, "lower the learning rate or its bounds")
-        M = method.validation_batches or len(problem.valid_batches()[0])
-        report.cost = Cost(method.block + M * (method.block // method.every))
+                raise diverged(one.t + 1)
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}, report
 
     def gradient(self, one: Step, values: Values, hyper: Hyper) -> tuple[float, Hyper]:

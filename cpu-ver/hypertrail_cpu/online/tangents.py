@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from hypertrail.adapting import State
-from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper, count
-from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Values
-from hypertrail.records import Cost, Params
+from hypertrail.records import Params
 
 from ..forward import directions, tangent_rule
 from ..losses import gradient_tangents
 from ..training import batch, forward, norm, rates, seen
-from .rule import Report, Rule, move_outer, start_outer, validation_gradient
+from .rule import Report, Rule, diverged, move_outer, size_of, start_outer, validation_gradient
 
 
 class TangentRule(Rule):
@@ -23,7 +21,7 @@ class TangentRule(Rule):
         (ẇ, v̇) ← tangent of the step at (μ ẇ, μ v̇, λ̇)            that is Z ← μ A Z + B
         every `every` steps:   h_j = ⟨∇f(w), ẇ_j⟩ + ⟨∂f/∂λ, λ̇_j⟩,   λ ← clip(λ − outer(h))
 
-    Cost of a step: 2 gradients and m Hessian-vector products; of a move: M gradients.
+    Cost of a step: one gradient (taken twice here: apart, and for the tangents) and m products; of a move: M gradients.
     """
 
     def start(self, hyper: Hyper, w: Params, v: Params) -> State:
@@ -53,7 +51,8 @@ class TangentRule(Rule):
                 for one_kind, arrays in direct.items():
                     total += sum(np.sum(d * dot[one_kind][p]) for p, d in arrays.items())
                 h[kind][key][index] = total
-            refuse_nonfinite(h, one.t)
+            if not np.isfinite(size_of(h) + sum(norm(w_dot) for w_dot, _ in Z)):
+                raise diverged(one.t + 1)
             moved, memory = move_outer(method.outer, hyper, h, memory)
             clip = {declared.kind: declared.clip for declared in problem.hyperparameters}
             hyper = {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}
@@ -61,8 +60,6 @@ class TangentRule(Rule):
                 Z = [zero] * m
             report.hyper_losses.append(f)
             report.gradient = h
-        M, moves = method.validation_batches or len(problem.valid_batches()[0]), method.block // method.every
-        report.cost = Cost(2 * method.block + M * moves, m * method.block)
         stacked = [{p: np.stack([z[i][p] for z in Z]) for p in w} for i in range(2)]
         after = {"w": stacked[0], "v": stacked[1], "outer": memory}
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": after}, report
@@ -81,8 +78,4 @@ class TangentRule(Rule):
             dot = {p: (w_dot[p], v_dot[p], g_dot[p], alpha_dot[p], gamma_dot[p]) for p in g}
             moved = {p: advance(one.v[p], g[p], alpha[p], gamma[p], dot[p]) for p in g}
             after.append(({p: x for p, (x, _) in moved.items()}, {p: x for p, (_, x) in moved.items()}))
-        if not all(np.isfinite(norm(w_dot)) for w_dot, _ in after):
-            raise NumericalFailure(
-                "tangent of the weights", t, "the run is chaotic or diverged; lower the learning rate"
-            )
         return after

@@ -96,7 +96,7 @@ def walk(rule: Rule, state: State, blocks: int, progress: Progress | None) -> It
             report["lost"] = lost(moved["hyper"])
         judge(report, start, method)
         state = moved | {"step": np.array(start + method.advance), "block": np.array(index + 1)}
-        cost = rule.cost()
+        cost = method.cost(programs.problem)
         cost.seconds = time.perf_counter() - clock
         yield Block(
             index=index,

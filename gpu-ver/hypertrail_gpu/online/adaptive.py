@@ -10,7 +10,6 @@ from jax import lax
 
 from hypertrail.adapting import State, output_params
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost
 
 from ..compiled import norm
 from ..functional import zeros
@@ -27,7 +26,7 @@ class AdaptiveRule(Rule):
         K steps back:  `functional.reverse_step` at the kept states (or `Compiled._undo_chunk`: undone in floating point)
         r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
 
-    Cost: n + M gradients and K gradients with Hessian-vector product.
+    Cost: n + M gradients and K products.
     """
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
@@ -48,18 +47,19 @@ class AdaptiveRule(Rule):
 
         f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
         if keep:
-            _, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
+            dw, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
             w_before, v_before = early[:2]
         else:
             undone, _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
-            w_before, v_before, _, _, dvalues = undone
+            w_before, v_before, dw, _, dvalues = undone
         h = p._pull_back(hyper, dvalues)
 
         moved, memory = self.move(hyper, h, state["memory"])
         if method.mode != "restore":
             w, v, running = w_before, v_before, early[2]
         after = {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}
-        return after, h, self.report(w, jnp.concatenate([losses, more]), f, norm(h))
+        size = norm(h) + 0 * norm(dw)  # an adjoint that is not finite may still meet a zero
+        return after, h, self.report(w, jnp.concatenate([losses, more]), f, size)
 
     def back(self, adjoint: Tree, kept: Tree, values: Tree, data: Tree, xs: Tree) -> Tree:
         """K exact reverse steps at the kept states, from the last."""
@@ -89,9 +89,6 @@ class AdaptiveRule(Rule):
             }
         moved |= {kind: arrays for kind, arrays in hyper.items() if self.method.move(kind) == 0}
         return moved, {"u": u} if m else {}
-
-    def cost(self) -> Cost:
-        return Cost(self.method.steps + self.validation_batches(), self.method.last)
 
 
 def over_classes(u: Array) -> Array:

@@ -9,7 +9,6 @@ from jax import lax
 
 from hypertrail.adapting import State
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost
 
 from ..compiled import norm
 from ..functional import linearise, pull, zeros
@@ -26,7 +25,7 @@ class ClarkeRule(PeriodicRule):
         for j = 0 … terms:   h += dw B;   dw ← dw A          one adjoint step at the same place, dv = 0 each time
         λ ← clip(λ − outer(h))
 
-    Cost: one gradient a step; for a move M gradients, one more, and terms + 1 Hessian-vector products.
+    Cost: one gradient a step; for a move M gradients and terms + 1 products.
     """
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
@@ -58,7 +57,3 @@ class ClarkeRule(PeriodicRule):
         (w, v, running, hyper, memory, h), (losses, f, sizes) = lax.scan(period, start, inputs)
         after = {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}
         return after, h, self.report(w, losses, f, sizes)
-
-    def cost(self) -> Cost:
-        plain, moves = super().cost(), self.method.block // self.method.every
-        return Cost(plain.gradients + moves, moves * (self.method.terms + 1))

@@ -10,7 +10,6 @@ from jax import lax
 
 from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
-from hypertrail.records import Cost
 
 from ..compiled import norm
 from .rule import Rule, by_name, shared
@@ -58,6 +57,3 @@ class OSGMRule(Rule):
         rate = {key: unconstrained("learning_rate", x, jnp) for key, x in P.items()}
         after = {"w": w, "v": v, "running": running, "hyper": hyper | {"learning_rate": rate}, "memory": {"sum": G}}
         return after, {}, self.report(w, losses, sizes=sizes)
-
-    def cost(self) -> Cost:
-        return Cost(2 * self.method.block_steps)

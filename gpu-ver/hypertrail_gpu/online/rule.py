@@ -14,7 +14,6 @@ from hypertrail.adapting import State, moved_kinds, validation_rows
 from hypertrail.errors import UsageError
 from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter
 from hypertrail.problem import Values
-from hypertrail.records import Cost
 
 from ..compiled import Compiled, norm
 from ..functional import step
@@ -45,10 +44,6 @@ class Rule:
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
         """The state one block later, the last hypergradient ({} for none) and `report`. data, valid: (x, y) of the splits."""
         raise NotImplementedError
-
-    def cost(self) -> Cost:
-        """Of one block."""
-        return Cost(self.method.block_steps)
 
     # -- shared -------------------------------------------------------------------------------------------------------
 
@@ -91,9 +86,6 @@ class Rule:
         batches = self.method.validation_batches
         return np.stack([validation_rows(self.problem, batches, int(number)) for number in numbers])
 
-    def validation_batches(self) -> int:
-        return self.method.validation_batches or len(self.programs.valid_data[1])
-
     def moved(self, hyper: Hyper) -> Hyper:
         """The part of the hyperparameters that this method moves."""
         return {kind: hyper[kind] for kind in moved_kinds(self.problem, self.method)}
@@ -112,14 +104,10 @@ class PeriodicRule(Rule):
     """Rules that move every `every` steps: their inputs are cut into periods, with validation rows for each."""
 
     def inputs(self, start: int, block: int) -> Tree:
-        every, moves = self.method.every, self.method.block // self.method.every
+        every, moves = self.method.every, self.method.move_count
         xs = self.programs.steps(start, start + self.method.block)
         cut = jax.tree.map(lambda one: one.reshape(moves, every, *one.shape[1:]), xs)
         return cut, self.validation_rows(start + every * (1 + np.arange(moves)) - 1)
-
-    def cost(self) -> Cost:
-        moves = self.method.block // self.method.every
-        return Cost(self.method.block + moves * self.validation_batches())
 
 
 def shared(one: Hyperparameter, terms: dict[str, Array]) -> dict[str, Array]:

@@ -26,7 +26,7 @@ class T1T2Rule(PeriodicRule):
         u = −∇C₂(w_{t+1});   h = (∂_λ∇_w C̃₁(w_t))ᵀ u;   λ ← clip(λ − outer(h))
 
     The product is the tangent of w ↦ ∇_λ C̃₁ in direction u: of the penalties only, the compiler drops the data term, which
-    does not contain λ. Cost: one gradient a step, M for each move.
+    does not contain λ, unless noise is among it. Cost: one gradient a step, M for each move; with noise one product more.
     """
 
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:

@@ -10,7 +10,6 @@ from jax import lax
 
 from hypertrail.adapting import State
 from hypertrail.hyperparameters import Hyper, count
-from hypertrail.records import Cost
 
 from ..compiled import norm
 from ..forward import one_hot, unflatten
@@ -75,8 +74,3 @@ class TangentRule(PeriodicRule):
         memory = {"w": Z[0], "v": Z[1], "outer": outer}
         after = {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}
         return after, h, self.report(w, losses, f, sizes)
-
-    def cost(self) -> Cost:
-        plain = super().cost()
-        plain.hvps = self.method.block * count(self.problem.initial_hyper())
-        return plain

@@ -148,8 +148,8 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
     def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
         """T steps, whatever they cost."""
-        price = price_of_block(arm.method, here, config.engine)
-        record = arms.in_run(run, engine, here, arm, config.steps // BLOCK * price, every)
+        budget = config.steps // BLOCK * arm.method.cost(here).price
+        record = arms.in_run(run, engine, here, arm, budget, every)
         found.append({"label": label, **record})
         return record
 
@@ -175,15 +175,6 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             f"RTHO over exact, hyperparameters {'moved' if moved else 'kept'}: " + "; ".join(map(ratios, part["at"]))
         )
     run.append({"arms": found, "checks": checks})
-
-
-def price_of_block(method: Online, problem: Problem, engine: str) -> int:
-    """In gradients: its steps; for the rules that move, two more for each tangent of a step, and the batches of `valid`. The
-    reference engine takes the gradient of a step twice."""
-    if not isinstance(method, MARTHE):
-        return BLOCK
-    batches = len(problem.splits.valid) // (problem.valid_batch or len(problem.splits.valid))
-    return BLOCK * ((2 if engine == "cpu" else 1) + 2 * len(KINDS)) + BLOCK // method.every * batches
 
 
 def start(point: Any) -> tuple[tuple[str, float], ...]:
