@@ -134,7 +134,7 @@ class L1(Hyperparameter):
     """Penalty Σ λ |w| on regularizable parameters; u = ln λ. The kink at w = 0 has derivative 0 here.
 
     It acts through the elementary loss: g += λ sign w, and dλ += sign(w) u in a reverse step; the second derivative is 0.
-    Shapes as L2's. Source: Maclaurin et al. 2015 for a penalty of each weight; none of the papers has L1.
+    Shapes as L2's. Source: Maclaurin et al. 2015, for a penalty of each weight.
     """
 
     init: float = 1e-5

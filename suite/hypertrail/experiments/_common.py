@@ -34,7 +34,7 @@ class Study:
     """How many devices share each batch (gpu engine): a number, or all. In a job of several processes (srun), all joins them
     to one run. The numbers are the same up to rounding."""
     precision: Precision = "float32"
-    """float32: to work with, fast. float64: to check and compare (engines agree to 1e-9), slower, twice the memory."""
+    """float32: to work with, fast. float64: to check and compare (engines agree to 1e-10), slower, twice the memory."""
     seed: int = 0
     """One number for all that is random: split, initial weights, batches, dropout masks."""
     data_dir: Path | None = None
