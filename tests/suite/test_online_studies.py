@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import Almeida, HypergradientDescent, Plain, UsageError, cli, runs
+from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
 from hypertrail_nets import count_params
 
@@ -92,6 +93,23 @@ def test_almeida_quadratic(tmp_path, capsys):
     assert "Turned, noisy" in said
     with pytest.raises(UsageError, match="condition - 1"):
         almeida_quadratic.Config(condition=1)
+
+
+def test_almeida_quadratic_on_the_engine_of_the_command(tmp_path):
+    """The compiled engine passes every argument of a loss, and has HDM."""
+    from hypertrail import engines
+
+    config = almeida_quadratic.Config(weights=3, steps=20, examples=32, rates=(0.1,))
+    here = almeida_quadratic.problem(config, "turned", "parameter")
+    for label in ("HDM, η .1", "Almeida, k .1"):
+        found = almeida_quadratic.walk(engines.load("gpu"), here, 0.1, almeida_quadratic.ARMS[label][1](20))
+        assert found["diverged"] is None
+        assert found["curve"][-1] < 0.9
+
+
+def test_a_loss_of_ones_own_takes_what_the_engines_pass():
+    takes, wanted = (inspect.signature(one.data_loss).parameters for one in (almeida_quadratic.Quadratic, Problem))
+    assert list(takes) == list(wanted)
 
 
 # -- hd-mnist ------------------------------------------------------------------------------------------------------------

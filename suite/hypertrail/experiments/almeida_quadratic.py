@@ -122,7 +122,15 @@ class Quadratic(Problem):
     """(n, n), symmetric and positive definite."""
 
     def data_loss(
-        self, ops: Any, weights: Any, x: Any, y: Any, step: Any, collect: Any = None, values: Any = None
+        self,
+        ops: Any,
+        weights: Any,
+        x: Any,
+        y: Any,
+        step: Any,
+        collect: Any = None,
+        values: Any = None,
+        key: Any = None,
     ) -> Any:
         away = weights["logits/W"].reshape(1, -1) - x.reshape(x.shape[0], -1)
         return 0.5 * ((away @ np.asarray(self.H, self.precision)) * away).sum(axis=1).mean()
