@@ -72,8 +72,8 @@ def test_what_it_shows(folder):
     who, loss, cost, pictures = report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
     assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
-    assert who.rows[2][5:8] == ["36.00 ± 63.55", "+26.00", "-9.00 ± 0.00"]
-    assert loss.rows[2][5:8] == ["360.0 ± 635.5", "+260.0", "-90.0 ± 0.0"]
+    assert who.rows[2][5:8] == ["36.00 ± 63.53", "+26.00", "-9.00 ± 0.00"]
+    assert loss.rows[2][5:8] == ["360.0 ± 635.3", "+260.0", "-90.0 ± 0.0"]
     assert "Not finite with some seed, and out: a3, x" in who.text
     assert [row[-1] for row in cost.rows] == ["1.00", "1.00", "2.00"]
     assert cost.rows[2][4:7] == ["2000.0", "1000.0", "1000.0"]
@@ -82,11 +82,14 @@ def test_what_it_shows(folder):
 
 
 def test_intervals_and_verdicts():
-    mean, half = race.interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert mean == 3
-    assert half == pytest.approx(2.776 * np.sqrt(2.5 / 5))
-    assert np.isnan(race.interval(np.array([1.0]))[1])
-    assert race.interval(np.arange(100.0))[1] == pytest.approx(1.96 * np.std(np.arange(100.0), ddof=1) / 10)
+    assert report.with_half(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), ".3f") == "3.000 ± 1.963"  # t 2.7764
+    assert report.with_half(np.array([1.0]), "+.1f") == "+1.0"
+    hundred = np.arange(100.0)  # t 1.98422, which the normal distribution's 1.96 is not
+    assert report.with_half(hundred, ".2f") == f"49.50 ± {1.98422 * np.std(hundred, ddof=1) / 10:.2f}"
+    far = (
+        np.tile([0.0, 1.0], 10) - 0.5 + 0.235
+    )  # 20 seeds: mean .235, t 2.0930 · sd / √20 = .2401, and 1.96 would be .2248
+    assert race.verdict(far) == "ties"
     assert race.verdict(np.array([-2.0, -2.1, -1.9])) == "helps"
     assert race.verdict(np.array([2.0, 2.1, 1.9])) == "loses"
     assert race.verdict(np.array([-1.0, 1.1, 0.2])) == "ties"

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..engines import Engine
 from ..errors import UsageError
+from ..interval import estimate
 from ..problem import Problem
 from ..runs import Run, read_metrics
 from .arm_records import Record
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from ..display import Voice
 
 Families = Mapping[str, Sequence[str]]  # label → names of its arms
-
-# 97.5 % points of Student's t for 1, 2, … degrees of freedom; beyond the table the normal distribution's is near enough.
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-NORMAL = 1.96
 
 
 def run(
@@ -189,18 +186,9 @@ def merit(runner: Runner) -> tuple[float, float]:
     return float(runner.at_end("select").mean()), float(runner.at_end("select", "loss").mean())
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """(mean, half of its 95 % interval by Student's t); NaN for half of a single value."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
-    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(n))
-
-
 def verdict(difference: np.ndarray) -> str:
     """helps, loses or ties: where the 95 % interval of the paired differences of error lies (below 0: helps)."""
-    mean, half = interval(difference)
-    if math.isnan(half):
+    found = estimate(difference.tolist())
+    if found.half is None:
         return "one seed"
-    return "helps" if mean + half < 0 else "loses" if mean - half > 0 else "ties"
+    return "helps" if found.mean + found.half < 0 else "loses" if found.mean - found.half > 0 else "ties"

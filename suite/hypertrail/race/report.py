@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 
 from .. import figures
+from ..interval import estimate
 from ..sections import Section
 from . import drawing
-from .race import Result, interval, read, verdict
+from .race import Result, read, verdict
 
 SIGNS = {"learning_rate": "α", "l2": "λ"}
 
@@ -87,8 +87,8 @@ def prices(result: Result) -> Section:
 
 
 def with_half(values: np.ndarray, form: str) -> str:
-    mean, half = interval(values)
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.replace('+', '')}}")
+    found = estimate(values.tolist())
+    return f"{found.mean:{form}}" + ("" if found.half is None else f" ± {found.half:{form.replace('+', '')}}")
 
 
 def milli(seconds: float) -> str:
