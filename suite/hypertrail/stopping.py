@@ -36,8 +36,13 @@ def forget() -> None:
     _asked_by.clear()
 
 
-def here(where: str) -> None:
-    """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk."""
+def here(where: str, save: Callable[[], None] | None = None) -> None:
+    """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk.
+
+    save: puts it there, where that is not done at every call: called before the stop, and only then.
+    """
     if _anyone(bool(_asked_by)):
+        if save is not None:
+            save()
         who = asked() or "a signal to another process"
         raise Stopped(f"stopped by {who} after {where}; run the same command with --run-dir to go on")

@@ -11,6 +11,7 @@ import pytest
 import hypertrail_data
 from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
+from hypertrail.race.arms import Arm, refuse_arm
 from hypertrail_nets import count_params
 
 
@@ -201,6 +202,29 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
         assert first["rtho"][kind] == pytest.approx(first["exact"][kind], rel=1e-9), "nothing has moved yet"
         assert abs(later[-1]["rtho"][kind] / later[-1]["exact"][kind] - 1) > 1e-4
     assert "grid of 2" in capsys.readouterr().out
+
+
+def test_rtho_moves_at_every_step_if_asked(monkeypatch):
+    """--every 1 --valid 8000: 16 batches of 500 at each step, so that T steps cost more than 20 T gradients."""
+    black = hypertrail_data.Dataset(
+        "mnist", np.zeros((8040, 28, 28, 1), np.uint8), np.zeros(8040, np.int32), 10, 10, 255
+    )
+    monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: black)
+    config = rtho_mnist.Config(train=20, valid=8000, select=5, test=10, batch=5, steps=200, every=(1,))
+    here = rtho_mnist.problem(config)
+    for method in rtho_mnist.moving(config).values():
+        assert rtho_mnist.budget(method, here, config) > 20 * 200
+        refuse_arm(here, Arm("moved", method), rtho_mnist.budget(method, here, config))
+
+
+def test_arms_that_cannot_run_are_refused_before_the_grid(blank_mnist, tmp_path):
+    few = ["--train", "20", "--select", "10", "--test", "10", "--hidden", "3", "--engine", "cpu"]
+    for i, (words, name) in enumerate(
+        (("--valid 4 --batch 5", "t1t2-mnist"), ("--valid 10 --batch 5 --mu 2", "rtho-mnist"))
+    ):
+        folder = tmp_path / str(i)
+        assert cli.main(["run", name, *few, *words.split(), "--run-dir", str(folder)]) == 2
+        assert not (folder / "parts").exists()
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])

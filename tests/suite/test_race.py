@@ -10,7 +10,7 @@ import pytest
 import hypertrail_data
 from hypertrail import UsageError, cli
 from hypertrail.adapting import refuse
-from hypertrail.experiments import adaptive_densenet, adaptive_digits, adaptive_mnist
+from hypertrail.experiments import _adaptive, adaptive_densenet, adaptive_digits, adaptive_mnist
 from hypertrail.hyperparameters import count
 from hypertrail.online import Plain
 from hypertrail.race import race, report
@@ -118,6 +118,15 @@ def test_families_must_be_those_of_the_arms():
             race.run(None, None, None, lambda seed: None, arms, families, baselines, [0], 10, 1)
 
 
+def test_an_arm_that_cannot_run_is_refused_before_any_is_trained():
+    """Ten validation batches of 64 are more than 400 images; without an engine, training would be an AttributeError."""
+    config = adaptive_digits.Config(batch=64)
+    both = [Arm("plain", Plain(131)), Arm("adaptive", _adaptive.adaptive(131, 4))]
+    families = {"plain": ["plain"], "adaptive": ["adaptive"]}
+    with pytest.raises(UsageError, match="10 validation batches of 64 are more than the 400 examples"):
+        race.run(None, None, None, lambda seed: adaptive_digits.problem(config), both, families, [], [0], 10_000, 1)
+
+
 @pytest.fixture
 def blank_data(monkeypatch):
     rng = np.random.default_rng(0)
@@ -214,8 +223,6 @@ def test_the_settings_are_the_published_ones(blank_data):
 
 
 def adaptive_families(config):
-    from hypertrail.experiments import _adaptive
-
     return _adaptive.small_families(config).values()
 
 

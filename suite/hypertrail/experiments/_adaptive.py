@@ -35,7 +35,7 @@ class Race(Study):
     budget: int = 10_000
     """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
     every: int = 10
-    """Blocks between two measurements of all splits, each with a save from which a killed run goes on."""
+    """Blocks between two measurements of all splits."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Where α starts: the grid of the schedules, and of the adaptive method where its start is chosen too."""
     penalties: tuple[float, ...] = (1e-4, 1e-3)

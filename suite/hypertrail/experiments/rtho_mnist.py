@@ -53,7 +53,7 @@ from ..methods import Exact
 from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
-from ..race.arms import Arm
+from ..race.arms import Arm, refuse_arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built
@@ -114,11 +114,11 @@ def problem(config: Config) -> Problem:
 
     c = config
     α, μ, λ = STARTS["slow"]
-    return Problem(
+    here = Problem(
         network=mlp((28, 28, 1), c.hidden, 10, "tanh"),
         splits=make_splits(load("mnist", c.data_dir), c.train, c.valid, c.select, c.test, c.seed),
         schedule=BatchSchedule(c.train, c.batch, c.seed, order="reshuffled"),
-        steps=c.steps * 20,  # the budgets in gradients are larger than T; no run takes more than T steps
+        steps=c.steps,
         hyperparameters=(
             LearningRate("network", α, bounds=(1e-4, 1.0)),
             Momentum("network", μ, bounds=(0.01, 0.99)),
@@ -129,6 +129,9 @@ def problem(config: Config) -> Problem:
         seed=c.seed,
         precision=c.precision,
     )
+    # An arm's budget in gradients must not be above the problem's steps; no run takes more than T steps of them.
+    dearest = max(price_of_block(method, here, c.engine) for method in moving(c).values())
+    return here.with_(steps=c.steps // BLOCK * dearest)
 
 
 def moving(config: Config) -> dict[str, Online]:
@@ -144,11 +147,12 @@ def moving(config: Config) -> dict[str, Online]:
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, here = engines.load(config.engine), built(problem, config)
     found: list[dict[str, Any]] = []
+    for method in moving(config).values():
+        refuse_arm(here, Arm("moved", method), budget(method, here, config))
 
     def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
         """T steps, whatever they cost."""
-        price = price_of_block(arm.method, here, config.engine)
-        record = arms.in_run(run, engine, here, arm, config.steps // BLOCK * price, every)
+        record = arms.in_run(run, engine, here, arm, budget(arm.method, here, config), every)
         found.append({"label": label, **record})
         return record
 
@@ -183,6 +187,11 @@ def price_of_block(method: Online, problem: Problem, engine: str) -> int:
         return BLOCK
     batches = len(problem.splits.valid) // (problem.valid_batch or len(problem.splits.valid))
     return BLOCK * ((2 if engine == "cpu" else 1) + 2 * len(KINDS)) + BLOCK // method.every * batches
+
+
+def budget(method: Online, problem: Problem, config: Config) -> int:
+    """What T steps cost, in gradients."""
+    return config.steps // BLOCK * price_of_block(method, problem, config.engine)
 
 
 def start(point: Any) -> tuple[tuple[str, float], ...]:

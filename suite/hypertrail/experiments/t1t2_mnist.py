@@ -39,7 +39,7 @@ from ..hyperparameters import L2, LN10, Noise
 from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
-from ..race.arms import Arm
+from ..race.arms import Arm, refuse_arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Study, built
@@ -131,6 +131,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
 
     c, engine, here = config, engines.load(config.engine), built(problem, config)
     method = T1T2(every=c.every, block=BLOCK, outer=outer.Adam(c.outer_rate), representation=c.representation)
+    refuse_arm(here, Arm("moved", method), c.steps)
     low, high = np.log([[c.penalties[end], c.noises[end]] for end in (0, -1)])
     starts = np.exp(generator(c.seed, "hyper", c.starts).uniform(low, high, (c.starts, 2)))
     total = len(c.penalties) * len(c.noises) + 3 * c.starts

@@ -25,7 +25,7 @@ from ..interval import estimate
 from ..problem import Problem
 from ..runs import Run, read_metrics
 from .arm_records import Record
-from .arms import Arm, in_run
+from .arms import Arm, in_run, refuse_arm
 
 if TYPE_CHECKING:
     from ..display import Voice
@@ -50,7 +50,8 @@ def run(
 
     problem(seed): built once for each seed, whose programs all its arms share. with_valid: arms that train on train and valid
     together, as a schedule may where a method looks at valid. Cost: len(arms) · len(seeds) · budget gradients,
-    and every split forward after each `every` blocks. UsageError for families that name other arms than there are.
+    and every split forward after each `every` blocks. UsageError for families that name other arms than there are, and for arms
+    that cannot run (`refuse_arm`), before any is trained.
     """
     known = [arm.name for arm in arms]
     named = {name for names in families.values() for name in names}
@@ -59,6 +60,8 @@ def run(
     for seed in seeds:
         of_seed = problem(seed)
         on_both = joined(of_seed) if with_valid else of_seed
+        for arm in arms:
+            refuse_arm(on_both if arm.name in with_valid else of_seed, arm, budget)
         for i, arm in enumerate(arms):
             words = f"seed {seed}, {arm.name} ({i + 1} of {len(arms)})"
 
