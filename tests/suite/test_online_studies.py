@@ -119,7 +119,7 @@ def test_a_loss_of_ones_own_takes_what_the_engines_pass():
 def test_hd_mnist_is_the_released_setting(blank_mnist):
     paper = hd_mnist.Config()
     assert (paper.batch, paper.epochs, paper.learning_rate, paper.beta, paper.adam_beta) == (128, 10, 1e-3, 1e-3, 1e-7)
-    small = hd_mnist.Config(train=20, test=10, batch=5)
+    small = hd_mnist.Config(train=20, select=5, test=10, batch=5)
     here = hd_mnist.problem(small, "mlp", "sgdn")
     assert count_params(here.network) == 784 * 1000 + 1000 + 1000 * 1000 + 1000 + 10_000 + 10
     assert (here.dynamics.kind, here.dynamics.momentum, here.l2) == ("nesterov", 0.9, 5e-5)
@@ -137,10 +137,11 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
 
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
     words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
-    line = run("hd-mnist", tmp_path / "run", *words, "--rates", "0.05")
+    line = run("hd-mnist", tmp_path / "run", *words, "--rates", "0.05", "--select", "15", "--repeats", "2")
     labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
               "Adam-HD", "Adam-HD×"]  # fmt: skip
-    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == labels
+    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == 2 * labels
+    assert [one["seed"] for one in line["arms"]] == 11 * [0] + 11 * [1] + 6 * [0], "the perceptron has one seed"
     published = ["SGD", "SGD-HD", "SGDN", "SGDN-HD", "Adam", "Adam-HD"]
     assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "mlp"] == published
     assert all(one["failed"] is None for one in line["arms"])
@@ -149,8 +150,34 @@ def test_hd_mnist(blank_mnist, tmp_path, capsys):
     assert rates["SGD, α 0.05"] == pytest.approx(0.05, rel=1e-4)
     assert abs(rates["SGD-HD"] / 1e-3 - 1) > 0.01
     assert 0.02 * 16 > abs(np.log(rates["SGD-HD×"] / 1e-3)) > 1e-4, "at most β in each of 16 steps"
-    assert "0.3737" in capsys.readouterr().out, "the published loss stands beside ours"
+    choices = line["choices"]
+    assert [(one["seed"], one["optimiser"], one["rate"]) for one in choices] == [
+        (seed, name, rate) for seed in (0, 1) for name in ("sgd", "sgdn") for rate in (1e-3, 0.05)
+    ]
+    assert {one["steps"] for one in choices} == {10}, "two epochs of the 25 images that are not select"
+    assert set(choices[0]["points"][-1]["metrics"]) == {"train", "valid", "select", "test"}
+    said = capsys.readouterr().out
+    assert "0.3737" in said, "the published loss stands beside ours"
+    assert (tmp_path / "run" / "report.html").read_text().count("(chosen)<") == 2
     assert {point["step"] for point in line["arms"][0]["points"]} == set(range(2, 18, 2))
+
+
+def test_a_rate_is_chosen_on_select_whatever_the_test_loss():
+    def end(rate, select, test, failed=None):
+        metrics = {"select": {"loss": select}, "test": {"loss": test}}
+        return {"optimiser": "sgd", "rate": rate, "failed": failed, "points": [{"metrics": metrics}]}
+
+    choices = [
+        end(0.1, 0.2, 9),
+        end(0.1, 0.4, 9),
+        end(1, 0.1, 0),
+        end(1, 0.6, 0),
+        end(5, 0, 0),
+        end(5, 0, 0, "it fell"),
+    ]
+    assert hd_mnist.chosen(choices, "sgd") == 0.1
+    assert hd_mnist.chosen(choices, "adam") is None
+    assert hd_mnist.chosen(choices[-1:], "sgd") is None
 
 
 # -- t1t2-mnist ----------------------------------------------------------------------------------------------------------

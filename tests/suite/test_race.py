@@ -12,6 +12,7 @@ from hypertrail import UsageError, cli
 from hypertrail.adapting import refuse
 from hypertrail.experiments import _adaptive, adaptive_densenet, adaptive_digits, adaptive_mnist
 from hypertrail.hyperparameters import count
+from hypertrail.interval import with_half
 from hypertrail.online import Plain
 from hypertrail.race import race, report
 from hypertrail.race.arms import Arm
@@ -82,10 +83,10 @@ def test_what_it_shows(folder):
 
 
 def test_intervals_and_verdicts():
-    assert report.with_half(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), ".3f") == "3.000 ± 1.963"  # t 2.7764
-    assert report.with_half(np.array([1.0]), "+.1f") == "+1.0"
+    assert with_half(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), ".3f") == "3.000 ± 1.963"  # t 2.7764
+    assert with_half(np.array([1.0]), "+.1f") == "+1.0"
     hundred = np.arange(100.0)  # t 1.98422, which the normal distribution's 1.96 is not
-    assert report.with_half(hundred, ".2f") == f"49.50 ± {1.98422 * np.std(hundred, ddof=1) / 10:.2f}"
+    assert with_half(hundred, ".2f") == f"49.50 ± {1.98422 * np.std(hundred, ddof=1) / 10:.2f}"
     far = (
         np.tile([0.0, 1.0], 10) - 0.5 + 0.235
     )  # 20 seeds: mean .235, t 2.0930 · sd / √20 = .2401, and 1.96 would be .2248

@@ -39,9 +39,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from .. import engines, figures
-from ..checks import at_least
+from ..checks import at_least, positive
 from ..hyperparameters import LearningRate
+from ..interval import with_half
 from ..online import HypergradientDescent, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
@@ -93,8 +96,12 @@ class Config(Study):
     """Examples per step."""
     learning_rate: float = 1e-3
     """α at the start, and where it is kept."""
+    repeats: int = 3
+    """How many seeds, from `seed` on, softmax regression is trained with; the perceptron with the first alone."""
     rates: tuple[float, ...] = (0.01, 0.1)
-    """Further α for plain training of softmax regression by SGD and Nesterov."""
+    """Further α for plain training of softmax regression by SGD and Nesterov; the best is chosen on `select`."""
+    select: int = 10_000
+    """Training images left out of the trainings by which α is chosen; all else is trained on the whole training split."""
     beta: float = 1e-3
     """β of hypergradient descent for SGD and Nesterov."""
     adam_beta: float = 1e-7
@@ -114,9 +121,18 @@ class Config(Study):
         super().__post_init__()
         at_least("mlp-epochs", self.mlp_epochs, 1)
         at_least("models", len(self.models), 1)
+        at_least("repeats", self.repeats, 1)
+        at_least("select", self.select, 1)
+        at_least("train - select", self.train - self.select, self.batch)
+        for rate in self.rates:
+            positive("rates", rate)
+
+    def seeds(self, model: str) -> range:
+        return range(self.seed, self.seed + (self.repeats if model == "logreg" else 1))
 
 
-def problem(config: Config, model: str = "logreg", optimiser: str = "sgd") -> Problem:
+def problem(config: Config, model: str = "logreg", optimiser: str = "sgd", choosing: bool = False) -> Problem:
+    """choosing: without the last images of the training split, which are `select`."""
     from hypertrail_data import BatchSchedule, load, make_splits
     from hypertrail_nets.initial import Uniform
     from hypertrail_nets.layers import Dense, Input, Nonlinearity
@@ -125,9 +141,10 @@ def problem(config: Config, model: str = "logreg", optimiser: str = "sgd") -> Pr
     layer: Any = Input((28, 28, 1))
     for i, units in enumerate(c.hidden if model == "mlp" else (), 1):
         layer = Nonlinearity(Dense(layer, units, f"dense{i}", uniform, bias_initial=uniform), "relu", f"relu{i}")
-    splits = make_splits(load("mnist", c.data_dir), c.train, 0, 0, c.test, c.seed)
+    select = c.select if choosing else 0
+    splits = make_splits(load("mnist", c.data_dir), c.train - select, 0, select, c.test, c.seed)
     looked_at_by_nobody = replace(splits.train, x=splits.train.x[:1], y=splits.train.y[:1], rows=splits.train.rows[:1])
-    schedule = BatchSchedule(c.train, c.batch, c.seed, order="reshuffled")
+    schedule = BatchSchedule(c.train - select, c.batch, c.seed, order="reshuffled")
     kinds = {"sgd": ("heavy-ball", 0.0), "sgdn": ("nesterov", c.momentum), "adam": ("adam", c.momentum)}
     kind, momentum = kinds[optimiser]
     return Problem(
@@ -155,25 +172,54 @@ def contenders(config: Config, model: str, optimiser: str, block: int) -> list[A
     return out
 
 
+def tuned_by(optimiser: str, config: Config) -> list[float]:
+    """The grid of α for plain training; none for Adam."""
+    return [] if optimiser == "adam" else [config.learning_rate, *config.rates]
+
+
+def block_of(problem: Problem) -> int:
+    """About a quarter of an epoch, and a divisor of it."""
+    n = problem.schedule.steps_per_epoch
+    return max(block for block in range(1, max(1, n // BLOCKS_PER_EPOCH) + 1) if n % block == 0)
+
+
 def study(config: Config, run: Run, voice: Voice) -> None:
-    engine, found = engines.load(config.engine), []
-    for model in config.models:
+    engine, found, choices = engines.load(config.engine), [], []
+    of_seeds = [(model, replace(config, seed=seed)) for model in config.models for seed in config.seeds(model)]
+    for model, at in of_seeds:
         for optimiser in OPTIMISERS:
-            here = built(lambda c, m=model, o=optimiser: problem(c, m, o), config)
-            block = max(1, here.schedule.steps_per_epoch // BLOCKS_PER_EPOCH)
-            while here.schedule.steps_per_epoch % block:
-                block -= 1
+            here = built(lambda c, m=model, o=optimiser: problem(c, m, o), at)
+            block = block_of(here)
             blocks = here.schedule.steps_per_epoch // block
             every = 1 if model == "logreg" else blocks * -(-config.mlp_epochs // 2)  # 70,000 images take a while
             for arm in contenders(config, model, optimiser, block):
 
-                def seen(done: int, budget: int, name: str = arm.name) -> None:
+                def seen(done: int, budget: int, name: str = f"seed {at.seed}, {arm.name}") -> None:
                     voice.progress(name, done, budget)
 
                 record = arms.in_run(run, engine, here, arm, here.steps, every, seen)
                 found.append({"model": model, "optimiser": optimiser, "blocks_per_epoch": blocks, **record})
-                voice.say(f"{label(found[-1])}, {MODELS[model]}: {outcome(record)}")
-    run.append({"arms": found})
+                voice.say(f"seed {at.seed}, {label(found[-1])}, {MODELS[model]}: {outcome(record)}")
+            if model == "logreg" and tuned_by(optimiser, config):
+                without = built(lambda c, m=model, o=optimiser: problem(c, m, o, choosing=True), at)
+                for α in tuned_by(optimiser, config):
+                    arm = Arm(f"choice-{optimiser}-{α:g}", Plain(block_of(without)), (("learning_rate", α),))
+                    record = arms.in_run(run, engine, without, arm, without.steps, without.steps)
+                    choices.append({"optimiser": optimiser, "rate": α, **record})
+    for optimiser in OPTIMISERS if choices else ():
+        if tuned_by(optimiser, config):
+            voice.say(f"{NAMES[optimiser]}: chosen on select is α {chosen(choices, optimiser)}")
+    run.append({"arms": found, "choices": choices})
+
+
+def chosen(choices: list[dict[str, Any]], optimiser: str) -> float | None:
+    """The α with the lowest mean loss on `select` over the seeds, of those that were finite with each; None: there is none."""
+    losses = {}
+    for α in dict.fromkeys(one["rate"] for one in choices if one["optimiser"] == optimiser):
+        mine = [one for one in choices if (one["optimiser"], one["rate"]) == (optimiser, α)]
+        if not any(one["failed"] for one in mine):
+            losses[α] = np.mean([one["points"][-1]["metrics"]["select"]["loss"] for one in mine])
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def outcome(record: dict[str, Any]) -> str:
@@ -208,38 +254,82 @@ def published(record: dict[str, Any]) -> dict[int, float]:
 
 
 def show(folder: Path) -> list[Section]:
-    found = read_metrics(folder)[-1]["arms"]
-    sections = []
+    line = read_metrics(folder)[-1]
+    found, choices, sections = line["arms"], line["choices"], []
     for model in dict.fromkeys(one["model"] for one in found):
         mine = [one for one in found if one["model"] == model]
         epochs = mine[0]["steps"] // (mine[0]["blocks_per_epoch"] * mine[0]["method"]["block"])
-        rows = [row(one, epochs) for one in mine]
+        rows = []
+        for optimiser in OPTIMISERS:
+            of_optimiser = [one for one in mine if one["optimiser"] == optimiser]
+            rate = chosen(choices, optimiser) if model == "logreg" else None
+            tuned = [one for one in of_optimiser if one["method"]["name"] == "plain" and starts_at(one) == rate]
+            for name in dict.fromkeys(map(label, of_optimiser)):
+                same = [one for one in of_optimiser if label(one) == name]
+                rows.append(row(same, epochs, tuned if same != tuned else []))
+                rows[-1][0] += " (chosen)" if same == tuned else ""
+        seeds = len({one["seed"] for one in mine})
         words = (
-            f"After {epochs} epochs. Loss in nats and error on the official test set (the authors' validation); theirs at the "
-            "same epoch, and at the end of their run. HD: additive rule, HD×: multiplicative. α: at the start, the largest "
-            "seen between two blocks, at the end."
+            f"After {epochs} epochs, {seeds} seed{'s, ±: half of the 95 % interval' if seeds > 1 else ''}. Loss in nats and "
+            "error on the official test set (the authors' validation); theirs at the same epoch, and at the end of their run. "
+            "HD: additive rule, HD×: multiplicative. α: at the start, the largest seen between two blocks, at the end."
         )
-        columns = ["", "test loss", "theirs", "theirs, end", "test error", "train loss", "α start", "α most", "α end"]
+        if choices and model == "logreg":
+            words += (
+                " Chosen: the α of plain training with the lowest loss on images that its trainings for the choice were "
+                "without; it then has the whole training split, as all here. − chosen: test loss less that, paired by seed."
+            )
+        columns = ["", "test loss", "− chosen", "theirs", "theirs, end", "test error", "train loss", "α start", "α most",
+                   "α end"]  # fmt: skip
         sections.append(Section(MODELS[model][0].upper() + MODELS[model][1:], words, columns, rows))
+    if choices:
+        sections.append(choice(choices))
     with figures.style():
         pictures = {}
         for model in dict.fromkeys(one["model"] for one in found):
             mine = [one for one in found if one["model"] == model and not one["start"]]
-            pictures[f"{MODELS[model]}: learning rate, loss of the batches, loss on the test set"] = figures.save(
-                folder, model, draw(mine)
-            )
+            mine = [one for one in mine if one["seed"] == mine[0]["seed"]]
+            pictures[
+                f"{MODELS[model]}: learning rate, loss of the batches, loss on the test set; seed {mine[0]['seed']}"
+            ] = figures.save(folder, model, draw(mine))
     return [*sections, Section("Pictures", pictures=pictures)]
 
 
-def row(one: dict[str, Any], epochs: int) -> list[str]:
-    theirs, rates = published(one), [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]]
-    same, end = theirs.get(epochs), theirs.get(max(theirs, default=0))
-    last = one["points"][-1]["metrics"] if one["points"] else None
-    ours = ["diverged", "", ""] if one["failed"] or last is None else [
-        f"{last['test']['loss']:.4f}", f"{100 * last['test']['error']:.2f} %", f"{last['train']['loss']:.4f}"
-    ]  # fmt: skip
-    number = ["–" if x is None else f"{x:.4f}" for x in (same, end)]
-    return [label(one), ours[0], *number, *ours[1:], *(f"{x:.3g}" for x in (rates[0], max(rates), rates[-1]))]
+def choice(choices: list[dict[str, Any]]) -> Section:
+    """The trainings by which α is chosen."""
+    rows = []
+    for optimiser, α in dict.fromkeys((one["optimiser"], one["rate"]) for one in choices):
+        mine = [one for one in choices if (one["optimiser"], one["rate"]) == (optimiser, α)]
+        losses = "diverged" if any(one["failed"] for one in mine) else with_half(at_end(mine, "select", "loss"), ".4f")
+        rows.append([NAMES[optimiser], f"{α:g}", losses, "chosen" if chosen(choices, optimiser) == α else ""])
+    words = "Softmax regression trained without the images of select: loss there, mean over seeds."
+    return Section("How α is chosen", words, ["", "α", "select loss", ""], rows)
+
+
+def starts_at(one: dict[str, Any]) -> float:
+    """α at the start."""
+    return float(f"{math.exp(one['hyper']['learning_rate']['network'][0][0]):.4g}")
+
+
+def at_end(records: list[dict[str, Any]], split: str, key: str) -> list[float]:
+    return [one["points"][-1]["metrics"][split][key] for one in records]
+
+
+def row(same: list[dict[str, Any]], epochs: int, tuned: list[dict[str, Any]]) -> list[str]:
+    """An arm over its seeds."""
+    theirs = published(same[0])
+    rates = [[math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]] for one in same]
+    number = ["–" if x is None else f"{x:.4f}" for x in (theirs.get(epochs), theirs.get(max(theirs, default=0)))]
+    α = [f"{np.mean(x):.3g}" for x in ([r[0] for r in rates], list(map(max, rates)), [r[-1] for r in rates])]
+    if any(one["failed"] for one in same):
+        return [label(same[0]), "diverged", "", *number, "", "", *α]
+    test = at_end(same, "test", "loss")
+    less = ""
+    if tuned and not any(one["failed"] for one in tuned):
+        less = with_half(np.subtract(test, at_end(tuned, "test", "loss")), "+.4f")
+    error = with_half([100 * x for x in at_end(same, "test", "error")], ".2f")
+    train = f"{np.mean(at_end(same, 'train', 'loss')):.4f}"
+    return [label(same[0]), with_half(test, ".4f"), less, *number, f"{error} %", train, *α]
 
 
 TICKS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)

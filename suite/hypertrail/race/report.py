@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from .. import figures
-from ..interval import estimate
+from ..interval import with_half
 from ..sections import Section
 from . import drawing
 from .race import Result, read, verdict
@@ -84,11 +82,6 @@ def prices(result: Result) -> Section:
     )
     head = ["", "steps a block", "gradients a step", "steps in all", "ms a block", "plain", "method", "ratio"]
     return Section("What it costs", text, head, rows)
-
-
-def with_half(values: np.ndarray, form: str) -> str:
-    found = estimate(values.tolist())
-    return f"{found.mean:{form}}" + ("" if found.half is None else f" ± {found.half:{form.replace('+', '')}}")
 
 
 def milli(seconds: float) -> str:
