@@ -212,13 +212,15 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
     monkeypatch.setattr(rtho_mnist, "GRID", ((0.1,), (0.5, 0.9), (1e-4,)))
     words = ["--train", "20", "--valid", "10", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "3"]
-    line = run("rtho-mnist", tmp_path / "run", *words, "--steps", "8", "--every", "1", "2", "4")
+    words += ["--steps", "8", "--every", "1", "2", "4", "--repeats", "2"]
+    line = run("rtho-mnist", tmp_path / "run", *words)
     assert {one["steps"] for one in line["arms"]} == {8}
     grid = [one for one in line["arms"] if one["label"] == "grid"]
-    assert [list(one["start"].values()) for one in grid] == [[0.1, 0.5, 1e-4], [0.1, 0.9, 1e-4]]
+    assert [list(one["start"].values()) for one in grid] == 2 * [[0.1, 0.5, 1e-4], [0.1, 0.9, 1e-4]]
+    assert [one["seed"] for one in grid] == [0, 0, 1, 1]
     labels = [one["label"] for one in rtho_mnist.of_start(line["arms"], 0)]
-    assert labels == ["kept", "RTHO, Δ 1", "RTHO, Δ 2", "its end, kept", "RTHO, Δ 4", "RTHO, Δ 2, emptied",
-                      "MARTHE(0.99), Δ 2"]  # fmt: skip
+    assert labels == 2 * ["kept", "RTHO, Δ 1", "RTHO, Δ 2", "its end, kept", "RTHO, Δ 4", "RTHO, Δ 2, emptied",
+                          "MARTHE(0.99), Δ 2"]  # fmt: skip
     kept, moved = line["checks"]
     for one in kept["at"]:
         for kind in rtho_mnist.KINDS:
@@ -228,7 +230,30 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     for kind in rtho_mnist.KINDS:
         assert first["rtho"][kind] == pytest.approx(first["exact"][kind], rel=1e-9), "nothing has moved yet"
         assert abs(later[-1]["rtho"][kind] / later[-1]["exact"][kind] - 1) > 1e-4
-    assert "grid of 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "grid of 2" in said
+    assert said.count("select chooses") >= 2
+
+
+def test_rtho_is_judged_by_the_rule_that_select_chooses():
+    """Δ 10 has the lowest test error, Δ 50 the lowest on select; Δ 200 would be best, but for one seed."""
+
+    def one(arm, seed, select, test, failed=None):
+        metrics = {split: {"error": x, "loss": x} for split, x in (("select", select), ("test", test))}
+        point = {"metrics": metrics}
+        return {"arm": arm, "label": arm, "seed": seed, "failed": failed, "points": [point]}
+
+    found = [one("grid-0", seed, 0.2, 0.1 + seed / 100) for seed in (0, 1)]
+    for s in (0, 1):
+        for seed in (0, 1):
+            found += [
+                one(f"start-{s}-moved-0", seed, 0.4, 0.1),
+                one(f"start-{s}-moved-1", seed, 0.3, 0.2 + seed / 100),
+                one(f"start-{s}-moved-2", seed, 0.0, 0.0, "it fell" if seed else None),
+            ]
+    first, _ = rtho_mnist.verdicts(found)
+    assert first.startswith("slow: select chooses start-0-moved-1, test error 20.50 ±")
+    assert first.endswith("less that of the grid, 10.50 ± 6.35 %: +10.00 ± 0.00")
 
 
 def test_rtho_moves_at_every_step_if_asked(monkeypatch):

@@ -38,7 +38,7 @@ The paper's number: none for MNIST; there a phone recogniser, where RTHO beat ra
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,15 +48,17 @@ import numpy as np
 from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple
 from ..hyperparameters import L2, LearningRate, Momentum
+from ..interval import with_half
 from ..keeping import Checkpoints
 from ..methods import Exact
 from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
-from ..race import arms
+from ..race import arms, race
 from ..race.arms import Arm, refuse_arm
+from ..race.race import Runner
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, built
+from ._common import Study, bounds, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +76,8 @@ GRID = ((0.01, 0.03, 0.1, 0.3), (0.5, 0.9), (1e-5, 1e-4, 1e-3))
 class Config(Study):
     """Settings of rtho-mnist."""
 
+    repeats: int = 3
+    """How many seeds, from `seed` on; each has its own splits, first weights and batches."""
     every: tuple[int, ...] = (10, 50, 200)
     """Δ, steps between two moves of RTHO; each divides 200. The middle one is also that of the other moving rules."""
     outer_rate: float = 0.05
@@ -91,7 +95,7 @@ class Config(Study):
     valid: int = 2000
     """Images of the loss that moves the hyperparameters, all of them at every move."""
     select: int = 5000
-    """Images by which the best of the grid is chosen."""
+    """Images by which the best of the grid and the best of the moving rules are chosen."""
     test: int = 10_000
     """Images that are only reported."""
 
@@ -100,6 +104,7 @@ class Config(Study):
         multiple("steps", self.steps, BLOCK, "the steps between two records")
         at_least("select", self.select, 1)
         at_least("every", len(self.every), 1)
+        at_least("repeats", self.repeats, 1)
         for every in self.every:
             divisor("every", every, BLOCK, "the steps between two records")
 
@@ -146,28 +151,12 @@ def moving(config: Config) -> dict[str, Online]:
 
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, here = engines.load(config.engine), built(problem, config)
-    found: list[dict[str, Any]] = []
     for method in moving(config).values():
         refuse_arm(here, Arm("moved", method), budget(method, here, config))
-
-    def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
-        """T steps, whatever they cost."""
-        record = arms.in_run(run, engine, here, arm, budget(arm.method, here, config), every)
-        found.append({"label": label, **record})
-        return record
-
-    for i, point in enumerate(product(*GRID)):
-        train("grid", Arm(f"grid-{i}", Plain(BLOCK), start(point)), config.steps)
-        voice.progress("trainings of the grid", i + 1, len(list(product(*GRID))))
-    voice.say(f"grid, best on select: {outcome(best_of(found))}")
-    for s, (name, point) in enumerate(STARTS.items()):
-        voice.say(f"{name}, kept: {outcome(train('kept', Arm(f'start-{s}-kept', Plain(BLOCK), start(point))))}")
-        for a, (label, method) in enumerate(moving(config).items()):
-            record = train(label, Arm(f"start-{s}-moved-{a}", method, start(point)))
-            voice.say(f"{name}, {label}: {outcome(record)}")
-            if method == RTHO(every=config.middle, block=BLOCK, outer=method.outer) and not record["failed"]:
-                again = Arm(f"start-{s}-again", Plain(BLOCK), start(np.clip(path(record)[-1], *bounds(here))))
-                voice.say(f"{name}, its end kept from the beginning: {outcome(train('its end, kept', again))}")
+    found = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        at = here if seed == config.seed else built(problem, replace(config, seed=seed))
+        found += of_seed(config, run, voice, engine, at)
     checks = []
     for moved in (False, True):
         part = run.part(
@@ -178,6 +167,34 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             f"RTHO over exact, hyperparameters {'moved' if moved else 'kept'}: " + "; ".join(map(ratios, part["at"]))
         )
     run.append({"arms": found, "checks": checks})
+    for line in verdicts(found):
+        voice.say(line)
+
+
+def of_seed(config: Config, run: Run, voice: Voice, engine: Any, here: Problem) -> list[dict[str, Any]]:
+    """Every training of one seed."""
+    found: list[dict[str, Any]] = []
+
+    def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
+        """T steps, whatever they cost."""
+        record = arms.in_run(run, engine, here, arm, budget(arm.method, here, config), every)
+        found.append({"label": label, **record})
+        return record
+
+    seed = f"seed {here.seed}"
+    for i, point in enumerate(product(*GRID)):
+        train("grid", Arm(f"grid-{i}", Plain(BLOCK), start(point)), config.steps)
+        voice.progress(f"{seed}, trainings of the grid", i + 1, len(list(product(*GRID))))
+    for s, (name, point) in enumerate(STARTS.items()):
+        voice.say(f"{seed}, {name}, kept: {outcome(train('kept', Arm(f'start-{s}-kept', Plain(BLOCK), start(point))))}")
+        for a, (label, method) in enumerate(moving(config).items()):
+            record = train(label, Arm(f"start-{s}-moved-{a}", method, start(point)))
+            voice.say(f"{seed}, {name}, {label}: {outcome(record)}")
+            if method == RTHO(every=config.middle, block=BLOCK, outer=method.outer) and not record["failed"]:
+                end = np.clip(path(record)[-1], *bounds(here, KINDS))
+                again = train("its end, kept", Arm(f"start-{s}-again", Plain(BLOCK), start(end)))
+                voice.say(f"{seed}, {name}, its end kept from the beginning: {outcome(again)}")
+    return found
 
 
 def price_of_block(method: Online, problem: Problem, engine: str) -> int:
@@ -198,20 +215,43 @@ def start(point: Any) -> tuple[tuple[str, float], ...]:
     return tuple((kind, float(x)) for kind, x in zip(KINDS, point, strict=True))
 
 
-def bounds(problem: Problem) -> tuple[list[float], list[float]]:
-    low, high = zip(*(problem.declared(kind).bounds for kind in KINDS), strict=True)  # type: ignore[union-attr]
-    return list(low), list(high)
-
-
 def path(record: dict[str, Any]) -> np.ndarray:
     """(points, 3): α, μ, λ at the start and at each measurement."""
     u = {kind: np.array([x[0] for x in record["hyper"][kind]["network"]]) for kind in KINDS}
     return np.stack([np.exp(u["learning_rate"]), 1 / (1 + np.exp(-u["momentum"])), 10 ** u["l2"]], axis=1)
 
 
-def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    good = [one for one in found if one["label"] == "grid" and not one["failed"]]
-    return min(good, key=lambda one: one["points"][-1]["metrics"]["select"]["error"])
+# -- who is chosen, on select -------------------------------------------------------------------------------------------
+
+
+def runner(found: list[dict[str, Any]], prefix: str) -> Runner | None:
+    """Of the arms whose names begin so, the one with the lowest mean error on select; None where all diverged with a seed."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        if one["arm"].startswith(prefix):
+            records.setdefault(one["arm"], []).append(one)
+    return race.choose(prefix, list(records), records, "seconds")
+
+
+def verdicts(found: list[dict[str, Any]]) -> list[str]:
+    """For each start: the moving rule that select chooses, its test error, and how far that is from the chosen of the grid."""
+    grid, lines = runner(found, "grid-"), []
+    for s, name in enumerate(STARTS):
+        best = runner(found, f"start-{s}-moved-")
+        if best is None:
+            lines.append(f"{name}: every moving rule diverged with some seed")
+            continue
+        line = f"{name}: select chooses {best.first['label']}, test error {with_half(percent(best), '.2f')} %"
+        if grid is not None:
+            apart = with_half(percent(best) - percent(grid), "+.2f")
+            line += f"; less that of the grid, {with_half(percent(grid), '.2f')} %: {apart}"
+        lines.append(line)
+    return lines
+
+
+def percent(one: Runner, split: str = "test") -> np.ndarray:
+    """(seeds,) errors at the end."""
+    return 100 * one.at_end(split)
 
 
 # -- beside the exact hypergradient ---------------------------------------------------------------------------------------
@@ -259,16 +299,26 @@ def outcome(record: dict[str, Any]) -> str:
 def show(folder: Path) -> list[Section]:
     line = read_metrics(folder)[-1]
     found, T = line["arms"], line["arms"][0]["steps"]
-    grid, best = [one for one in found if one["label"] == "grid"], best_of(found)
-    rows = [["grid of " + str(len(grid)), *cells(best), f"{len(grid) * best['gradients']:,}"]]
+    seeds, grid = len({one["seed"] for one in found}), runner(found, "grid-")
+    of_grid = [one for one in found if one["label"] == "grid"]
+    rows = []
+    if grid is not None:
+        rows.append(row(f"grid of {len({one['arm'] for one in of_grid})} (chosen)", grid.records, None))
+        rows[0][-1] = f"{sum(one['gradients'] for one in of_grid) // seeds:,}"
     for s, name in enumerate(STARTS):
-        rows += [[f"{name}: {one['label']}", *cells(one), f"{one['gradients']:,}"] for one in of_start(found, s)]
+        best, mine = runner(found, f"start-{s}-moved-"), of_start(found, s)
+        for label in dict.fromkeys(one["label"] for one in mine):
+            same = [one for one in mine if one["label"] == label]
+            mark = " (chosen)" if best is not None and same[0]["arm"] == best.arm else ""
+            rows.append(row(f"{name}: {label}{mark}", same, grid))
     words = (
-        f"After {T:,} steps: errors, hyperparameters at the end, and what the run cost in gradients (a tangent counts as two; "
-        "the grid: all its trainings). The grid's best is chosen by its error on `select`; the moving rules descend on `valid`."
+        f"After {T:,} steps, mean over {seeds} seed{'s' if seeds > 1 else ''}; ±: half of the 95 % interval. Errors in percent, "
+        "hyperparameters at the end (median), and what the run cost in gradients (a tangent counts as two; the grid: all its "
+        "trainings). Chosen: the lowest error on `select`, of the grid and of the moving rules of each start, which descend on "
+        "`valid`; − grid: test less that of the grid's chosen, seed by seed. " + ". ".join(verdicts(found)) + "."
     )
-    columns = ["", "test", "select", "valid", *SIGNS, "gradients"]
-    sections = [Section("One run that moves, and a grid", words, columns, rows)]
+    columns = ["", "test", "− grid", "select", "valid", *SIGNS, "gradients"]
+    sections = [Section("Runs that move, and a grid", words, columns, rows)]
     rows = []
     for one in line["checks"]:
         for at in one["at"]:
@@ -281,10 +331,11 @@ def show(folder: Path) -> list[Section]:
         f"beginning. 1: the same (while they are kept, to {max(kept):.1g}); negative: it points the other way."
     )
     sections.append(Section("RTHO beside the exact hypergradient", words, ["hyperparameters", "steps", *SIGNS], rows))
+    first = [one for one in found if one["seed"] == found[0]["seed"]]
     with figures.style():
         pictures = {
-            "Hyperparameters and test error over the run": figures.save(folder, "paths", draw_paths(found)),
-            "Test error against what was spent": figures.save(folder, "spent", draw_spent(found)),
+            "Hyperparameters and test error over the run, first seed": figures.save(folder, "paths", draw_paths(first)),
+            "Test error against what was spent, first seed": figures.save(folder, "spent", draw_spent(first)),
         }
     return [*sections, Section("Pictures", pictures=pictures)]
 
@@ -293,12 +344,17 @@ def of_start(found: list[dict[str, Any]], s: int) -> list[dict[str, Any]]:
     return [one for one in found if one["arm"].startswith(f"start-{s}-")]
 
 
-def cells(one: dict[str, Any]) -> list[str]:
-    values = [f"{x:.2g}" for x in path(one)[-1]]
-    if one["failed"]:
-        return ["diverged", "", "", *values]
-    metrics = one["points"][-1]["metrics"]
-    return [*(f"{100 * metrics[split]['error']:.2f} %" for split in ("test", "select", "valid")), *values]
+def row(label: str, same: list[dict[str, Any]], grid: Runner | None) -> list[str]:
+    """An arm over its seeds."""
+    last = [*(f"{x:.2g}" for x in np.median([path(one)[-1] for one in same], axis=0)), f"{same[0]['gradients']:,}"]
+    if any(one["failed"] for one in same):
+        return [label, "diverged", "", "", "", *last]
+    mine = Runner(label, same[0]["arm"], same, "seconds")
+    less = (
+        with_half(percent(mine) - percent(grid), "+.2f") if grid is not None and len(grid.records) == len(same) else ""
+    )
+    select, valid = (f"{percent(mine, split).mean():.2f}" for split in ("select", "valid"))
+    return [label, with_half(percent(mine), ".2f"), less, select, valid, *last]
 
 
 def look(label: str, labels: list[str]) -> dict[str, Any]:
@@ -341,7 +397,7 @@ def draw_spent(found: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     grid = [one for one in found if one["label"] == "grid" and not one["failed"]]
     spent = np.cumsum([one["gradients"] for one in grid])
-    best = [best_of(grid[: k + 1])["points"][-1]["metrics"]["test"]["error"] for k in range(len(grid))]
+    best = [runner(grid[: k + 1], "grid-").at_end("test")[0] for k in range(len(grid))]  # type: ignore[union-attr]
     for s, (name, axes) in enumerate(zip(STARTS, figure.subplots(1, len(STARTS), sharey=True), strict=True)):
         mine = of_start(found, s)
         labels = [one["label"] for one in mine if one["label"] not in ("kept", "its end, kept")]

@@ -42,7 +42,7 @@ from ..race import arms
 from ..race.arms import Arm, refuse_arm
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, built
+from ._common import Study, bounds, built
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,18 +159,13 @@ def study(config: Config, run: Run, voice: Voice) -> None:
         kept = train(Arm(f"start-{k}-kept", Plain(BLOCK), at(λ, σ)), c.steps)
         moved = train(Arm(f"start-{k}-moved", method, at(λ, σ)), 1)
         path = trajectory(moved)
-        again = train(Arm(f"start-{k}-again", Plain(BLOCK), at(*np.clip(path[-1], *bounds(here)))), c.steps)
+        again = train(Arm(f"start-{k}-again", Plain(BLOCK), at(*np.clip(path[-1], *bounds(here, KINDS)))), c.steps)
         runs.append({"kept": summary(kept), "moved": summary(moved), "again": summary(again), "path": path.tolist()})
         voice.say(
             f"start {k}: λ {λ:.2g} → {path[-1][0]:.2g}, σ {σ:.2g} → {path[-1][1]:.2g} | test error "
             + ", ".join(f"{words} {errors(runs[-1][way])}" for way, words in WAYS.items())
         )
     run.append({"grid": grid, "best": best, "runs": runs})
-
-
-def bounds(problem: Problem) -> tuple[list[float], list[float]]:
-    low, high = zip(*(problem.declared(kind).bounds for kind in KINDS), strict=True)  # type: ignore[union-attr]
-    return list(low), list(high)
 
 
 def trajectory(record: dict[str, Any]) -> np.ndarray:
