@@ -187,9 +187,15 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(t1t2_mnist, "BLOCK", 20)
     words = ["--train", "20", "--valid", "20", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "4"]
     words += ["--penalties", "1e-4", "1e-2", "--noises", "0.1", "1", "--starts", "2", "--steps", "40"]
+    words += ["--repeats", "2"]
     line = run("t1t2-mnist", tmp_path / "run", *words)
-    assert [(one["l2"], one["noise"]) for one in line["grid"]] == [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
-    assert [one["steps"] for one in line["grid"]] == [40] * 4
+    points = [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
+    assert [(one["seed"], one["l2"], one["noise"]) for one in line["grid"]] == [
+        (s, *at) for s in (0, 1) for at in points
+    ]
+    assert [one["steps"] for one in line["grid"]] == [40] * 8
+    assert [(one["seed"], one["start"]) for one in line["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert line["runs"][0]["path"][0] != line["runs"][2]["path"][0], "each seed has its own starts"
     for one in line["runs"]:
         path = np.array(one["path"])
         assert one["moved"]["steps"] == 20, "two looks at valid a block: the second block does not fit into the budget"
@@ -201,8 +207,26 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     end = line["runs"][1]["path"][-1]
     assert [again["start"]["l2"], again["start"]["noise"]] == pytest.approx(end)
     said = capsys.readouterr().out
-    for words in ("grid, best on select", "start 1", "worst"):
+    for words in ("grid, chosen on select", "start 1", "worst", "; less kept"):
         assert words in said
+
+
+def test_t1t2_is_said_over_seeds():
+    """The grid's point is chosen over all seeds' select; each seed counts by the mean of its starts."""
+
+    def end(select, test):
+        return {"metrics": {"select": {"error": select}, "test": {"error": test}}}
+
+    grid = [{"seed": s, "l2": λ, "noise": 1.0} | end(x, y) for s, λ, x, y in
+            ((0, 0.1, 0.2, 0.5), (1, 0.1, 0.2, 0.6), (0, 0.3, 0.1, 0.0), (1, 0.3, 0.4, 0.0))]  # fmt: skip
+    runs = [{"seed": s, "kept": end(0, a), "moved": end(0, b), "again": end(0, 0.5)} for s, a, b in
+            ((0, 0.1, 0.2), (0, 0.3, 0.2), (1, 0.4, 0.4), (1, 0.4, 0.6))]  # fmt: skip
+    first, kept, moved, _ = t1t2_mnist.verdict(grid, runs)
+    assert first == "grid, chosen on select: test error 55.00 ± 63.53 %"
+    assert kept.startswith("kept at the start: 30.00 ± 127.06 %")
+    assert "less kept +5.00 ± 63.53" in moved
+    broken = [runs[0] | {"moved": {"metrics": None}}, *runs[1:]]
+    assert "diverged once" in t1t2_mnist.verdict(grid, broken)[2]
 
 
 # -- rtho-mnist ----------------------------------------------------------------------------------------------------------

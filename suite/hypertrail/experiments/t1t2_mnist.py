@@ -27,7 +27,8 @@ The paper's number: none for this network; "the resulting regularization levels 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ import numpy as np
 from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple, positive
 from ..hyperparameters import L2, LN10, Noise
+from ..interval import with_half
 from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
@@ -63,8 +65,10 @@ class Config(Study):
     """λ of the grid, and its first and last the range of the starts."""
     noises: tuple[float, ...] = (0.01, 0.1, 0.3, 0.6, 1.0, 2.0)
     """σ of the grid, likewise."""
+    repeats: int = 3
+    """How many seeds, from `seed` on; each has its own splits, first weights, batches and starts."""
     starts: int = 8
-    """Runs of T1–T2, from points drawn over the grid (uniform in the logarithms)."""
+    """Runs of T1–T2 with each seed, from points drawn over the grid (uniform in the logarithms)."""
     steps: int = 1000
     """The budget of every run, in gradients: T of a run without T1–T2; a multiple of 100."""
     batch: int = 100
@@ -96,6 +100,7 @@ class Config(Study):
             for value in values:
                 positive(name, value)
         at_least("starts", self.starts, 1)
+        at_least("repeats", self.repeats, 1)
         multiple("steps", self.steps, BLOCK, "the steps between two records")
         at_least("steps", self.steps, 2 * BLOCK)
         at_least("select", self.select, 1)
@@ -127,11 +132,36 @@ def problem(config: Config) -> Problem:
 
 
 def study(config: Config, run: Run, voice: Voice) -> None:
+    engine, here = engines.load(config.engine), built(problem, config)
+    refuse_arm(here, Arm("moved", moving(config)), config.steps)
+    grid: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        at = replace(config, seed=seed)
+        of_seed(at, run, voice, engine, here if seed == config.seed else built(problem, at), grid, runs)
+    run.append({"grid": grid, "runs": runs})
+    for line in verdict(grid, runs):
+        voice.say(line)
+
+
+def moving(config: Config) -> T1T2:
+    c = config
+    return T1T2(every=c.every, block=BLOCK, outer=outer.Adam(c.outer_rate), representation=c.representation)
+
+
+def of_seed(
+    config: Config,
+    run: Run,
+    voice: Voice,
+    engine: Any,
+    here: Problem,
+    grid: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+) -> None:
+    """Every training of one seed, at the end of `grid` and `runs`."""
     from hypertrail_data.streams import generator
 
-    c, engine, here = config, engines.load(config.engine), built(problem, config)
-    method = T1T2(every=c.every, block=BLOCK, outer=outer.Adam(c.outer_rate), representation=c.representation)
-    refuse_arm(here, Arm("moved", method), c.steps)
+    c, method = config, moving(config)
     low, high = np.log([[c.penalties[end], c.noises[end]] for end in (0, -1)])
     starts = np.exp(generator(c.seed, "hyper", c.starts).uniform(low, high, (c.starts, 2)))
     total = len(c.penalties) * len(c.noises) + 3 * c.starts
@@ -141,31 +171,62 @@ def study(config: Config, run: Run, voice: Voice) -> None:
         nonlocal done
         record = arms.in_run(run, engine, here, arm, c.steps, every)
         done += 1
-        voice.progress("trainings", done, total)
+        voice.progress(f"seed {c.seed}, trainings", done, total)
         return record
 
     def at(λ: float, σ: float) -> tuple[tuple[str, float], ...]:
         return ("l2", float(λ)), ("noise", float(σ))
 
-    grid = [
-        {"l2": λ, "noise": σ} | summary(train(Arm(f"grid-{i}-{j}", Plain(BLOCK), at(λ, σ)), c.steps))
-        for i, λ in enumerate(c.penalties)
-        for j, σ in enumerate(c.noises)
-    ]
-    best = min((one for one in grid if one["metrics"]), key=lambda one: one["metrics"]["select"]["error"])
-    voice.say(f"grid: least error on select at λ {best['l2']:g}, σ {best['noise']:g}: {errors(best)}")
-    runs = []
+    for i, λ in enumerate(c.penalties):
+        for j, σ in enumerate(c.noises):
+            record = train(Arm(f"grid-{i}-{j}", Plain(BLOCK), at(λ, σ)), c.steps)
+            grid.append({"seed": c.seed, "l2": λ, "noise": σ} | summary(record))
     for k, (λ, σ) in enumerate(starts):
         kept = train(Arm(f"start-{k}-kept", Plain(BLOCK), at(λ, σ)), c.steps)
         moved = train(Arm(f"start-{k}-moved", method, at(λ, σ)), 1)
         path = trajectory(moved)
         again = train(Arm(f"start-{k}-again", Plain(BLOCK), at(*np.clip(path[-1], *bounds(here, KINDS)))), c.steps)
-        runs.append({"kept": summary(kept), "moved": summary(moved), "again": summary(again), "path": path.tolist()})
+        ways = {"kept": summary(kept), "moved": summary(moved), "again": summary(again)}
+        runs.append({"seed": c.seed, "start": k, **ways, "path": path.tolist()})
         voice.say(
-            f"start {k}: λ {λ:.2g} → {path[-1][0]:.2g}, σ {σ:.2g} → {path[-1][1]:.2g} | test error "
+            f"seed {c.seed}, start {k}: λ {λ:.2g} → {path[-1][0]:.2g}, σ {σ:.2g} → {path[-1][1]:.2g} | test error "
             + ", ".join(f"{words} {errors(runs[-1][way])}" for way, words in WAYS.items())
         )
-    run.append({"grid": grid, "best": best, "runs": runs})
+
+
+# -- who is chosen, and what is said ------------------------------------------------------------------------------------
+
+
+def best_of(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The point of the grid with the lowest mean error on `select`: its runs, seed by seed. Empty: each diverged once."""
+    points: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for one in grid:
+        points.setdefault((one["l2"], one["noise"]), []).append(one)
+    whole = [ones for ones in points.values() if all(one["metrics"] for one in ones)]
+    return min(whole, key=lambda ones: np.mean([one["metrics"]["select"]["error"] for one in ones]), default=[])
+
+
+def of_seeds(runs: list[dict[str, Any]], way: str, of: Callable[[list[float]], Any] = np.mean) -> np.ndarray:
+    """(seeds,) test errors in percent, the mean over a seed's starts (or its worst, by np.max); NaN where one diverged."""
+    seeds = dict.fromkeys(one["seed"] for one in runs)
+    return 100 * np.array([of(test_errors([one for one in runs if one["seed"] == seed], way)) for seed in seeds])
+
+
+def verdict(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[str]:
+    """The means of the ways, and how far moving is from keeping, training anew from keeping, and both from the grid."""
+    lines, kept = [], of_seeds(runs, "kept")
+    best = 100 * np.array([one["metrics"]["test"]["error"] for one in best_of(grid)])
+    if len(best):
+        lines.append(f"grid, chosen on select: test error {with_half(best, '.2f')} %")
+    for way, words in WAYS.items():
+        values = of_seeds(runs, way)
+        line = f"{words}: {with_half(values, '.2f')} %" if np.isfinite(values).all() else f"{words}: diverged once"
+        if np.isfinite(values - kept).all() and way != "kept":
+            line += f"; less kept {with_half(values - kept, '+.2f')}"
+        if len(best) and np.isfinite(values).all():
+            line += f"; less the grid's {with_half(values - best, '+.2f')}"
+        lines.append(line)
+    return lines
 
 
 def trajectory(record: dict[str, Any]) -> np.ndarray:
@@ -194,24 +255,36 @@ def errors(one: dict[str, Any]) -> str:
 
 def show(folder: Path) -> list[Section]:
     line = read_metrics(folder)[-1]
-    best, runs = line["best"], line["runs"]
-    rows = [["grid, best on select", f"{best['l2']:.2g}, {best['noise']:.2g}", "", errors(best), "", ""]]
-    for k, one in enumerate(runs):
-        (λ, σ), (λ_end, σ_end) = one["path"][0], one["path"][-1]
-        rows.append(
-            [f"start {k}", f"{λ:.2g}, {σ:.2g}", f"{λ_end:.2g}, {σ_end:.2g}", *(errors(one[way]) for way in WAYS)]
+    grid, runs = line["grid"], line["runs"]
+    best, seeds = best_of(grid), len({one["seed"] for one in runs})
+    rows = []
+    if best:
+        at, mean = (
+            f"{best[0]['l2']:.2g}, {best[0]['noise']:.2g}",
+            np.mean([one["metrics"]["test"]["error"] for one in best]),
         )
+        rows.append(["grid, chosen on select", at, "", f"{100 * mean:.2f} %", "", ""])
+    for one in runs:
+        (λ, σ), (λ_end, σ_end) = one["path"][0], one["path"][-1]
+        name = f"seed {one['seed']}, start {one['start']}"
+        rows.append([name, f"{λ:.2g}, {σ:.2g}", f"{λ_end:.2g}, {σ_end:.2g}", *(errors(one[way]) for way in WAYS)])
     for name, of in (("mean", np.mean), ("worst", np.max)):
-        rows.append([name, "", "", *(f"{100 * of(test_errors(runs, way)):.2f} %" for way in WAYS)])
+        rows.append([name, "", "", *(f"{of_seeds(runs, way, of).mean():.2f} %" for way in WAYS)])
     words = (
-        "Test error after the same budget of gradients. The best of the grid is chosen by its error on `select`; T1–T2 looks at "
-        "`valid` only."
+        "Test error after the same budget of gradients. The grid's point is chosen by its mean error on `select`; T1–T2 "
+        f"looks at `valid` only. Over {seeds} seed{'s (each the mean of its starts; ±: 95 % interval)' * (seeds > 1)}: "
+        + ". ".join(verdict(grid, runs))
+        + "."
     )
     columns = ["", "λ, σ start", "λ, σ end", *WAYS.values()]
+    first = runs[0]["seed"]
     with figures.style():
-        caption = "Final errors over the grid, and the way of T1–T2 from each start (square) to its end (star)"
-        pictures = {caption: figures.save(folder, "grid", draw(line["grid"], runs))}
-    return [Section("From eight starts" if len(runs) == 8 else "From every start", words, columns, rows, pictures)]
+        caption = (
+            f"Final errors over the grid, and the way of T1–T2 from each start (square) to its end (star); seed {first}"
+        )
+        drawn = draw(*([one for one in ones if one["seed"] == first] for ones in (grid, runs)))
+        pictures = {caption: figures.save(folder, "grid", drawn)}
+    return [Section("From every start", words, columns, rows, pictures)]
 
 
 def test_errors(runs: list[dict[str, Any]], way: str) -> list[float]:
