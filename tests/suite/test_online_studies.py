@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import hypertrail_data
 from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
 from hypertrail.race.arms import Arm, refuse_arm
+from hypertrail.records import Cost
 from hypertrail_nets import count_params
 
 
@@ -88,7 +90,7 @@ def test_almeida_quadratic(tmp_path, capsys):
     assert [one["arm"] for one in line["runs"]] == 4 * arms, "the reference engine has no HDM"
     plain = line["runs"][0]["runs"]
     assert plain[0]["diverged"] is None
-    assert plain[1]["diverged"] == 20, "5 is above 2 over the largest curvature"
+    assert plain[1]["diverged"] == 10, "5 is above 2 over the largest curvature"
     said = capsys.readouterr().out
     assert "diverges" in said
     assert "Turned, noisy" in said
@@ -106,6 +108,34 @@ def test_almeida_quadratic_on_the_engine_of_the_command(tmp_path):
         found = almeida_quadratic.walk(engines.load("gpu"), here, 0.1, almeida_quadratic.ARMS[label][1](20))
         assert found["diverged"] is None
         assert found["curve"][-1] < 0.9
+
+
+def test_every_rule_has_the_same_budget_of_gradients():
+    """An engine whose steps cost two: half of them, looked at as often."""
+    config = almeida_quadratic.Config(weights=3, steps=60, examples=32)
+    here = almeida_quadratic.problem(config)
+    taken = []
+
+    class Engine:
+        def adapt(self, problem, hyper, method):
+            for k in range(100):
+                taken.append(k)
+                w = {"logits/W": 0.9**k * np.ones((3, 1))}
+                yield SimpleNamespace(cost=Cost(gradients=2 * method.block_steps), state={"w": w})
+
+    found = almeida_quadratic.walk(Engine(), here, 0.1, Plain(almeida_quadratic.STEPS))
+    assert (len(taken), len(found["curve"]), found["diverged"]) == (3, 3, None)
+
+
+def test_the_gain_is_a_range_over_starts_and_draws():
+    def part(label, draw, *regrets):
+        runs = [{"curve": [x], "diverged": None if x < 9 else 40} for x in regrets]
+        return {"problem": "turned", "arm": label, "draw": draw, "runs": runs}
+
+    found = [part("fixed", 0, 0.4, 0.2), part("fixed", 1, 0.1, 9), part("a", 0, 0.8, 0.02), part("a", 1, 0.1, 0.05)]
+    np.testing.assert_allclose(almeida_quadratic.gains(found, "turned", "a"), [[0.25, 10], [1, 2]])
+    assert almeida_quadratic.spread(almeida_quadratic.gains(found, "turned", "a")) == "0.25 to 10"
+    assert almeida_quadratic.gains([*found, part("b", 0, 9), part("b", 1, 9)], "turned", "b").max() == 0
 
 
 def test_a_loss_of_ones_own_takes_what_the_engines_pass():
@@ -322,7 +352,11 @@ def test_rtho_prices_are_those_of_the_engines(name, blank_mnist, monkeypatch):
         (rtho_mnist, {"every": (10, 30)}, "every 30, expected a divisor of 200 (the steps between two records)"),
         (t1t2_mnist, {"steps": 250}, "steps 250, expected a multiple of 100 (the steps between two records)"),
         (t1t2_mnist, {"every": 0}, "every 0, expected at least 1"),
-        (almeida_quadratic, {"steps": 30}, "steps 30, expected a multiple of 20 (the steps between two looks at f)"),
+        (
+            almeida_quadratic,
+            {"steps": 30},
+            "steps 30, expected a multiple of 20 (the gradients between two looks at f)",
+        ),
     ],
     ids=str,
 )

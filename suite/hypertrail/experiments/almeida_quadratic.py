@@ -45,6 +45,8 @@ from ..errors import NumericalFailure
 from ..hyperparameters import LearningRate
 from ..online import OSGM, Almeida, HypergradientDescent, Online, Plain
 from ..problem import Dynamics, Problem
+from ..race.arm_records import price
+from ..race.arms import Arm
 from ..runs import Run, read_metrics
 from ..sections import Section
 from ._common import Precision, Study, built
@@ -60,7 +62,8 @@ PROBLEMS = {
     "turned": (True, False),
     "turned, noisy": (True, True),
 }  # name → (turned, noisy)
-BLOCK = 20  # steps between two looks at f
+BLOCK = 20  # gradients between two looks at f
+STEPS = 10  # of a block: what a rule of two gradients a step takes between two looks
 BOUNDS = (1e-6, 10.0)  # of every step size
 
 # label → (level of the step size, rule with blocks of that many steps)
@@ -94,7 +97,7 @@ class Config(Study):
     examples: int = 4096
     """Rows ξ of the training split; their mean is 0."""
     steps: int = 2000
-    """T, a multiple of 20."""
+    """The budget of every run, in gradients: T of a rule that takes one a step (HDM takes two); a multiple of 20."""
     rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 1.9)
     """Step sizes at the start; 2 is where gradient descent begins to diverge."""
     repeats: int = 3
@@ -106,7 +109,7 @@ class Config(Study):
         super().__post_init__()
         at_least("weights", self.weights, 2)
         at_least("repeats", self.repeats, 1)
-        multiple("steps", self.steps, BLOCK, "the steps between two looks at f")
+        multiple("steps", self.steps, BLOCK, "the gradients between two looks at f")
         at_least("rates", len(self.rates), 1)
         for rate in self.rates:
             positive("rates", rate)
@@ -185,34 +188,39 @@ def study(config: Config, run: Run, voice: Voice) -> None:
         for j, (label, (level, make)) in enumerate(arms.items()):
             part = run.part(
                 f"problem-{list(PROBLEMS).index(name)}-draw-{draw}-arm-{list(ARMS).index(label)}",
-                lambda p=of_level[level], m=make: {"runs": [walk(engine, p, rate, m(BLOCK)) for rate in config.rates]},
+                lambda p=of_level[level], m=make: {"runs": [walk(engine, p, rate, m(STEPS)) for rate in config.rates]},
             )
             found.append({"problem": name, "draw": draw, "arm": label, **part})
             voice.progress("rules", i * len(arms) + j + 1, len(wanted) * len(arms))
         best = min(found[-len(arms) :], key=lambda one: worst(one["runs"]))
         voice.say(
-            f"{name}, draw {draw}: least regret from its worst start has {best['arm']}, {worst(best['runs']):.3g}"
+            f"{name}, draw {draw}: least regret from its worst start has {best['arm']}, {worst(best['runs']):.3g}; "
+            f"the best fixed rate over it {spread(gains(found[-len(arms) :], name, best['arm']))}"
         )
     run.append({"tolerance": config.tolerance, "rates": list(config.rates), "runs": found})
 
 
 def walk(engine: Any, problem: Quadratic, rate: float, method: Online) -> dict[str, Any]:
-    """One run from w_0 with this step size at the start: f over f(w_0) after each block, and where it ended if it diverged.
+    """One run from w_0 with this step size at the start: f over f(w_0) every 20 gradients, and where it diverged, if it did.
 
-    Cost: T gradients (HDM: 2 T).
+    What a block costs is what the engine says. Cost: problem.steps gradients, whatever the rule; diverged counts them, too.
     """
-    declared = problem.hyperparameters[0]
-    hyper = {"learning_rate": {key: np.full_like(u, declared.free(rate)) for key, u in
-                               problem.initial_hyper()["learning_rate"].items()}}  # fmt: skip
+    hyper = Arm("walk", method, (("learning_rate", rate),)).first_hyper(problem)
     start = problem.excess(problem.initial_weights()["logits/W"])
     curve: list[float] = []
+    spent = 0
     try:
         for block in engine.adapt(problem, hyper, method):
-            curve.append(problem.excess(numpy_state(block.state)["w"]["logits/W"]) / start)
-            if curve[-1] > 1e6:
-                return {"curve": curve, "diverged": block.stop}
-    except NumericalFailure as failure:
-        return {"curve": curve, "diverged": failure.step}
+            spent += price(block.cost)
+            f = problem.excess(numpy_state(block.state)["w"]["logits/W"]) / start
+            if spent % BLOCK == 0:
+                curve.append(f)
+            if not f <= 1e6:
+                return {"curve": curve, "diverged": spent}
+            if spent >= problem.steps:
+                break
+    except NumericalFailure:
+        return {"curve": curve, "diverged": spent}
     return {"curve": curve, "diverged": None}
 
 
@@ -229,7 +237,7 @@ def worst(runs: list[dict[str, Any]]) -> float:
 
 
 def arrival(one: dict[str, Any], tolerance: float) -> float:
-    """Steps until f is below the tolerance for the first time, to a block; infinite where it never is."""
+    """Gradients until f is below the tolerance for the first time, to a look; infinite where it never is."""
     there = np.flatnonzero(np.array(one["curve"]) < tolerance)
     return float("inf") if not len(there) else BLOCK * (int(there[0]) + 1)
 
@@ -238,6 +246,21 @@ def middle(found: list[dict[str, Any]], name: str, label: str, of: Callable[[dic
     """The median over the draws of what `of` says of a run, for each step size at the start; infinite where most diverge."""
     rows = [[of(one) for one in part["runs"]] for part in found if part["problem"] == name and part["arm"] == label]
     return np.sort(np.array(rows), axis=0)[len(rows) // 2]
+
+
+def gains(found: list[dict[str, Any]], name: str, label: str) -> np.ndarray:
+    """(draws, starts): the regret of the draw's best fixed rate over that of the rule; below 1: the fixed rate is better."""
+    of = {one["arm"]: [] for one in found}
+    for one in found:
+        if one["problem"] == name:
+            of[one["arm"]].append([regret(run) for run in one["runs"]])
+    return np.min(of["fixed"], axis=1, keepdims=True) / np.array(of[label])
+
+
+def spread(gains: np.ndarray) -> str:
+    """From the least to the most."""
+    low, high = (f"{x:.2g}" for x in (gains.min(), gains.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 # -- what it shows ------------------------------------------------------------------------------------------------------
@@ -253,13 +276,18 @@ def show(folder: Path) -> list[Section]:
         for label in labels:
             regrets = middle(found, name, label, regret)
             steps = middle(found, name, label, lambda one: arrival(one, tolerance))
-            rows.append([label, *(cell(r, s) for r, s in zip(regrets, steps, strict=True))])
+            cells = [cell(r, s) for r, s in zip(regrets, steps, strict=True)]
+            rows.append([label, *cells, spread(gains(found, name, label))])
+        noisy = PROBLEMS[name][1]
         words = (
-            f"Regret, and in brackets the steps until f is below {tolerance:g} of its start, for each step size at the start"
-            + (" (medians over the draws)." if PROBLEMS[name][1] else ".")
-            + " A step of HDM costs two gradients, of the others one."
+            f"Regret, and in brackets the gradients until f is below {tolerance:g} of its start, for each step size at the start"
+            + (" (medians over the draws)." if noisy else ".")
+            + " Equal budgets of gradients: a step of HDM costs two, of the others one. Gain: the regret of the best fixed rate "
+            f"over that of the rule, least to most over the starts{' and the draws' * noisy}."
         )
-        sections.append(Section(name[0].upper() + name[1:], words, ["", *(f"{rate:g}" for rate in rates)], rows))
+        sections.append(
+            Section(name[0].upper() + name[1:], words, ["", *(f"{rate:g}" for rate in rates), "gain"], rows)
+        )
     with figures.style():
         pictures = {
             "Regret against the step size at the start": figures.save(
@@ -318,7 +346,7 @@ def draw_curves(found: list[dict[str, Any]], index: int, labels: list[str]) -> F
         axes.set(title=name[0].upper() + name[1:], yscale="log")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-10), top=30)
     for axes in figure.axes[2:]:
-        axes.set_xlabel("elementary step")
+        axes.set_xlabel("gradients")
     for axes in figure.axes[::2]:
         axes.set_ylabel("f / f(w₀)")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
