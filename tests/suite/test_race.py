@@ -97,6 +97,18 @@ def test_intervals_and_verdicts():
     assert race.verdict(np.array([-1.0])) == "one seed"
 
 
+def test_no_seed_chooses_on_test_images_of_another():
+    """Five seeds of the digits: one set of test rows, in nobody's select; the other splits are each seed's own."""
+    splits = [adaptive_digits.problem(adaptive_digits.Config(seed=seed)).splits for seed in range(5)]
+    test = set(splits[0].test.rows.tolist())
+    assert len(test) == 497
+    for one in splits:
+        assert set(one.test.rows.tolist()) == test
+        for split in (one.train, one.valid, one.select):
+            assert not test & set(split.rows.tolist())
+    assert set(splits[0].select.rows.tolist()) != set(splits[1].select.rows.tolist())
+
+
 def test_train_and_valid_together():
     problem = adaptive_digits.problem(adaptive_digits.Config(train=20, valid=40, select=5, test=5, batch=4))
     both = race.joined(problem)

@@ -9,10 +9,12 @@ at the start, bounds α 1e-5 … 1 and λ 1e-7 … 1e-2, output layer averaged o
 split. Equal gradient evaluations, five seeds, judged on test. Controls: a cosine that is trained on train and
 valid together, which the adaptive method only looks at; the adaptive method with its start chosen from the same grid; with only
 the rates moving; with only L2 moving, under a cosine of α. The network: 64-64-64-10, tanh, dropout .2,
-batches of 32 in a fixed order, damped momentum γ .9 (α .1 is SGD with learning rate .01).
+batches of 32 in a fixed order, damped momentum γ .9 (α .1 is SGD with learning rate .01). The test images are the same for all
+seeds, since one start is chosen over the select images of all of them; the other splits are drawn anew for each seed.
 
 Hardware: one of two CPU cores: 9 minutes of processor time.
-Measured: seeds 0 to 4, float32, error in % (±: 95 % interval over seeds; − tuned: paired), starts chosen on select:
+Measured, when each seed still had test images of its own: seeds 0 to 4, float32, error in % (±: 95 % interval over seeds;
+− tuned: paired), starts chosen on select:
 
                                   α, λ        train  valid  select  test         − tuned
     constant rate                 .1, 1e-4    .13    3.00   2.13    1.97 ± .54   +.16 ± .45
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from ..display import Voice
 
 
+TEST_SEED = 1797  # of the test images, whatever the seed
+
+
 @dataclass(frozen=True)
 class Config(_adaptive.Race):
     """Settings of adaptive-digits."""
@@ -66,7 +71,7 @@ class Config(_adaptive.Race):
     select: int = 300
     """Images on which settings are chosen."""
     test: int = 497
-    """Images that are only reported."""
+    """Images that are only reported, the same ones with every seed."""
 
 
 def problem(config: Config) -> Problem:
@@ -76,7 +81,7 @@ def problem(config: Config) -> Problem:
     c = config
     return Problem(
         network=mlp((8, 8, 1), c.hidden, dropout=c.dropout),
-        splits=make_splits(load("digits"), c.train, c.valid, c.select, c.test, c.seed),
+        splits=make_splits(load("digits"), c.train, c.valid, c.select, c.test, c.seed, test_seed=TEST_SEED),
         schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
         steps=c.budget,
         hyperparameters=_adaptive.declared(),
