@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..problem import Dynamics, Problem
+from ..problem import Problem
 from ..race import report
 from ..runs import Run
 from ..sections import Section
@@ -53,43 +53,12 @@ TEST_SEED = 1797  # of the test images, whatever the seed
 
 
 @dataclass(frozen=True)
-class Config(_adaptive.Race):
+class Config(_adaptive.Small):
     """Settings of adaptive-digits."""
-
-    batch: int = 32
-    """Examples per step, and of a validation batch."""
-    budget: int = 15_000
-    """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Units of each hidden layer (tanh)."""
-    dropout: float = 0.2
-    """Share of hidden units dropped in training."""
-    train: int = 600
-    """Training images."""
-    valid: int = 400
-    """Images that the adaptive method looks at."""
-    select: int = 300
-    """Images on which settings are chosen."""
-    test: int = 497
-    """Images that are only reported, the same ones with every seed."""
 
 
 def problem(config: Config) -> Problem:
-    from hypertrail_data import BatchSchedule, load, make_splits
-    from hypertrail_nets import mlp
-
-    c = config
-    return Problem(
-        network=mlp((8, 8, 1), c.hidden, dropout=c.dropout),
-        splits=make_splits(load("digits"), c.train, c.valid, c.select, c.test, c.seed, test_seed=TEST_SEED),
-        schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
-        steps=c.budget,
-        hyperparameters=_adaptive.declared(),
-        dynamics=Dynamics(momentum=c.momentum),
-        valid_batch=c.batch,
-        seed=c.seed,
-        precision=c.precision,
-    )
+    return _adaptive.small_problem(config, "digits", (8, 8, 1), TEST_SEED)
 
 
 def study(config: Config, run: Run, voice: Voice) -> None:
