@@ -316,6 +316,7 @@ def ratio(x: float | None) -> str:
 def draw(lines: list[dict[str, Any]], key: str) -> Figure:
     """A panel for each length and kind: one measure of every method against the meta-iteration."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lengths = list(dict.fromkeys(line["steps"] for line in lines))
     names = list(dict.fromkeys(line["method"] for line in lines if line["method"] != "drmad-C0"))
@@ -338,7 +339,8 @@ def draw(lines: list[dict[str, Any]], key: str) -> Figure:
             axes.set(title=f"{WORDS[kind]}, T = {T:,}", yscale="log" if key == "norm_ratio" else "linear")
     for axes in grid[-1]:
         axes.set_xlabel("meta-iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[:, 0]:
         axes.set_ylabel(MEASURES[key])
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, max(1, len(names))))
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, 2 * len(lengths)))
     return figure
