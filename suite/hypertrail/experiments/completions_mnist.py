@@ -335,11 +335,11 @@ def draw(lines: list[dict[str, Any]], key: str) -> Figure:
                     color=colours[i % len(colours)], linestyle="-" if i < len(colours) else "--", marker="o",
                     markersize=2.5, linewidth=1.2,
                 )  # fmt: skip
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.axhline({"cosine": 0, "signs": 50, "norm_ratio": 1}[key], color=figures.GREY, linewidth=0.8)
             axes.set(title=f"{WORDS[kind]}, T = {T:,}", yscale="log" if key == "norm_ratio" else "linear")
     for axes in grid[-1]:
         axes.set_xlabel("meta-iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[:, 0]:
         axes.set_ylabel(MEASURES[key])
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, 2 * len(lengths)))
