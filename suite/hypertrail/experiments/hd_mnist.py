@@ -271,16 +271,16 @@ def show(folder: Path) -> list[Section]:
         seeds = len({one["seed"] for one in mine})
         words = (
             f"After {epochs} epochs, {seeds} seed{'s, ±: half of the 95 % interval' if seeds > 1 else ''}. Loss in nats and "
-            "error on the official test set (the authors' validation); theirs at the same epoch, and at the end of their run. "
-            "HD: additive rule, HD×: multiplicative. α: at the start, the largest seen between two blocks, at the end."
+            "error on the official test set (the authors' validation); theirs at the same epoch, "
+            "and in brackets at the end of a longer run. HD: additive rule, HD×: multiplicative. α: at the start, the largest "
+            "seen between two blocks, at the end (means)."
         )
         if choices and model == "logreg":
             words += (
                 " Chosen: the α of plain training with the lowest loss on images that its trainings for the choice were "
                 "without; it then has the whole training split, as all here. − chosen: test loss less that, paired by seed."
             )
-        columns = ["", "test loss", "− chosen", "theirs", "theirs, end", "test error", "train loss", "α start", "α most",
-                   "α end"]  # fmt: skip
+        columns = ["", "test loss", "− chosen", "theirs", "error, %", "train loss", "α"]
         sections.append(Section(MODELS[model][0].upper() + MODELS[model][1:], words, columns, rows))
     if choices:
         sections.append(choice(choices))
@@ -319,17 +319,19 @@ def row(same: list[dict[str, Any]], epochs: int, tuned: list[dict[str, Any]]) ->
     """An arm over its seeds."""
     theirs = published(same[0])
     rates = [[math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]] for one in same]
-    number = ["–" if x is None else f"{x:.4f}" for x in (theirs.get(epochs), theirs.get(max(theirs, default=0)))]
-    α = [f"{np.mean(x):.3g}" for x in ([r[0] for r in rates], list(map(max, rates)), [r[-1] for r in rates])]
+    there, end = theirs.get(epochs), max(theirs, default=0)
+    number = ("–" if there is None else f"{there:.4f}") + (f" ({theirs[end]:.4f})" if end > epochs else "")
+    α = [f"{np.mean(x):.2g}" for x in ([r[0] for r in rates], list(map(max, rates)), [r[-1] for r in rates])]
+    way = " → ".join(α) if same[0]["method"]["name"] != "plain" else α[0]
     if any(one["failed"] for one in same):
-        return [label(same[0]), "diverged", "", *number, "", "", *α]
+        return [label(same[0]), "diverged", "", number, "", "", way]
     test = at_end(same, "test", "loss")
     less = ""
     if tuned and not any(one["failed"] for one in tuned):
         less = with_half(np.subtract(test, at_end(tuned, "test", "loss")), "+.4f")
     error = with_half([100 * x for x in at_end(same, "test", "error")], ".2f")
     train = f"{np.mean(at_end(same, 'train', 'loss')):.4f}"
-    return [label(same[0]), with_half(test, ".4f"), less, *number, f"{error} %", train, *α]
+    return [label(same[0]), with_half(test, ".4f"), less, number, error, train, way]
 
 
 TICKS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
