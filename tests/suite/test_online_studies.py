@@ -25,6 +25,19 @@ def blank_mnist(monkeypatch):
     monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: blank)
 
 
+def taken_up(name, folder, *words):
+    """The same run without its end: the same line again, and no part computed anew; how many parts there are."""
+    (folder / "DONE").unlink()
+    before, line = parts(folder), runs.read_metrics(folder)[-1]
+    assert run(name, folder, *words) == line
+    assert parts(folder) == before
+    return len(before)
+
+
+def parts(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
+
+
 def run(name, folder, *words):
     """A whole run on the reference engine, and what it drew; a second start of the same folder does nothing."""
     command = ["run", name, "--engine", "cpu", *words, "--run-dir", str(folder)]
@@ -104,10 +117,9 @@ def test_almeida_quadratic_on_the_engine_of_the_command(tmp_path):
 
     config = almeida_quadratic.Config(weights=3, steps=20, examples=32, rates=(0.1,))
     here = almeida_quadratic.problem(config, "turned", "parameter")
-    for label in ("HDM, η .1", "Almeida, k .1"):
-        found = almeida_quadratic.walk(engines.load("gpu"), here, 0.1, almeida_quadratic.ARMS[label][1](20))
-        assert found["diverged"] is None
-        assert found["curve"][-1] < 0.9
+    found = almeida_quadratic.walk(engines.load("gpu"), here, 0.1, almeida_quadratic.ARMS["HDM, η .1"][1](10))
+    assert (len(found["curve"]), found["diverged"]) == (1, None)
+    assert found["curve"][0] < 0.9
 
 
 def test_every_rule_has_the_same_budget_of_gradients():
@@ -167,7 +179,8 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
 
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
     words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
-    line = run("hd-mnist", tmp_path / "run", *words, "--rates", "0.05", "--select", "15", "--repeats", "2")
+    words += ["--rates", "0.05", "--select", "15", "--repeats", "2"]
+    line = run("hd-mnist", tmp_path / "run", *words)
     labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
               "Adam-HD", "Adam-HD×"]  # fmt: skip
     assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == 2 * labels
@@ -187,6 +200,7 @@ def test_hd_mnist(blank_mnist, tmp_path, capsys):
     assert {one["steps"] for one in choices} == {10}, "two epochs of the 25 images that are not select"
     assert set(choices[0]["points"][-1]["metrics"]) == {"train", "valid", "select", "test"}
     said = capsys.readouterr().out
+    assert len(parts(tmp_path / "run")) == 2 * (11 + 4) + 6, "no two trainings have the same name"
     assert "0.3737" in said, "the published loss stands beside ours"
     assert (tmp_path / "run" / "report.html").read_text().count("(chosen)<") == 2
     assert {point["step"] for point in line["arms"][0]["points"]} == set(range(2, 18, 2))
@@ -237,6 +251,7 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     end = line["runs"][1]["path"][-1]
     assert [again["start"]["l2"], again["start"]["noise"]] == pytest.approx(end)
     said = capsys.readouterr().out
+    assert taken_up("t1t2-mnist", tmp_path / "run", *words) == 2 * (4 + 2 * 3)
     for words in ("grid, chosen on select", "start 1", "worst", "; less kept"):
         assert words in said
 
@@ -285,6 +300,7 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
         assert first["rtho"][kind] == pytest.approx(first["exact"][kind], rel=1e-9), "nothing has moved yet"
         assert abs(later[-1]["rtho"][kind] / later[-1]["exact"][kind] - 1) > 1e-4
     said = capsys.readouterr().out
+    assert len(parts(tmp_path / "run")) == 2 * (2 + 2 * 7) + 2, "no two trainings have the same name"
     assert "grid of 2" in said
     assert said.count("select chooses") >= 2
 
