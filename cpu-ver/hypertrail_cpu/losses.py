@@ -46,7 +46,7 @@ def data_loss(
 
     Batch norm takes the statistics of x either way; `collect` receives them where there is a step.
     """
-    return lambda weights, examples: problem.data_loss(OPS, weights, x, y, step, collect, examples)
+    return lambda weights, examples: problem.data_loss(OPS, weights, x, y, step=step, collect=collect, values=examples)
 
 
 def of_examples(values: Values) -> Values:

@@ -37,12 +37,23 @@ class Splits:
 
 
 def make_splits(
-    dataset: Dataset, train: int, valid: int, select: int, test: int, seed: int, standardise: bool = True
+    dataset: Dataset,
+    train: int,
+    valid: int,
+    select: int,
+    test: int,
+    seed: int,
+    standardise: bool = True,
+    test_seed: int | None = None,
 ) -> Splits:
     """Draw that many rows for each split, without overlap, from the ``split`` stream of ``seed``.
 
     Where the data set has an official test set, ``test`` is drawn from it alone and the other three from the rest;
     otherwise all four come from one permutation. The rows of ``train`` depend on its size and the seed alone.
+
+    ``test_seed`` draws ``test`` by a seed of its own, before the others, which come from the rest: several ``seed`` then have
+    the same test rows, so that what is chosen on the ``select`` of all of them has not seen the test rows of any. The rows of
+    ``train`` then depend on ``test`` and ``test_seed``, too.
 
     mean and std are those of the train split, per channel, summed exactly in integers (a channel that never changes gets
     std 1). With ``standardise=False`` pixels are only scaled to [0, 1], and mean is 0, std 1.
@@ -56,16 +67,21 @@ def make_splits(
 
     rng = generator(seed, "split")
     rest = len(dataset) - dataset.official_test
+    own = None if test_seed is None else generator(test_seed, "split")
     if dataset.official_test:
-        order, held_out = rng.permutation(rest), rest + rng.permutation(dataset.official_test)
+        order, held_out = rng.permutation(rest), rest + (own or rng).permutation(dataset.official_test)
         _enough(
             dataset.name, "train + valid + select", train + valid + select, rest, "rows outside its official test set"
         )
         _enough(dataset.name, "test", test, dataset.official_test, "rows in its official test set")
     else:
-        order = rng.permutation(rest)
-        held_out = order[train + valid + select :]
         _enough(dataset.name, "train + valid + select + test", sum(sizes.values()), rest, "rows")
+        if own is None:
+            order = rng.permutation(rest)
+            held_out = order[train + valid + select :]
+        else:
+            held_out = own.permutation(rest)[:test]
+            order = rng.permutation(np.setdiff1d(np.arange(rest), held_out))
 
     rows_train, rows_valid, rows_select = np.split(order[: train + valid + select], [train, train + valid])
     mean, std = np.zeros(dataset.x.shape[-1]), np.ones(dataset.x.shape[-1])

@@ -28,7 +28,8 @@ def elementary_loss(
     key: of the masks, where it is not the problem's.
     """
     collect: dict[str, Array] = {}
-    loss = problem.data_loss(OPS, problem.effective(jnp, w, values), x, y, step, collect, values, key)
+    w_eff = problem.effective(jnp, w, values)
+    loss = problem.data_loss(OPS, w_eff, x, y, step=step, collect=collect, values=values, key=key)
     return loss + problem.penalty(jnp, w, values), collect
 
 

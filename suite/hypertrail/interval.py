@@ -1,9 +1,9 @@
-"""Mean and interval of a few numbers, by Student's t. For whole degrees of freedom its distribution is a short sum."""
+"""Mean and interval of a few numbers, by Student's t, whose distribution for whole degrees of freedom is a short sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
@@ -29,6 +29,12 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(1, mean, None, None)
     sd = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     return Estimate(n, mean, sd, quantile(n - 1) * sd / math.sqrt(n))
+
+
+def with_half(values: Iterable[float], form: str) -> str:
+    """'1.23 ± .04' in this format ('.2f'; '+.2f': the mean with its sign); of a single value the value alone."""
+    found = estimate([float(x) for x in values])
+    return f"{found.mean:{form}}" + ("" if found.half is None else f" ± {found.half:{form.replace('+', '')}}")
 
 
 def quantile(ν: int, level: float = LEVEL) -> float:

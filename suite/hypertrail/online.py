@@ -105,7 +105,7 @@ class Adaptive(Online):
     average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
     Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
-    how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 5 points
+    how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 6 points
     lower there than on the test split. Source: the thesis; docs/online.md.
     """
 

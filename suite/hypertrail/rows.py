@@ -69,6 +69,20 @@ def finite(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
 
 
+def means(found: Sequence[Row]) -> list[Row]:
+    """Rows of the same labels as one, for a run that holds several seeds: of each value the mean over those that have it, of
+    a truth the share."""
+    same: dict[tuple[tuple[str, Label], ...], list[dict[str, Any]]] = {}
+    for labels, values in found:
+        same.setdefault(tuple(labels.items()), []).append(values)
+    out = []
+    for labels, ones in same.items():
+        names = dict.fromkeys(name for one in ones for name in one)
+        mean = {name: [float(one[name]) for one in ones if one.get(name) is not None] for name in names}
+        out.append(Row(dict(labels), {name: sum(xs) / len(xs) for name, xs in mean.items() if xs}))
+    return out
+
+
 # -- rows as curves -----------------------------------------------------------------------------------------------------
 
 

@@ -49,10 +49,15 @@ def coming() -> bool:
     return _coming
 
 
-def here(where: str) -> None:
-    """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk."""
+def here(where: str, save: Callable[[], None] | None = None) -> None:
+    """Raise Stopped where a signal has asked to; called only where all that was computed is on the disk.
+
+    save: puts it there, where that is not done at every call: called before the stop, and only then.
+    """
     global _coming
     stop, _coming = _anyone(bool(_asked_by)) if _coming is None else _coming, None
     if stop:
+        if save is not None:
+            save()
         who = asked() or "a signal to another process"
         raise Stopped(f"stopped by {who} after {where}; run the same command with --run-dir to go on")

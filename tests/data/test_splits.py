@@ -33,6 +33,20 @@ def test_rows_are_disjoint_and_carry_their_data(official_test):
         assert splits.test.rows.min() < 70
 
 
+@pytest.mark.parametrize("official_test", [0, 30])
+def test_a_test_split_with_a_seed_of_its_own(official_test):
+    """The same test rows for every seed and in no other split; without it they are the seed's, as they were."""
+    several = [make_splits(tiny(official_test), 40, 20, 10, 25, seed, test_seed=7) for seed in range(3)]
+    for one in several:
+        assert np.array_equal(one.test.rows, several[0].test.rows)
+        rows = np.concatenate([getattr(one, name).rows for name in NAMES])
+        assert len(set(rows)) == 95
+    assert sorted(several[0].train.rows) != sorted(several[1].train.rows)
+    plain, again = (make_splits(tiny(official_test), 40, 20, 10, 25, seed=3, test_seed=x) for x in (None, 3))
+    assert sorted(plain.test.rows) != sorted(several[0].test.rows)
+    assert sorted(again.test.rows) != sorted(several[0].test.rows)
+
+
 def test_train_alone_sets_mean_and_std():
     dataset = tiny(0)
     splits = make_splits(dataset, 60, 20, 0, 20, seed=1)

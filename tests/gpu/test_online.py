@@ -21,7 +21,17 @@ from hypertrail_nets import softmax_regression
 class Quadratic(Problem):
     """L = ½ Σ a w² on every batch, f = ½ Σ (w − 1)²; a = 1 … 8 by parameter."""
 
-    def data_loss(self, ops: Any, weights: Any, *rest: Any, **more: Any) -> Any:
+    def data_loss(
+        self,
+        ops: Any,
+        weights: Any,
+        x: Any,
+        y: Any,
+        step: Any,
+        collect: Any = None,
+        values: Any = None,
+        key: Any = None,
+    ) -> Any:
         return sum(0.5 * (curvature(p.shape) * weights[p.name] ** 2).sum() for p in self.params)
 
     def valid_loss(self, ops: Any, weights: Any, x: Any, y: Any) -> Any:

@@ -258,7 +258,17 @@ class Quadratic(Problem):
 
     c: ClassVar[float] = 1.0
 
-    def data_loss(self, ops: Any, weights: Any, *rest: Any, **more: Any) -> Any:
+    def data_loss(
+        self,
+        ops: Any,
+        weights: Any,
+        x: Any,
+        y: Any,
+        step: Any,
+        collect: Any = None,
+        values: Any = None,
+        key: Any = None,
+    ) -> Any:
         return sum(0.5 * self.c * (curvature(p.shape) * weights[p.name] ** 2).sum() for p in self.params)
 
 

@@ -16,7 +16,7 @@ import pytest
 import hypertrail_data
 from hypertrail import L2, Adaptive, Dynamics, LearningRate, Plain, Problem, UsageError, arrays, engines, stopping
 from hypertrail.errors import Stopped
-from hypertrail.race import arms
+from hypertrail.race import arm_records, arms
 from hypertrail.race.arms import Arm
 from hypertrail_nets import mlp
 
@@ -135,9 +135,13 @@ def test_what_cannot_be_is_refused(cpu, tmp_path):
         (ADAPTIVE, BUDGET + 1, "expected the budget, 61"),
         (Arm("a", Plain(5), (("l2", 1.0),)), BUDGET, "l2 1 at the start, expected between 1e-07 and 0.01"),
         (Arm("a", Plain(5), (("l1", 1.0),)), BUDGET, "expected a kind that is declared"),
+        (Arm("a", Adaptive(7, 5, 2)), BUDGET, "5 validation batches of 10 are more than the 40 examples"),
     ):
         with pytest.raises(UsageError, match=words):
             arms.train(cpu, problem, arm, budget, tmp_path / f"{words}.npz")
+    without_rates = small(hyperparameters=(L2("parameter"),))
+    with pytest.raises(UsageError, match="schedule 'cosine' is of the learning rate, which is not declared"):
+        arms.train(cpu, without_rates, Arm("a", Plain(5), schedule="cosine"), BUDGET, tmp_path / "c.npz")
     for make in (lambda: Arm("a b", Plain()), lambda: Arm("a", Plain(), schedule="linear"), lambda: Plain(0)):
         with pytest.raises(UsageError, match="expected"):
             make()
@@ -146,17 +150,39 @@ def test_what_cannot_be_is_refused(cpu, tmp_path):
         arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, path)
 
 
-def test_a_signal_stops_it_where_all_is_saved(cpu, tmp_path):
+@pytest.mark.parametrize("every", [1, 2, 100])
+@pytest.mark.parametrize("arm", [ADAPTIVE, Arm("cosine", Plain(13), schedule="cosine")], ids=lambda arm: arm.name)
+def test_a_signal_stops_it_after_any_block_measured_or_not(cpu, tmp_path, arm, every):
     problem, path = small(), tmp_path / "a.npz"
-    whole = arms.train(cpu, problem, ADAPTIVE, BUDGET, tmp_path / "whole.npz")
+    whole = arms.train(cpu, problem, arm, BUDGET, tmp_path / "whole.npz", every)
+    blocks = len(whole["block"]["steps"])
+    assert blocks > 2
     stopping.ask("SIGTERM")
     try:
-        for k in range(len(whole["points"])):
-            with pytest.raises(Stopped, match=f"block {k} of arm adaptive"):
-                arms.train(cpu, problem, ADAPTIVE, BUDGET, path)
+        for k in range(blocks):
+            with pytest.raises(Stopped, match=f"block {k} of arm {arm.name}"):
+                arms.train(cpu, problem, arm, BUDGET, path, every)
     finally:
         stopping.forget()
-    assert same(arms.train(cpu, problem, ADAPTIVE, BUDGET, path), whole)
+    assert same(arms.train(cpu, problem, arm, BUDGET, path, every), whole)
+
+
+def test_a_kill_costs_two_minutes_however_rarely_it_is_measured(cpu, tmp_path, monkeypatch):
+    """A clock on which a block takes 50 seconds: saved after every third of them, and at the end, where it is measured."""
+    saved, now = [], [0]
+
+    def save(path: Path, record: dict[str, Any], state: Any) -> None:
+        saved.append(int(state["block"]))
+        arm_records.save(path, record, state)
+
+    def seen(done: int, budget: int) -> None:
+        now[0] += 50
+
+    monkeypatch.setattr(arms, "save", save)
+    monkeypatch.setattr(arms.time, "monotonic", lambda: now[0])
+    record = arms.train(cpu, small(), Arm("plain", Plain(6)), BUDGET, tmp_path / "a.npz", every=100, seen=seen)
+    assert saved == [4, 7, 10]
+    assert len(record["points"]) == 1
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -272,3 +272,15 @@ def test_nothing_finished_is_told(make_run, tmp_path, capsys):
     assert "none of the 1 runs is finished" in capsys.readouterr().err
     with pytest.raises(UsageError, match="holds no run"):
         collect.collect([tmp_path / "drmad-digits" / "a" / "figures"])
+
+
+def test_a_run_of_several_seeds_gives_their_means():
+    found = [
+        Row({"rule": "a", "step": 1}, {"error": 0.1, "diverged": False}),
+        Row({"rule": "b", "step": 1}, {"error": 0.5}),
+        Row({"rule": "a", "step": 1}, {"error": 0.3, "diverged": True, "rate": None}),
+    ]
+    assert means(found) == [
+        Row({"rule": "a", "step": 1}, {"error": pytest.approx(0.2), "diverged": 0.5}),
+        Row({"rule": "b", "step": 1}, {"error": 0.5}),
+    ]

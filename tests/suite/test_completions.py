@@ -46,7 +46,18 @@ def test_completions(small_mnist, tmp_path, capsys):
             assert found[k, "truncated-3"]["agreement"][kind]["cosine"] < 1 - 1e-9
     assert found[0, "exact"]["hyper_loss"] != found[1, "exact"]["hyper_loss"]
     assert "T = 12" in said
-    assert (tmp_path / "a" / "figures" / "cosine.png").stat().st_size > 10_000
+    for name in ("cosine", "signs", "norm-ratio"):
+        assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 10_000
+    (table,) = [one for one in completions_mnist.show(tmp_path / "a") if one.rows]
+    of = dict(zip(table.columns, next(row for row in table.rows if row[0] == "truncated-3"), strict=True))
+    three = [found[k, "truncated-3"]["agreement"] for k in (0, 1)]
+    signs, norms = (
+        [[one[kind][key] for one in three] for kind in ("l2", "learning_rate")] for key in ("signs", "norm_ratio")
+    )
+    assert of["mean signs, %"] == " / ".join(f"{100 * np.mean(one):.0f}" for one in signs)
+    assert of["median norm"] == " / ".join(f"{np.median(one):.2g}" for one in norms)
+    assert of["s"]
+    assert of["MB"]
 
 
 @pytest.mark.slow

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import Almeida, HypergradientDescent, Plain, UsageError, cli, runs
+from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
+from hypertrail.race.arms import Arm, refuse_arm
+from hypertrail.records import Cost
 from hypertrail_nets import count_params
 
 
@@ -19,6 +23,19 @@ def blank_mnist(monkeypatch):
     x = rng.integers(0, 256, (90, 28, 28, 1), dtype=np.uint8)
     blank = hypertrail_data.Dataset("mnist", x, rng.integers(0, 10, 90).astype(np.int32), 10, 20, 255)
     monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: blank)
+
+
+def taken_up(name, folder, *words):
+    """The same run without its end: the same line again, and no part computed anew; how many parts there are."""
+    (folder / "DONE").unlink()
+    before, line = parts(folder), runs.read_metrics(folder)[-1]
+    assert run(name, folder, *words) == line
+    assert parts(folder) == before
+    return len(before)
+
+
+def parts(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
 
 
 def run(name, folder, *words):
@@ -86,12 +103,56 @@ def test_almeida_quadratic(tmp_path, capsys):
     assert [one["arm"] for one in line["runs"]] == 4 * arms, "the reference engine has no HDM"
     plain = line["runs"][0]["runs"]
     assert plain[0]["diverged"] is None
-    assert plain[1]["diverged"] == 20, "5 is above 2 over the largest curvature"
+    assert plain[1]["diverged"] == 10, "5 is above 2 over the largest curvature"
     said = capsys.readouterr().out
     assert "diverges" in said
     assert "Turned, noisy" in said
     with pytest.raises(UsageError, match="condition - 1"):
         almeida_quadratic.Config(condition=1)
+
+
+def test_almeida_quadratic_on_the_engine_of_the_command(tmp_path):
+    """The compiled engine passes every argument of a loss, and has HDM."""
+    from hypertrail import engines
+
+    config = almeida_quadratic.Config(weights=3, steps=20, examples=32, rates=(0.1,))
+    here = almeida_quadratic.problem(config, "turned", "parameter")
+    found = almeida_quadratic.walk(engines.load("gpu"), here, 0.1, almeida_quadratic.ARMS["HDM, η .1"][1](10))
+    assert (len(found["curve"]), found["diverged"]) == (1, None)
+    assert found["curve"][0] < 0.9
+
+
+def test_every_rule_has_the_same_budget_of_gradients():
+    """An engine whose steps cost two: half of them, looked at as often."""
+    config = almeida_quadratic.Config(weights=3, steps=60, examples=32)
+    here = almeida_quadratic.problem(config)
+    taken = []
+
+    class Engine:
+        def adapt(self, problem, hyper, method):
+            for k in range(100):
+                taken.append(k)
+                w = {"logits/W": 0.9**k * np.ones((3, 1))}
+                yield SimpleNamespace(cost=Cost(gradients=2 * method.block_steps), state={"w": w})
+
+    found = almeida_quadratic.walk(Engine(), here, 0.1, Plain(almeida_quadratic.STEPS))
+    assert (len(taken), len(found["curve"]), found["diverged"]) == (3, 3, None)
+
+
+def test_the_gain_is_a_range_over_starts_and_draws():
+    def part(label, draw, *regrets):
+        runs = [{"curve": [x], "diverged": None if x < 9 else 40} for x in regrets]
+        return {"problem": "turned", "arm": label, "draw": draw, "runs": runs}
+
+    found = [part("fixed", 0, 0.4, 0.2), part("fixed", 1, 0.1, 9), part("a", 0, 0.8, 0.02), part("a", 1, 0.1, 0.05)]
+    np.testing.assert_allclose(almeida_quadratic.gains(found, "turned", "a"), [[0.25, 10], [1, 2]])
+    assert almeida_quadratic.spread(almeida_quadratic.gains(found, "turned", "a")) == "0.25 to 10"
+    assert almeida_quadratic.gains([*found, part("b", 0, 9), part("b", 1, 9)], "turned", "b").max() == 0
+
+
+def test_a_loss_of_ones_own_takes_what_the_engines_pass():
+    takes, wanted = (inspect.signature(one.data_loss).parameters for one in (almeida_quadratic.Quadratic, Problem))
+    assert list(takes) == list(wanted)
 
 
 # -- hd-mnist ------------------------------------------------------------------------------------------------------------
@@ -100,7 +161,7 @@ def test_almeida_quadratic(tmp_path, capsys):
 def test_hd_mnist_is_the_released_setting(blank_mnist):
     paper = hd_mnist.Config()
     assert (paper.batch, paper.epochs, paper.learning_rate, paper.beta, paper.adam_beta) == (128, 10, 1e-3, 1e-3, 1e-7)
-    small = hd_mnist.Config(train=20, test=10, batch=5)
+    small = hd_mnist.Config(train=20, select=5, test=10, batch=5)
     here = hd_mnist.problem(small, "mlp", "sgdn")
     assert count_params(here.network) == 784 * 1000 + 1000 + 1000 * 1000 + 1000 + 10_000 + 10
     assert (here.dynamics.kind, here.dynamics.momentum, here.l2) == ("nesterov", 0.9, 5e-5)
@@ -118,10 +179,12 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
 
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
     words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
-    line = run("hd-mnist", tmp_path / "run", *words, "--rates", "0.05")
+    words += ["--rates", "0.05", "--select", "15", "--repeats", "2"]
+    line = run("hd-mnist", tmp_path / "run", *words)
     labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
               "Adam-HD", "Adam-HD×"]  # fmt: skip
-    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == labels
+    assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "logreg"] == 2 * labels
+    assert [one["seed"] for one in line["arms"]] == 11 * [0] + 11 * [1] + 6 * [0], "the perceptron has one seed"
     published = ["SGD", "SGD-HD", "SGDN", "SGDN-HD", "Adam", "Adam-HD"]
     assert [hd_mnist.label(one) for one in line["arms"] if one["model"] == "mlp"] == published
     assert all(one["failed"] is None for one in line["arms"])
@@ -130,8 +193,35 @@ def test_hd_mnist(blank_mnist, tmp_path, capsys):
     assert rates["SGD, α 0.05"] == pytest.approx(0.05, rel=1e-4)
     assert abs(rates["SGD-HD"] / 1e-3 - 1) > 0.01
     assert 0.02 * 16 > abs(np.log(rates["SGD-HD×"] / 1e-3)) > 1e-4, "at most β in each of 16 steps"
-    assert "0.3737" in capsys.readouterr().out, "the published loss stands beside ours"
+    choices = line["choices"]
+    assert [(one["seed"], one["optimiser"], one["rate"]) for one in choices] == [
+        (seed, name, rate) for seed in (0, 1) for name in ("sgd", "sgdn") for rate in (1e-3, 0.05)
+    ]
+    assert {one["steps"] for one in choices} == {10}, "two epochs of the 25 images that are not select"
+    assert set(choices[0]["points"][-1]["metrics"]) == {"train", "valid", "select", "test"}
+    said = capsys.readouterr().out
+    assert len(parts(tmp_path / "run")) == 2 * (11 + 4) + 6, "no two trainings have the same name"
+    assert "0.3737" in said, "the published loss stands beside ours"
+    assert (tmp_path / "run" / "report.html").read_text().count("(chosen)<") == 2
     assert {point["step"] for point in line["arms"][0]["points"]} == set(range(2, 18, 2))
+
+
+def test_a_rate_is_chosen_on_select_whatever_the_test_loss():
+    def end(rate, select, test, failed=None):
+        metrics = {"select": {"loss": select}, "test": {"loss": test}}
+        return {"optimiser": "sgd", "rate": rate, "failed": failed, "points": [{"metrics": metrics}]}
+
+    choices = [
+        end(0.1, 0.2, 9),
+        end(0.1, 0.4, 9),
+        end(1, 0.1, 0),
+        end(1, 0.6, 0),
+        end(5, 0, 0),
+        end(5, 0, 0, "it fell"),
+    ]
+    assert hd_mnist.chosen(choices, "sgd") == 0.1
+    assert hd_mnist.chosen(choices, "adam") is None
+    assert hd_mnist.chosen(choices[-1:], "sgd") is None
 
 
 # -- t1t2-mnist ----------------------------------------------------------------------------------------------------------
@@ -141,9 +231,15 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(t1t2_mnist, "BLOCK", 20)
     words = ["--train", "20", "--valid", "20", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "4"]
     words += ["--penalties", "1e-4", "1e-2", "--noises", "0.1", "1", "--starts", "2", "--steps", "40"]
+    words += ["--repeats", "2"]
     line = run("t1t2-mnist", tmp_path / "run", *words)
-    assert [(one["l2"], one["noise"]) for one in line["grid"]] == [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
-    assert [one["steps"] for one in line["grid"]] == [40] * 4
+    points = [(1e-4, 0.1), (1e-4, 1), (1e-2, 0.1), (1e-2, 1)]
+    assert [(one["seed"], one["l2"], one["noise"]) for one in line["grid"]] == [
+        (s, *at) for s in (0, 1) for at in points
+    ]
+    assert [one["steps"] for one in line["grid"]] == [40] * 8
+    assert [(one["seed"], one["start"]) for one in line["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert line["runs"][0]["path"][0] != line["runs"][2]["path"][0], "each seed has its own starts"
     for one in line["runs"]:
         path = np.array(one["path"])
         assert one["moved"]["steps"] == 20, "two looks at valid a block: the second block does not fit into the budget"
@@ -155,8 +251,27 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     end = line["runs"][1]["path"][-1]
     assert [again["start"]["l2"], again["start"]["noise"]] == pytest.approx(end)
     said = capsys.readouterr().out
-    for words in ("grid, best on select", "start 1", "worst"):
+    assert taken_up("t1t2-mnist", tmp_path / "run", *words) == 2 * (4 + 2 * 3)
+    for words in ("grid, chosen on select", "start 1", "worst", "; less kept"):
         assert words in said
+
+
+def test_t1t2_is_said_over_seeds():
+    """The grid's point is chosen over all seeds' select; each seed counts by the mean of its starts."""
+
+    def end(select, test):
+        return {"metrics": {"select": {"error": select}, "test": {"error": test}}}
+
+    grid = [{"seed": s, "l2": λ, "noise": 1.0} | end(x, y) for s, λ, x, y in
+            ((0, 0.1, 0.2, 0.5), (1, 0.1, 0.2, 0.6), (0, 0.3, 0.1, 0.0), (1, 0.3, 0.4, 0.0))]  # fmt: skip
+    runs = [{"seed": s, "kept": end(0, a), "moved": end(0, b), "again": end(0, 0.5)} for s, a, b in
+            ((0, 0.1, 0.2), (0, 0.3, 0.2), (1, 0.4, 0.4), (1, 0.4, 0.6))]  # fmt: skip
+    first, kept, moved, _ = t1t2_mnist.verdict(grid, runs)
+    assert first == "grid, chosen on select: test error 55.00 ± 63.53 %"
+    assert kept.startswith("kept at the start: 30.00 ± 127.06 %")
+    assert "less kept +5.00 ± 63.53" in moved
+    broken = [runs[0] | {"moved": {"metrics": None}}, *runs[1:]]
+    assert "diverged once" in t1t2_mnist.verdict(grid, broken)[2]
 
 
 # -- rtho-mnist ----------------------------------------------------------------------------------------------------------
@@ -166,13 +281,15 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
     monkeypatch.setattr(rtho_mnist, "GRID", ((0.1,), (0.5, 0.9), (1e-4,)))
     words = ["--train", "20", "--valid", "10", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "3"]
-    line = run("rtho-mnist", tmp_path / "run", *words, "--steps", "8", "--every", "1", "2", "4")
+    words += ["--steps", "8", "--every", "1", "2", "4", "--repeats", "2"]
+    line = run("rtho-mnist", tmp_path / "run", *words)
     assert {one["steps"] for one in line["arms"]} == {8}
     grid = [one for one in line["arms"] if one["label"] == "grid"]
-    assert [list(one["start"].values()) for one in grid] == [[0.1, 0.5, 1e-4], [0.1, 0.9, 1e-4]]
+    assert [list(one["start"].values()) for one in grid] == 2 * [[0.1, 0.5, 1e-4], [0.1, 0.9, 1e-4]]
+    assert [one["seed"] for one in grid] == [0, 0, 1, 1]
     labels = [one["label"] for one in rtho_mnist.of_start(line["arms"], 0)]
-    assert labels == ["kept", "RTHO, Δ 1", "RTHO, Δ 2", "its end, kept", "RTHO, Δ 4", "RTHO, Δ 2, emptied",
-                      "MARTHE(0.99), Δ 2"]  # fmt: skip
+    assert labels == 2 * ["kept", "RTHO, Δ 1", "RTHO, Δ 2", "its end, kept", "RTHO, Δ 4", "RTHO, Δ 2, emptied",
+                          "MARTHE(0.99), Δ 2"]  # fmt: skip
     kept, moved = line["checks"]
     for one in kept["at"]:
         for kind in rtho_mnist.KINDS:
@@ -182,7 +299,54 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     for kind in rtho_mnist.KINDS:
         assert first["rtho"][kind] == pytest.approx(first["exact"][kind], rel=1e-9), "nothing has moved yet"
         assert abs(later[-1]["rtho"][kind] / later[-1]["exact"][kind] - 1) > 1e-4
-    assert "grid of 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert len(parts(tmp_path / "run")) == 2 * (2 + 2 * 7) + 2, "no two trainings have the same name"
+    assert "grid of 2" in said
+    assert said.count("select chooses") >= 2
+
+
+def test_rtho_is_judged_by_the_rule_that_select_chooses():
+    """Δ 10 has the lowest test error, Δ 50 the lowest on select; Δ 200 would be best, but for one seed."""
+
+    def one(arm, seed, select, test, failed=None):
+        metrics = {split: {"error": x, "loss": x} for split, x in (("select", select), ("test", test))}
+        point = {"metrics": metrics}
+        return {"arm": arm, "label": arm, "seed": seed, "failed": failed, "points": [point]}
+
+    found = [one("grid-0", seed, 0.2, 0.1 + seed / 100) for seed in (0, 1)]
+    for s in (0, 1):
+        for seed in (0, 1):
+            found += [
+                one(f"start-{s}-moved-0", seed, 0.4, 0.1),
+                one(f"start-{s}-moved-1", seed, 0.3, 0.2 + seed / 100),
+                one(f"start-{s}-moved-2", seed, 0.0, 0.0, "it fell" if seed else None),
+            ]
+    first, _ = rtho_mnist.verdicts(found)
+    assert first.startswith("slow: select chooses start-0-moved-1, test error 20.50 ±")
+    assert first.endswith("less that of the grid, 10.50 ± 6.35 %: +10.00 ± 0.00")
+
+
+def test_rtho_moves_at_every_step_if_asked(monkeypatch):
+    """--every 1 --valid 8000: 16 batches of 500 at each step, so that T steps cost more than 20 T gradients."""
+    black = hypertrail_data.Dataset(
+        "mnist", np.zeros((8040, 28, 28, 1), np.uint8), np.zeros(8040, np.int32), 10, 10, 255
+    )
+    monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: black)
+    config = rtho_mnist.Config(train=20, valid=8000, select=5, test=10, batch=5, steps=200, every=(1,))
+    here = rtho_mnist.problem(config)
+    for method in rtho_mnist.moving(config).values():
+        assert rtho_mnist.budget(method, here, config) > 20 * 200
+        refuse_arm(here, Arm("moved", method), rtho_mnist.budget(method, here, config))
+
+
+def test_arms_that_cannot_run_are_refused_before_the_grid(blank_mnist, tmp_path):
+    few = ["--train", "20", "--select", "10", "--test", "10", "--hidden", "3", "--engine", "cpu"]
+    for i, (words, name) in enumerate(
+        (("--valid 4 --batch 5", "t1t2-mnist"), ("--valid 10 --batch 5 --mu 2", "rtho-mnist"))
+    ):
+        folder = tmp_path / str(i)
+        assert cli.main(["run", name, *few, *words.split(), "--run-dir", str(folder)]) == 2
+        assert not (folder / "parts").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +356,11 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
         (rtho_mnist, {"every": (10, 30)}, "every 30, expected a divisor of 200 (the steps between two records)"),
         (t1t2_mnist, {"steps": 250}, "steps 250, expected a multiple of 100 (the steps between two records)"),
         (t1t2_mnist, {"every": 0}, "every 0, expected at least 1"),
-        (almeida_quadratic, {"steps": 30}, "steps 30, expected a multiple of 20 (the steps between two looks at f)"),
+        (
+            almeida_quadratic,
+            {"steps": 30},
+            "steps 30, expected a multiple of 20 (the gradients between two looks at f)",
+        ),
     ],
     ids=str,
 )

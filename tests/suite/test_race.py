@@ -10,8 +10,9 @@ import pytest
 import hypertrail_data
 from hypertrail import UsageError, cli
 from hypertrail.adapting import refuse
-from hypertrail.experiments import adaptive_densenet, adaptive_digits, adaptive_mnist
+from hypertrail.experiments import _adaptive, adaptive_densenet, adaptive_digits, adaptive_mnist
 from hypertrail.hyperparameters import count
+from hypertrail.interval import with_half
 from hypertrail.online import Plain
 from hypertrail.race import race, report
 from hypertrail.race.arms import Arm
@@ -72,8 +73,8 @@ def test_what_it_shows(folder):
     who, loss, cost, pictures = report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
     assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
-    assert who.rows[2][5:8] == ["36.00 ± 63.55", "+26.00", "-9.00 ± 0.00"]
-    assert loss.rows[2][5:8] == ["360.0 ± 635.5", "+260.0", "-90.0 ± 0.0"]
+    assert who.rows[2][5:8] == ["36.00 ± 63.53", "+26.00", "-9.00 ± 0.00"]
+    assert loss.rows[2][5:8] == ["360.0 ± 635.3", "+260.0", "-90.0 ± 0.0"]
     assert "Not finite with some seed, and out: a3, x" in who.text
     assert [row[-1] for row in cost.rows] == ["1.00", "1.00", "2.00"]
     assert cost.rows[2][4:7] == ["2000.0", "1000.0", "1000.0"]
@@ -82,15 +83,30 @@ def test_what_it_shows(folder):
 
 
 def test_intervals_and_verdicts():
-    mean, half = race.interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert mean == 3
-    assert half == pytest.approx(2.776 * np.sqrt(2.5 / 5))
-    assert np.isnan(race.interval(np.array([1.0]))[1])
-    assert race.interval(np.arange(100.0))[1] == pytest.approx(1.96 * np.std(np.arange(100.0), ddof=1) / 10)
+    assert with_half(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), ".3f") == "3.000 ± 1.963"  # t 2.7764
+    assert with_half(np.array([1.0]), "+.1f") == "+1.0"
+    hundred = np.arange(100.0)  # t 1.98422, which the normal distribution's 1.96 is not
+    assert with_half(hundred, ".2f") == f"49.50 ± {1.98422 * np.std(hundred, ddof=1) / 10:.2f}"
+    far = (
+        np.tile([0.0, 1.0], 10) - 0.5 + 0.235
+    )  # 20 seeds: mean .235, t 2.0930 · sd / √20 = .2401, and 1.96 would be .2248
+    assert race.verdict(far) == "ties"
     assert race.verdict(np.array([-2.0, -2.1, -1.9])) == "helps"
     assert race.verdict(np.array([2.0, 2.1, 1.9])) == "loses"
     assert race.verdict(np.array([-1.0, 1.1, 0.2])) == "ties"
     assert race.verdict(np.array([-1.0])) == "one seed"
+
+
+def test_no_seed_chooses_on_test_images_of_another():
+    """Five seeds of the digits: one set of test rows, in nobody's select; the other splits are each seed's own."""
+    splits = [adaptive_digits.problem(adaptive_digits.Config(seed=seed)).splits for seed in range(5)]
+    test = set(splits[0].test.rows.tolist())
+    assert len(test) == 497
+    for one in splits:
+        assert set(one.test.rows.tolist()) == test
+        for split in (one.train, one.valid, one.select):
+            assert not test & set(split.rows.tolist())
+    assert set(splits[0].select.rows.tolist()) != set(splits[1].select.rows.tolist())
 
 
 def test_train_and_valid_together():
@@ -113,6 +129,15 @@ def test_families_must_be_those_of_the_arms():
     ):
         with pytest.raises(UsageError, match="do not fit the arms"):
             race.run(None, None, None, lambda seed: None, arms, families, baselines, [0], 10, 1)
+
+
+def test_an_arm_that_cannot_run_is_refused_before_any_is_trained():
+    """Ten validation batches of 64 are more than 400 images; without an engine, training would be an AttributeError."""
+    config = adaptive_digits.Config(batch=64)
+    both = [Arm("plain", Plain(131)), Arm("adaptive", _adaptive.adaptive(131, 4))]
+    families = {"plain": ["plain"], "adaptive": ["adaptive"]}
+    with pytest.raises(UsageError, match="10 validation batches of 64 are more than the 400 examples"):
+        race.run(None, None, None, lambda seed: adaptive_digits.problem(config), both, families, [], [0], 10_000, 1)
 
 
 @pytest.fixture
@@ -211,8 +236,6 @@ def test_the_settings_are_the_published_ones(blank_data):
 
 
 def adaptive_families(config):
-    from hypertrail.experiments import _adaptive
-
     return _adaptive.small_families(config).values()
 
 

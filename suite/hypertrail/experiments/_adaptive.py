@@ -11,7 +11,7 @@ from .. import engines
 from ..checks import at_least, positive
 from ..hyperparameters import L2, Hyperparameter, LearningRate
 from ..online import Adaptive, Online, Plain
-from ..problem import Problem
+from ..problem import Dynamics, Problem
 from ..race import race
 from ..race.arms import Arm
 from ..runs import Run
@@ -35,7 +35,7 @@ class Race(Study):
     budget: int = 10_000
     """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
     every: int = 10
-    """Blocks between two measurements of all splits, each with a save from which a killed run goes on."""
+    """Blocks between two measurements of all splits."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Where α starts: the grid of the schedules, and of the adaptive method where its start is chosen too."""
     penalties: tuple[float, ...] = (1e-4, 1e-3)
@@ -53,6 +53,47 @@ class Race(Study):
             at_least(name, len(getattr(self, name)), 1)
             for one in getattr(self, name):
                 positive(name, one)
+
+
+@dataclass(frozen=True)
+class Small(Race):
+    """Settings of a race on a small tanh network; the defaults are those of the digits."""
+
+    batch: int = 32
+    """Examples per step, and of a validation batch."""
+    budget: int = 15_000
+    """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer (tanh)."""
+    dropout: float = 0.2
+    """Share of hidden units dropped in training."""
+    train: int = 600
+    """Training images."""
+    valid: int = 400
+    """Images that the adaptive method looks at."""
+    select: int = 300
+    """Images on which settings are chosen."""
+    test: int = 497
+    """Images that are only reported: the same ones with every seed, or of the official test set."""
+
+
+def small_problem(config: Small, data: str, shape: tuple[int, int, int], test_seed: int | None = None) -> Problem:
+    """The network on these data. test_seed: of test images that are the same for every seed (`make_splits`)."""
+    from hypertrail_data import BatchSchedule, load, make_splits
+    from hypertrail_nets import mlp
+
+    c = config
+    return Problem(
+        network=mlp(shape, c.hidden, dropout=c.dropout),
+        splits=make_splits(load(data, c.data_dir), c.train, c.valid, c.select, c.test, c.seed, test_seed=test_seed),
+        schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
+        steps=c.budget,
+        hyperparameters=declared(),
+        dynamics=Dynamics(momentum=c.momentum),
+        valid_batch=c.batch,
+        seed=c.seed,
+        precision=c.precision,
+    )
 
 
 def declared() -> tuple[Hyperparameter, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..checks import at_least, fraction, positive
 from ..errors import UsageError
 from ..keeping import parse_keep
 from ..methods import parse_method
+from ..problem import Problem
 
 EngineName = Literal["gpu", "cpu"]
 Precision = Literal["float32", "float64"]
@@ -89,6 +90,12 @@ def built(make: Callable[[C], P], config: C) -> P:
         if hasattr(refused, "exit_code"):
             raise
         raise UsageError(str(refused)) from refused
+
+
+def bounds(problem: Problem, kinds: Sequence[str]) -> tuple[list[float], list[float]]:
+    """The lower and the upper bounds of these declared kinds."""
+    low, high = zip(*(problem.declared(kind).bounds for kind in kinds), strict=True)  # type: ignore[union-attr]
+    return list(low), list(high)
 
 
 def listed(numbers: np.ndarray) -> list[float | None]:

@@ -60,7 +60,7 @@ class Config(_adaptive.Race):
     budget: int = 60_000
     """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
     every: int = 50
-    """Blocks between two measurements of all splits, each with a save from which a killed run goes on."""
+    """Blocks between two measurements of all splits."""
     penalties: tuple[float, ...] = (1e-4,)
     """Where every L2 penalty starts: the other side of the grid."""
     batch: int = 64

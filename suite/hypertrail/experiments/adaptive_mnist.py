@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..problem import Dynamics, Problem
+from ..problem import Problem
 from ..race import report
 from ..rows import Row
 from ..runs import Run
@@ -45,41 +45,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(_adaptive.Race):
+class Config(_adaptive.Small):
     """Settings of adaptive-mnist."""
 
+    batch: int = 50
     budget: int = 8_000
-    """Gradient evaluations of each arm; a Hessian-vector product counts as two."""
     hidden: tuple[int, ...] = (50, 50)
-    """Units of each hidden layer (tanh)."""
     dropout: float = 0.0
-    """Share of hidden units dropped in training."""
     train: int = 5_000
-    """Training images."""
     valid: int = 2_000
-    """Images that the adaptive method looks at."""
     select: int = 2_000
-    """Images on which settings are chosen."""
     test: int = 5_000
-    """Images that are only reported (of the official test set)."""
 
 
 def problem(config: Config) -> Problem:
-    from hypertrail_data import BatchSchedule, load, make_splits
-    from hypertrail_nets import mlp
-
-    c = config
-    return Problem(
-        network=mlp((28, 28, 1), c.hidden, dropout=c.dropout),
-        splits=make_splits(load("mnist", c.data_dir), c.train, c.valid, c.select, c.test, c.seed),
-        schedule=BatchSchedule(c.train, c.batch, c.seed, order="fixed"),
-        steps=c.budget,
-        hyperparameters=_adaptive.declared(),
-        dynamics=Dynamics(momentum=c.momentum),
-        valid_batch=c.batch,
-        seed=c.seed,
-        precision=c.precision,
-    )
+    return _adaptive.small_problem(config, "mnist", (28, 28, 1))
 
 
 def study(config: Config, run: Run, voice: Voice) -> None:

@@ -5,40 +5,44 @@
 Real-time hyperparameter optimisation (Franceschi, Donini, Frasconi, Pontil 2017) moves all three every Δ steps along the
 forward-mode derivative of the loss on `valid`; a tanh network 784-50-10, 5,000 training images, batches of 100, heavy ball, 2,000
 steps, from two bad starts. Beside it: the start kept, MARTHE (a fading memory), RTHO with its memory emptied after each move,
-plain training with what RTHO ended at, and the best of a grid of 24 plain trainings, chosen on `select`.
+plain training with what RTHO ended at, and a grid of 24 plain trainings. On `select` one point of the grid is chosen, and one
+moving rule for each start: those two are compared, on `test`.
 
 RTHO's derivative is exact only as long as nothing has moved. The second table lays it beside the exact one: that of a training
 of as many steps with the present hyperparameters from the beginning, differentiated backwards; once with hyperparameters kept
 (they agree to rounding) and once with them moved.
 
-Hardware: one CPU core: 3 minutes of processor time, compilation included, MNIST files at hand.
-Measured: seed 0, float32, test error after 2,000 steps, and α, μ, λ at the end; a moving run costs 14,000 to 14,800 gradients,
-a kept one 2,000, the grid 48,000:
+Hardware: one crowded CPU core: 14 minutes for three seeds, compilation included, MNIST files at hand.
+Measured: seeds 0 to 2, float32, test error in % after 2,000 steps (±: 95 % interval; − grid: less that of the grid's chosen,
+paired), median α, μ, λ at the end; a moving run costs 14,000 to 14,800 gradients, a kept one 2,000, the grid 48,000, each seed:
 
-                         slow (.003, .5, 1e-5)           over-regularised (.03, .5, 1e-2)
-    kept                 9.82 %                          7.89 %
-    RTHO, Δ 10           7.47 %  .014, .83, 1.5e-5       6.66 %  .11, .86, 4.6e-4
-    RTHO, Δ 50           8.04 %  .010, .79, 3.2e-7       7.02 %  .097, .77, 1.8e-3
-    RTHO, Δ 200          9.31 %  .0046, .61, 3.2e-6      7.20 %  .046, .61, 3.2e-3
-    RTHO, Δ 50, emptied  8.61 %  .0055, .65, 5.2e-7      7.04 %  .042, .59, 7.7e-4
-    MARTHE(.99), Δ 50    8.37 %  .0067, .70, 4.0e-7      6.89 %  .049, .62, 6.5e-4
-    end of Δ 50, kept    7.71 %                          6.53 %
-    grid of 24           6.38 %  .1, .9, 1e-3
+                         slow (.003, .5, 1e-5)                        over-regularised (.03, .5, 1e-2)
+                         test        − grid                           test        − grid
+    kept                 9.44 ± .82  2.8 ± .9                         7.81 ± .20  1.2 ± .6
+    RTHO, Δ 10, chosen   7.11 ± .92  .5 ± 1.2  .024, .91, 5.6e-5      6.47 ± .42  −.2 ± .6  .11, .71, 4.6e-4
+    RTHO, Δ 50           7.89 ± .54  1.3 ± .9  .010, .79, 3.2e-7      6.87 ± .41  .2 ± .8   .099, .78, 7.0e-4
+    RTHO, Δ 200          8.98 ± .73  2.3 ± .9  .0046, .61, 3.2e-6     7.14 ± .22  .5 ± .7   .046, .61, 3.2e-3
+    RTHO, Δ 50, emptied  8.45 ± .35  1.8 ± .7  .0053, .64, 5.4e-7     6.99 ± .19  .3 ± .6   .043, .60, 7.4e-4
+    MARTHE(.99), Δ 50    8.22 ± .32  1.6 ± .6  .0064, .69, 4.1e-7     6.94 ± .10  .3 ± .5   .053, .65, 6.3e-4
+    end of Δ 50, kept    7.55 ± .35  .9 ± .6                          6.54 ± .23  −.1 ± .7
+    grid of 24           6.63 ± .49            .3, .5, 1e-3
 
-So every moving run is better than its start, and the more so the more often it moves (Adam's step is the same for each move);
-none reaches the grid, whose price is that of three or four of them. Training anew with the end of RTHO is better than the run
-that found it, by .3 and .5 points. The memory over all steps is worth .6 points over an emptied one from the slow start and
-nothing from the other.
-Beside the exact hypergradient (float64, slow start, Δ 50): the same to 5e-15 at all lengths while nothing moves. Moved, it is
-1.02, 1.005, .96 of it (α, μ, λ) after 100 steps, 1.15, 1.08, 1.12 after 400, 2.1, 2.0, −.03 after 1,600: twice too long, and λ
-has lost its sign.
+So every moving run is better than its start, and the more so the more often it moves (Adam's step is the same for each move;
+Δ 10 wins .8 ± .5 and .4 ± .2 points over Δ 50). The rule that select chooses, Δ 10 from both starts, ties with the grid from
+both; it is at the edge of what was tried, as the grid's chosen is, a run of it costs a third of the grid, and to choose it took
+five. The rules with Δ 50 and 200 lose to the grid from the slow start. Training anew with the end of RTHO is not clearly better
+than the run that found it (−.3 ± .4 in both). The memory over all steps is worth .6 ± .3 points over an emptied one from the slow
+start and nothing from the other (.1 ± .2).
+Beside the exact hypergradient (seed 0, float64, slow start, Δ 50): the same to 5e-15 at all lengths while nothing moves. Moved,
+it is 1.02, 1.005, .96 of it (α, μ, λ) after 100 steps, 1.15, 1.08, 1.12 after 400, 2.1, 2.0, −.03 after 1,600: twice too long,
+and λ has lost its sign.
 The paper's number: none for MNIST; there a phone recogniser, where RTHO beat random search in a tenth of the time or less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +52,18 @@ import numpy as np
 from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple
 from ..hyperparameters import L2, LearningRate, Momentum
+from ..interval import with_half
 from ..keeping import Checkpoints
 from ..methods import Exact
 from ..online import MARTHE, RTHO, Online, Plain
 from ..problem import Dynamics, Problem
-from ..race import arms
-from ..race.arms import Arm
-from ..rows import Row, of_metrics
+from ..race import arms, race
+from ..race.arms import Arm, refuse_arm
+from ..race.race import Runner
+from ..rows import Row, means, of_metrics
 from ..runs import Run, read_metrics
 from ..sections import Section
-from ._common import Study, built
+from ._common import Study, bounds, built
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +81,8 @@ GRID = ((0.01, 0.03, 0.1, 0.3), (0.5, 0.9), (1e-5, 1e-4, 1e-3))
 class Config(Study):
     """Settings of rtho-mnist."""
 
+    repeats: int = 3
+    """How many seeds, from `seed` on; each has its own splits, first weights and batches."""
     every: tuple[int, ...] = (10, 50, 200)
     """Δ, steps between two moves of RTHO; each divides 200. The middle one is also that of the other moving rules."""
     outer_rate: float = 0.05
@@ -92,7 +100,7 @@ class Config(Study):
     valid: int = 2000
     """Images of the loss that moves the hyperparameters, all of them at every move."""
     select: int = 5000
-    """Images by which the best of the grid is chosen."""
+    """Images by which the best of the grid and the best of the moving rules are chosen."""
     test: int = 10_000
     """Images that are only reported."""
 
@@ -101,6 +109,7 @@ class Config(Study):
         multiple("steps", self.steps, BLOCK, "the steps between two records")
         at_least("select", self.select, 1)
         at_least("every", len(self.every), 1)
+        at_least("repeats", self.repeats, 1)
         for every in self.every:
             divisor("every", every, BLOCK, "the steps between two records")
 
@@ -115,11 +124,11 @@ def problem(config: Config) -> Problem:
 
     c = config
     α, μ, λ = STARTS["slow"]
-    return Problem(
+    here = Problem(
         network=mlp((28, 28, 1), c.hidden, 10, "tanh"),
         splits=make_splits(load("mnist", c.data_dir), c.train, c.valid, c.select, c.test, c.seed),
         schedule=BatchSchedule(c.train, c.batch, c.seed, order="reshuffled"),
-        steps=c.steps * 20,  # the budgets in gradients are larger than T; no run takes more than T steps
+        steps=c.steps,
         hyperparameters=(
             LearningRate("network", α, bounds=(1e-4, 1.0)),
             Momentum("network", μ, bounds=(0.01, 0.99)),
@@ -130,6 +139,8 @@ def problem(config: Config) -> Problem:
         seed=c.seed,
         precision=c.precision,
     )
+    # An arm's budget in gradients must not be above the problem's steps; no run takes more than T steps of them.
+    return here.with_(steps=max(budget(method, here, c) for method in moving(c).values()))
 
 
 def moving(config: Config) -> dict[str, Online]:
@@ -144,27 +155,12 @@ def moving(config: Config) -> dict[str, Online]:
 
 def study(config: Config, run: Run, voice: Voice) -> None:
     engine, here = engines.load(config.engine), built(problem, config)
-    found: list[dict[str, Any]] = []
-
-    def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
-        """T steps, whatever they cost."""
-        budget = config.steps // BLOCK * arm.method.cost(here).price
-        record = arms.in_run(run, engine, here, arm, budget, every)
-        found.append({"label": label, **record})
-        return record
-
-    for i, point in enumerate(product(*GRID)):
-        train("grid", Arm(f"grid-{i}", Plain(BLOCK), start(point)), config.steps)
-        voice.progress("trainings of the grid", i + 1, len(list(product(*GRID))))
-    voice.say(f"grid, best on select: {outcome(best_of(found))}")
-    for s, (name, point) in enumerate(STARTS.items()):
-        voice.say(f"{name}, kept: {outcome(train('kept', Arm(f'start-{s}-kept', Plain(BLOCK), start(point))))}")
-        for a, (label, method) in enumerate(moving(config).items()):
-            record = train(label, Arm(f"start-{s}-moved-{a}", method, start(point)))
-            voice.say(f"{name}, {label}: {outcome(record)}")
-            if method == RTHO(every=config.middle, block=BLOCK, outer=method.outer) and not record["failed"]:
-                again = Arm(f"start-{s}-again", Plain(BLOCK), start(np.clip(path(record)[-1], *bounds(here))))
-                voice.say(f"{name}, its end kept from the beginning: {outcome(train('its end, kept', again))}")
+    for method in moving(config).values():
+        refuse_arm(here, Arm("moved", method), budget(method, here, config))
+    found = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        at = here if seed == config.seed else built(problem, replace(config, seed=seed))
+        found += of_seed(config, run, voice, engine, at)
     checks = []
     for moved in (False, True):
         part = run.part(
@@ -175,15 +171,43 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             f"RTHO over exact, hyperparameters {'moved' if moved else 'kept'}: " + "; ".join(map(ratios, part["at"]))
         )
     run.append({"arms": found, "checks": checks})
+    for line in verdicts(found):
+        voice.say(line)
+
+
+def of_seed(config: Config, run: Run, voice: Voice, engine: Any, here: Problem) -> list[dict[str, Any]]:
+    """Every training of one seed."""
+    found: list[dict[str, Any]] = []
+
+    def train(label: str, arm: Arm, every: int = 1) -> dict[str, Any]:
+        """T steps, whatever they cost."""
+        record = arms.in_run(run, engine, here, arm, budget(arm.method, here, config), every)
+        found.append({"label": label, **record})
+        return record
+
+    seed = f"seed {here.seed}"
+    for i, point in enumerate(product(*GRID)):
+        train("grid", Arm(f"grid-{i}", Plain(BLOCK), start(point)), config.steps)
+        voice.progress(f"{seed}, trainings of the grid", i + 1, len(list(product(*GRID))))
+    for s, (name, point) in enumerate(STARTS.items()):
+        voice.say(f"{seed}, {name}, kept: {outcome(train('kept', Arm(f'start-{s}-kept', Plain(BLOCK), start(point))))}")
+        for a, (label, method) in enumerate(moving(config).items()):
+            record = train(label, Arm(f"start-{s}-moved-{a}", method, start(point)))
+            voice.say(f"{seed}, {name}, {label}: {outcome(record)}")
+            if method == RTHO(every=config.middle, block=BLOCK, outer=method.outer) and not record["failed"]:
+                end = np.clip(path(record)[-1], *bounds(here, KINDS))
+                again = train("its end, kept", Arm(f"start-{s}-again", Plain(BLOCK), start(end)))
+                voice.say(f"{seed}, {name}, its end kept from the beginning: {outcome(again)}")
+    return found
+
+
+def budget(method: Online, problem: Problem, config: Config) -> int:
+    """What T steps cost, in gradients."""
+    return config.steps // BLOCK * method.cost(problem).price
 
 
 def start(point: Any) -> tuple[tuple[str, float], ...]:
     return tuple((kind, float(x)) for kind, x in zip(KINDS, point, strict=True))
-
-
-def bounds(problem: Problem) -> tuple[list[float], list[float]]:
-    low, high = zip(*(problem.declared(kind).bounds for kind in KINDS), strict=True)  # type: ignore[union-attr]
-    return list(low), list(high)
 
 
 def path(record: dict[str, Any]) -> np.ndarray:
@@ -192,9 +216,37 @@ def path(record: dict[str, Any]) -> np.ndarray:
     return np.stack([np.exp(u["learning_rate"]), 1 / (1 + np.exp(-u["momentum"])), 10 ** u["l2"]], axis=1)
 
 
-def best_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    good = [one for one in found if one["label"] == "grid" and not one["failed"]]
-    return min(good, key=lambda one: one["points"][-1]["metrics"]["select"]["error"])
+# -- who is chosen, on select -------------------------------------------------------------------------------------------
+
+
+def runner(found: list[dict[str, Any]], prefix: str) -> Runner | None:
+    """Of the arms whose names begin so, the one with the lowest mean error on select; None where all diverged with a seed."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        if one["arm"].startswith(prefix):
+            records.setdefault(one["arm"], []).append(one)
+    return race.choose(prefix, list(records), records, "seconds")
+
+
+def verdicts(found: list[dict[str, Any]]) -> list[str]:
+    """For each start: the moving rule that select chooses, its test error, and how far that is from the chosen of the grid."""
+    grid, lines = runner(found, "grid-"), []
+    for s, name in enumerate(STARTS):
+        best = runner(found, f"start-{s}-moved-")
+        if best is None:
+            lines.append(f"{name}: every moving rule diverged with some seed")
+            continue
+        line = f"{name}: select chooses {best.first['label']}, test error {with_half(percent(best), '.2f')} %"
+        if grid is not None:
+            apart = with_half(percent(best) - percent(grid), "+.2f")
+            line += f"; less that of the grid, {with_half(percent(grid), '.2f')} %: {apart}"
+        lines.append(line)
+    return lines
+
+
+def percent(one: Runner, split: str = "test") -> np.ndarray:
+    """(seeds,) errors at the end."""
+    return 100 * one.at_end(split)
 
 
 # -- beside the exact hypergradient ---------------------------------------------------------------------------------------
@@ -242,16 +294,26 @@ def outcome(record: dict[str, Any]) -> str:
 def show(folder: Path) -> list[Section]:
     line = read_metrics(folder)[-1]
     found, T = line["arms"], line["arms"][0]["steps"]
-    grid, best = [one for one in found if one["label"] == "grid"], best_of(found)
-    rows = [["grid of " + str(len(grid)), *cells(best), f"{len(grid) * best['gradients']:,}"]]
+    seeds, grid = len({one["seed"] for one in found}), runner(found, "grid-")
+    of_grid = [one for one in found if one["label"] == "grid"]
+    rows = []
+    if grid is not None:
+        rows.append(row(f"grid of {len({one['arm'] for one in of_grid})} (chosen)", grid.records, None))
+        rows[0][-1] = f"{sum(one['gradients'] for one in of_grid) // seeds:,}"
     for s, name in enumerate(STARTS):
-        rows += [[f"{name}: {one['label']}", *cells(one), f"{one['gradients']:,}"] for one in of_start(found, s)]
+        best, mine = runner(found, f"start-{s}-moved-"), of_start(found, s)
+        for label in dict.fromkeys(one["label"] for one in mine):
+            same = [one for one in mine if one["label"] == label]
+            mark = " (chosen)" if best is not None and same[0]["arm"] == best.arm else ""
+            rows.append(row(f"{name}: {label}{mark}", same, grid))
     words = (
-        f"After {T:,} steps: errors, hyperparameters at the end, and what the run cost in gradients (a tangent counts as two; "
-        "the grid: all its trainings). The grid's best is chosen by its error on `select`; the moving rules descend on `valid`."
+        f"After {T:,} steps, mean over {seeds} seed{'s' if seeds > 1 else ''}; ±: half of the 95 % interval. Errors in percent, "
+        "hyperparameters at the end (median), and what the run cost in gradients (a tangent counts as two; the grid: all its "
+        "trainings). Chosen: the lowest error on `select`, of the grid and of the moving rules of each start, which descend on "
+        "`valid`; − grid: test less that of the grid's chosen, seed by seed. " + ". ".join(verdicts(found)) + "."
     )
-    columns = ["", "test", "select", "valid", *SIGNS, "gradients"]
-    sections = [Section("One run that moves, and a grid", words, columns, rows)]
+    columns = ["", "test", "− grid", "select", "valid", *SIGNS, "gradients"]
+    sections = [Section("Runs that move, and a grid", words, columns, rows)]
     rows = []
     for one in line["checks"]:
         for at in one["at"]:
@@ -264,10 +326,11 @@ def show(folder: Path) -> list[Section]:
         f"beginning. 1: the same (while they are kept, to {max(kept):.1g}); negative: it points the other way."
     )
     sections.append(Section("RTHO beside the exact hypergradient", words, ["hyperparameters", "steps", *SIGNS], rows))
+    first = [one for one in found if one["seed"] == found[0]["seed"]]
     with figures.style():
         pictures = {
-            "Hyperparameters and test error over the run": figures.save(folder, "paths", draw_paths(found)),
-            "Test error against what was spent": figures.save(folder, "spent", draw_spent(found)),
+            "Hyperparameters and test error over the run, first seed": figures.save(folder, "paths", draw_paths(first)),
+            "Test error against what was spent, first seed": figures.save(folder, "spent", draw_spent(first)),
         }
     return [*sections, Section("Pictures", pictures=pictures)]
 
@@ -276,12 +339,17 @@ def of_start(found: list[dict[str, Any]], s: int) -> list[dict[str, Any]]:
     return [one for one in found if one["arm"].startswith(f"start-{s}-")]
 
 
-def cells(one: dict[str, Any]) -> list[str]:
-    values = [f"{x:.2g}" for x in path(one)[-1]]
-    if one["failed"]:
-        return ["diverged", "", "", *values]
-    metrics = one["points"][-1]["metrics"]
-    return [*(f"{100 * metrics[split]['error']:.2f} %" for split in ("test", "select", "valid")), *values]
+def row(label: str, same: list[dict[str, Any]], grid: Runner | None) -> list[str]:
+    """An arm over its seeds."""
+    last = [*(f"{x:.2g}" for x in np.median([path(one)[-1] for one in same], axis=0)), f"{same[0]['gradients']:,}"]
+    if any(one["failed"] for one in same):
+        return [label, "diverged", "", "", "", *last]
+    mine = Runner(label, same[0]["arm"], same, "seconds")
+    less = (
+        with_half(percent(mine) - percent(grid), "+.2f") if grid is not None and len(grid.records) == len(same) else ""
+    )
+    select, valid = (f"{percent(mine, split).mean():.2f}" for split in ("select", "valid"))
+    return [label, with_half(percent(mine), ".2f"), less, select, valid, *last]
 
 
 def look(label: str, labels: list[str]) -> dict[str, Any]:
@@ -324,7 +392,7 @@ def draw_spent(found: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     grid = [one for one in found if one["label"] == "grid" and not one["failed"]]
     spent = np.cumsum([one["gradients"] for one in grid])
-    best = [best_of(grid[: k + 1])["points"][-1]["metrics"]["test"]["error"] for k in range(len(grid))]
+    best = [runner(grid[: k + 1], "grid-").at_end("test")[0] for k in range(len(grid))]  # type: ignore[union-attr]
     for s, (name, axes) in enumerate(zip(STARTS, figure.subplots(1, len(STARTS), sharey=True), strict=True)):
         mine = of_start(found, s)
         labels = [one["label"] for one in mine if one["label"] not in ("kept", "its end, kept")]
@@ -342,13 +410,15 @@ def draw_spent(found: list[dict[str, Any]]) -> Figure:
 
 
 def numbers(folder: Path) -> list[Row]:
-    """A row for each start, rule and measurement, the best of the grid beside each start, and RTHO's derivatives over the
-    exact ones."""
+    """A row for each start, rule and measurement, the best of the grid beside each start, means over the seeds; and RTHO's
+    derivatives over the exact ones."""
     line = read_metrics(folder)[-1]
     found = line["arms"]
+    grid = runner(found, "grid-")
     rows = []
     for s, name in enumerate(STARTS):
-        rows += at_points({"start": name, "rule": "grid, best on select"}, best_of(found))
+        for one in grid.records if grid is not None else ():
+            rows += at_points({"start": name, "rule": "grid, best on select"}, one)
         for one in of_start(found, s):
             rows += at_points({"start": name, "rule": one["label"]}, one)
     T = max(row.labels["step"] for row in rows)
@@ -361,7 +431,7 @@ def numbers(folder: Path) -> list[Row]:
         for at in one["at"]:
             over = {f"{kind}_ratio": at["rtho"][kind] / at["exact"][kind] for kind in KINDS if at["exact"][kind]}
             rows.append(Row(words | {"step": at["step"]}, over))
-    return rows
+    return means(rows)
 
 
 def at_points(words: dict[str, str], one: dict[str, Any]) -> list[Row]:

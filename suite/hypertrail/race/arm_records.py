@@ -18,7 +18,6 @@ from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import NETWORK, Hyper
 from ..online import Plain
 from ..problem import Problem
-from ..records import Cost
 
 if TYPE_CHECKING:
     from .arms import Arm
@@ -28,17 +27,8 @@ Record = dict[str, Any]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def price(cost: Cost) -> int:
-    """What a block costs in gradient evaluations: a gradient that gave the Hessian-vector product too counts as two."""
-    return cost.gradients + 2 * cost.hvps
-
-
 def over(record: Record) -> bool:
-    """Whether no further block fits into the budget. UsageError where not even one does."""
-    if record["price"] > record["budget"]:
-        raise UsageError(
-            f"a block of arm {record['arm']} costs {record['price']} gradients, more than the budget of {record['budget']}"
-        )
+    """Whether no further block fits into the budget."""
     return record["price"] > 0 and record["gradients"] + record["price"] > record["budget"]
 
 
@@ -71,7 +61,7 @@ def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tu
 
 def count(record: Record, block: Block, processor: float) -> None:
     """A block is done: what it cost, and its losses."""
-    record["price"] = price(block.cost)
+    record["price"] = block.cost.price
     record["gradients"] += record["price"]
     record["hvps"] += block.cost.hvps
     record["steps"] = int(block.state["step"])

@@ -4,13 +4,14 @@
     arm = Arm("cosine-0.3", Plain(131), start=(("learning_rate", 0.3),), schedule="cosine")
     record = in_run(run, engine, problem, arm, budget=20_000)      # what lands in parts/<name>.json
 
-The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`arm_records.price`): a method
+The budget is counted in gradients of the elementary loss, the Hessian-vector products as two (`Cost.price`): a method
 that costs more takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give
 them the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
 
-Every `every` blocks the network is measured on all splits with the deterministic forward, and what the next block starts from
-is on the disk, one file that appears whole or not at all. A process killed anywhere goes on from there and ends with
-the same bits (on a CPU); only the seconds are others.
+Every `every` blocks the network is measured on all splits with the deterministic forward. What the next block starts from is
+put on the disk after each measurement, after any block that ends two minutes after the last time, and after any block at which
+a signal asks to stop: one file that appears whole or not at all. A process killed anywhere goes on from there and ends
+with the same bits (on a CPU); only the seconds are others.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .. import arrays, stopping
-from ..adapting import Block, State, moved_kinds
+from ..adapting import Block, State, moved_kinds, refuse
 from ..engines import Engine
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import Hyper
@@ -33,6 +35,8 @@ from ..online import Adaptive, Online
 from ..problem import Problem
 from ..runs import Run
 from .arm_records import Record, begun, count, digest, measure, over, save
+
+EVERY = 120.0  # seconds of work that a kill may cost, and a block
 
 
 def step_schedule(done: float) -> float:
@@ -110,6 +114,32 @@ def in_run(
     return record
 
 
+def refuse_arm(problem: Problem, arm: Arm, budget: int) -> None:
+    """UsageError for an arm that cannot run on this problem within this budget, before anything is computed.
+
+    Called for every arm of a comparison before the first is trained.
+    """
+    refuse(problem, arm.method)
+    price = arm.method.cost(problem).price
+    if price > budget:
+        raise UsageError(f"a block of arm {arm.name} costs {price} gradients, more than the budget of {budget}")
+    arm.first_hyper(problem)
+    if arm.schedule != "constant":
+        if problem.declared("learning_rate") is None:
+            raise UsageError(
+                f"arm {arm.name}: schedule {arm.schedule!r} is of the learning rate, which is not declared; declare "
+                "LearningRate or use schedule 'constant'"
+            )
+        if "learning_rate" in moved_kinds(problem, arm.method) and moves(arm.method, "learning_rate"):
+            raise UsageError(
+                f"arm {arm.name}: {arm.method.name} moves the learning rate itself; use schedule 'constant'"
+            )
+    if problem.steps < budget:
+        raise UsageError(
+            f"the problem has {problem.steps} steps, expected the budget, {budget}: plain training takes them"
+        )
+
+
 def train(
     engine: Engine,
     problem: Problem,
@@ -121,7 +151,7 @@ def train(
 ) -> Record:
     """Blocks while the next one fits into the budget; goes on from `path` where it is there, and leaves the last state there.
 
-    every: blocks between two measurements, each with a save. seen(gradients spent, budget) after each block. Returns
+    every: blocks between two measurements. seen(gradients spent, budget) after each block. Returns
 
         arm, schedule, method, start, seed, budget, every       what was asked
         steps, gradients, hvps, price       where it ended, what it has cost, the price of one block
@@ -133,36 +163,33 @@ def train(
         hyper                               {kind: {tensor: [[mean, 5, 25, 50, 75, 95 %], …]}}, unconstrained; the start, then
                                             one for each point; one tensor, 'network', where the method moves nothing
         evaluation_seconds                  spent in measuring
-        digest                              sha256 of all that the last state holds
+        digest                              sha256 of all that the last state holds; None where it failed
 
-    Raises UsageError for a budget that holds no block, a schedule over rates that move, a file of another arm, a problem with
-    fewer steps than the budget; Stopped after a save where a signal has asked. A loss that is not finite is a result.
+    Raises UsageError for what `refuse_arm` refuses, a budget that holds no block, a file of another arm;
+    Stopped after any block, and a save, where a signal has asked. A loss that is not finite is a result.
     """
-    moving = "learning_rate" in moved_kinds(problem, arm.method) and moves(arm.method, "learning_rate")
-    if arm.schedule != "constant" and moving:
-        raise UsageError(f"arm {arm.name}: {arm.method.name} moves the learning rate itself; use schedule 'constant'")
-    if problem.steps < budget:
-        raise UsageError(
-            f"the problem has {problem.steps} steps, expected the budget, {budget}: plain training takes them"
-        )
+    refuse_arm(problem, arm, budget)
     record, state = begun(problem, arm, budget, every, path)
     if not over(record):
         try:
-            clock = time.process_time()
+            clock, saved = time.process_time(), time.monotonic()
             for block in blocks(engine, problem, arm, state, record):
                 count(record, block, time.process_time() - clock)
                 if (block.index + 1) % every == 0 or over(record):
                     measure(record, engine, problem, block, arm)
+                    saved = -math.inf
+                if time.monotonic() - saved >= EVERY:
                     save(path, record, block.state)
-                    stopping.here(f"block {block.index} of arm {arm.name}")
+                    saved = time.monotonic()
                 if seen:
                     seen(record["gradients"], budget)
+                stopping.here(f"block {block.index} of arm {arm.name}", partial(save, path, record, block.state))
                 if over(record):
                     break
                 clock = time.process_time()
-        except NumericalFailure as failure:  # what the last save left stays; once more it would end the same way
-            record["failed"] = str(failure)
-    return record | {"digest": digest(arrays.load(path)["state"]) if path.is_file() else None}
+        except NumericalFailure as failure:  # once more it would end the same way, wherever the last save was
+            return record | {"failed": str(failure), "digest": None}
+    return record | {"digest": digest(arrays.load(path)["state"])}
 
 
 def moves(method: Online, kind: str) -> bool:

@@ -21,19 +21,16 @@ import numpy as np
 
 from ..engines import Engine
 from ..errors import UsageError
+from ..interval import estimate
 from ..problem import Problem
 from ..runs import Run, read_metrics
 from .arm_records import Record
-from .arms import Arm, in_run
+from .arms import Arm, in_run, refuse_arm
 
 if TYPE_CHECKING:
     from ..display import Voice
 
 Families = Mapping[str, Sequence[str]]  # label → names of its arms
-
-# 97.5 % points of Student's t for 1, 2, … degrees of freedom; beyond the table the normal distribution's is near enough.
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-NORMAL = 1.96
 
 
 def run(
@@ -53,7 +50,8 @@ def run(
 
     problem(seed): built once for each seed, whose programs all its arms share. with_valid: arms that train on train and valid
     together, as a schedule may where a method looks at valid. Cost: len(arms) · len(seeds) · budget gradients,
-    and every split forward after each `every` blocks. UsageError for families that name other arms than there are.
+    and every split forward after each `every` blocks. UsageError for families that name other arms than there are, and for arms
+    that cannot run (`refuse_arm`), before any is trained.
     """
     known = [arm.name for arm in arms]
     named = {name for names in families.values() for name in names}
@@ -62,6 +60,8 @@ def run(
     for seed in seeds:
         of_seed = problem(seed)
         on_both = joined(of_seed) if with_valid else of_seed
+        for arm in arms:
+            refuse_arm(on_both if arm.name in with_valid else of_seed, arm, budget)
         for i, arm in enumerate(arms):
             words = f"seed {seed}, {arm.name} ({i + 1} of {len(arms)})"
 
@@ -189,18 +189,9 @@ def merit(runner: Runner) -> tuple[float, float]:
     return float(runner.at_end("select").mean()), float(runner.at_end("select", "loss").mean())
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """(mean, half of its 95 % interval by Student's t); NaN for half of a single value."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
-    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(n))
-
-
 def verdict(difference: np.ndarray) -> str:
     """helps, loses or ties: where the 95 % interval of the paired differences of error lies (below 0: helps)."""
-    mean, half = interval(difference)
-    if math.isnan(half):
+    found = estimate(difference.tolist())
+    if found.half is None:
         return "one seed"
-    return "helps" if mean + half < 0 else "loses" if mean - half > 0 else "ties"
+    return "helps" if found.mean + found.half < 0 else "loses" if found.mean - found.half > 0 else "ties"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 
 from .. import figures
+from ..interval import with_half
 from ..rows import Row, of_metrics
 from ..sections import Section
 from . import drawing
-from .race import Result, interval, read, verdict
+from .race import Result, read, verdict
 
 SIGNS = {"learning_rate": "α", "l2": "λ"}
 
@@ -85,11 +85,6 @@ def prices(result: Result) -> Section:
     )
     head = ["", "steps a block", "gradients a step", "steps in all", "ms a block", "plain", "method", "ratio"]
     return Section("What it costs", text, head, rows)
-
-
-def with_half(values: np.ndarray, form: str) -> str:
-    mean, half = interval(values)
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.replace('+', '')}}")
 
 
 def milli(seconds: float) -> str:
