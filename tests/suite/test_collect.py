@@ -11,6 +11,7 @@ import pytest
 
 from hypertrail import UsageError, cli, experiments, interval, rows, runs
 from hypertrail.launch import collect
+from hypertrail.rows import Row, means
 
 SMALL = {"depth": 4, "growth": 2, "blocks": 1, "train": 64, "valid": 32, "batch": 16}
 
