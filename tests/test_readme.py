@@ -33,10 +33,12 @@ SHORT = {
     "adaptive-mnist": RACE + "--hidden 3 --penalties 1e-4 --budget 160",
     "adaptive-densenet": RACE + "--setting 100-5 --budget 20 --block 3 --validation-batches 2 --depth 7 --growth 2 "
     "--first-output 2",
-    "hd-mnist": "--engine cpu --train 40 --test 10 --batch 5 --epochs 2 --mlp-epochs 1 --hidden 4 --rates 0.05",
+    "hd-mnist": "--engine cpu --train 40 --select 10 --test 10 --batch 5 --epochs 2 --mlp-epochs 1 --hidden 4 "
+    "--rates 0.05 --repeats 1",
     "t1t2-mnist": "--engine cpu --train 20 --valid 20 --select 10 --test 10 --batch 5 --hidden 4 --penalties 1e-4 1e-2 "
-    "--noises 0.1 1 --starts 2 --steps 200",
-    "rtho-mnist": "--engine cpu --train 20 --valid 10 --select 10 --test 10 --batch 5 --hidden 3 --steps 200 --every 20 50 200",
+    "--noises 0.1 1 --starts 2 --steps 200 --repeats 1",
+    "rtho-mnist": "--engine cpu --train 20 --valid 10 --select 10 --test 10 --batch 5 --hidden 3 --steps 200 "
+    "--every 20 50 200 --repeats 1",
 }
 
 ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedules-mnist", "ard-mnist", "learned-data-mnist",

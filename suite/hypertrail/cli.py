@@ -172,6 +172,8 @@ def into_folder(
         memory.give_back()  # before the engine starts its threads; what is kept in memory alone would pay for it in vain
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
+    if not study:
+        refuse_method(config, problem)
     engine = engines.load(config.engine)
     processes.share(engine, config.devices, problem)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
@@ -205,6 +207,15 @@ def refuse_early(module: ModuleType, config: Any) -> None:
     ask = getattr(module, "ready", None) or getattr(module, "problem", None)
     if ask is not None:
         built(ask, config)
+
+
+def refuse_method(config: Any, problem: Any) -> None:
+    """What the method or the trajectory cannot do is said before there is a folder."""
+    from . import keeping, methods, refusals, tuning
+
+    method, keep = methods.parse_method(config.method), keeping.parse_keep(config.trajectory, Path())
+    kept = tuning.keep_for(method, tuning.beside(config.compare_exact, method), keep)
+    refusals.refuse_plan(problem, method, kept)
 
 
 def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, voice: Any) -> list[dict[str, Any]]:
@@ -403,8 +414,19 @@ def more_time(run: Any) -> str:
     """What a run needs whose job was too short for it."""
     from .runs import NO_PROGRESS
 
-    in_memory = run.record["config"].get("trajectory", "disk") != "disk"
-    return f"{NO_PROGRESS}: needs a longer --time{' or --trajectory disk' if in_memory else ''}"
+    return f"{NO_PROGRESS}: needs a longer --time{', or a new run with --trajectory disk' if lost_with_it(run) else ''}"
+
+
+def lost_with_it(run: Any) -> bool:
+    """Whether a training is lost with the process only because all its states are kept in memory."""
+    from . import keeping, methods, tuning
+
+    config = run.record["config"]
+    if "method" not in config or "trajectory" not in config:
+        return False
+    method, keep = methods.parse_method(config["method"]), keeping.parse_keep(config["trajectory"], run.path)
+    kept = tuning.keep_for(method, tuning.beside(config["compare_exact"], method), keep)
+    return kept == keep and not keeping.from_middle(kept)
 
 
 def parse(config: type[C], words: Sequence[str], prog: str, doc: str | None, default: Any = None) -> C:

@@ -61,6 +61,10 @@ class DrMAD:
             raise UsageError(f"max_steps {self.max_steps}, expected at least 1")
         if self.tail is not None and self.tail < 0:
             raise UsageError(f"tail {self.tail}, expected 0 or more")
+        if self.tail is not None and self.completion != "C5":
+            raise UsageError(f"tail is for completion C5, not for {self.completion}")
+        if (self.multiplier, self.max_steps) != (1.0, 600) and self.completion not in ("C4", "C5", "C6"):
+            raise UsageError(f"multiplier and max_steps are for completions C4, C5 and C6, not for {self.completion}")
 
     @property
     def name(self) -> str:
@@ -173,7 +177,8 @@ def parse_method(word: str) -> Method:
     """
     name, *settings = word.split(":")
     method = named(name)
-    known = {field.name: field.type for field in fields(method) if field.name not in IN_THE_NAME}
+    said = ("steps",) if name.startswith("truncated-") else IN_THE_NAME
+    known = {field.name: field.type for field in fields(method) if field.name not in said}
     given = {}
     for setting in settings:
         field, _, value = setting.partition("=")

@@ -23,6 +23,8 @@ def refuse_plan(problem: Problem, method: Method, keep: Keep) -> None:
     refuse_method(problem, method)
     if isinstance(keep, Reversible):
         refuse_reversible(problem)
+    if isinstance(keep, Checkpoints):
+        keep.at(problem.steps)
     if isinstance(method, Exact | Truncated):
         needed = problem.steps if isinstance(method, Exact) else min(method.steps, problem.steps)
         if keep == "ends" or (isinstance(keep, Last) and keep.steps < needed):

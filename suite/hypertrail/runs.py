@@ -233,7 +233,8 @@ class Run:
         """How far it is, as far as its folder tells."""
         files = (one for folder in STUDY for one in (self.path / folder).glob("*"))
         newest = max((one.stat().st_mtime_ns for one in files), default=0)
-        return Reached(len(whole_lines(self.path / METRICS)), midway.place(self.path / TRAINING), newest)
+        updates = sum('"method"' in line for line in whole_lines(self.path / METRICS))  # not the closing line
+        return Reached(updates, midway.place(self.path / TRAINING), newest)
 
     def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """One part of a study, as JSON holds it: computed and kept in parts/<name>.json, or read where an earlier start did so.
@@ -271,8 +272,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """How far a run is. lines: of metrics.jsonl; training: meta-iteration and step of the middle of its training; newest: when a
-    study last wrote what it will not compute again, in ns."""
+    """How far a run is. lines: of updates, in metrics.jsonl; training: meta-iteration and step of the middle of its training;
+    newest: when a study last wrote what it will not compute again, in ns."""
 
     lines: int
     training: tuple[int, int]

@@ -24,6 +24,7 @@ from .outer import tree
 from .problem import Problem
 from .refusals import refuse_plan
 from .tolerances import tolerance
+from .tuning import keep_for
 
 STEPS = 10
 # The first step of the differences and how often it may be halved. A larger one steps over kinks: the gradient of a
@@ -54,16 +55,17 @@ def verify(problem: Problem, engine: Engine, other: Engine | None, method: Metho
     UsageError, before the first of them, for a method that cannot go.
     Cost: about 3 T gradients per method and engine, and 2 T for each of the up to 8 levels of a direction and kind.
     """
+    keep = keep_for(method, True, "memory")
     for one in (Exact(), method):
-        refuse_plan(problem, one, "memory")
+        refuse_plan(problem, one, keep)
     hyper = problem.initial_hyper()
-    training = engine.train(problem, hyper, "memory")
+    training = engine.train(problem, hyper, keep)
     ours = engine.hypergradient(problem, hyper, training, Exact()).gradient
     yield from finite_differences(problem, engine, ours, directions)
     if other is None:
         return
     epsilon = tolerance("engines", problem.precision).epsilon
-    theirs = other.train(problem, hyper, "memory")
+    theirs = other.train(problem, hyper, keep)
     for one in dict.fromkeys((Exact(), method)):
         a = engine.hypergradient(problem, hyper, training, one).gradient
         b = other.hypergradient(problem, hyper, theirs, one).gradient

@@ -156,14 +156,21 @@ def test_unknown_experiment_and_bad_value_in_a_real_process(tmp_path):
     assert call().returncode == 2
 
 
-def test_a_method_that_cannot_go_back_is_refused_without_a_training(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "drmad-C4"), "completion C4 measures the speed of steps 5 to 20, this run has 4; train longer or use C0"),
+        (("--method", "exact", "--trajectory", "checkpoints-5"), "5 checkpoints for 4 steps, expected at most one for each step"),
+    ],
+)  # fmt: skip
+def test_a_method_that_cannot_go_back_is_refused_before_there_is_a_folder(monkeypatch, capsys, tmp_path, words, said):
     from hypertrail_cpu import training
 
     monkeypatch.setattr(training, "gradient_at", None)  # the first step would call it
-    words = ["--engine", "cpu", "--steps", "4", "--method", "drmad-C4", "--runs-dir", tmp_path]
-    assert cli.main(["run", "drmad-digits", *map(str, words)]) == 2
-    said = "hypertrail: completion C4 measures the speed of steps 5 to 20, this run has 4; train longer or use C0\n"
-    assert capsys.readouterr().err == said
+    words = ["--engine", "cpu", "--steps", "4", *words, "--runs-dir", str(tmp_path)]
+    assert cli.main(["run", "drmad-digits", *words]) == 2
+    assert capsys.readouterr().err == f"hypertrail: {said}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traceback_on_request(monkeypatch):

@@ -277,10 +277,22 @@ def test_a_run_whose_time_is_up_with_nothing_won_says_what_it_needs(
     words = ["run", "drmad-digits", "--meta-iterations", "2", "--run-dir", str(folder)]
     for code in codes:
         assert cli.main(words) == code
-        told = "no progress since the last start: needs a longer --time or --trajectory disk"
+        told = "no progress since the last start: needs a longer --time, or a new run with --trajectory disk"
         assert (runs.no_progress(folder) == told) == (code == 76)
         assert (told in capsys.readouterr().err) == (code == 76)
         assert runs.status(folder) == "unfinished"
+
+
+def test_an_update_in_place_of_a_closing_line_is_progress(tmp_path):
+    with runs.Run(tmp_path / "run", record()) as run:
+        run.describe(["run"], {})
+        run.append({"meta_iteration": 0, "method": "exact"})
+        run.append({"meta_iteration": 1})
+        before = run.reached()
+        run.keep_lines(1)
+        assert not run.reached().beyond(before)
+        run.append({"meta_iteration": 1, "method": "exact"})
+        assert run.reached().beyond(before)
 
 
 def test_what_a_study_has_computed_is_progress(tmp_path):

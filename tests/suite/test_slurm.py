@@ -290,7 +290,9 @@ def test_what_wins_nothing_in_its_time_is_not_requeued(slurm):
     until(lambda: job not in slurm.queue())
     assert log(run).count("stopped by SIGUSR2") == 1
     said = slurm.hypertrail("status", folder)
-    assert "stopped: no progress since the last start: needs a longer --time or --trajectory disk" in said
+    assert (
+        "stopped: no progress since the last start: needs a longer --time, or a new run with --trajectory disk" in said
+    )
     assert "Restarts=0" in slurm.ask("scontrol", "show", "job", job)
 
 

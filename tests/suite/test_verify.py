@@ -101,6 +101,12 @@ def test_a_method_that_cannot_go_is_refused_before_anything_is_trained(make_prob
         next(verify.verify(make_problem(steps=4), SimpleNamespace(), None, DrMAD("C4"), directions=1))
 
 
+def test_a_method_that_walks_between_checkpoints_gets_them(problem, cpu):
+    checks = list(verify.verify(problem, cpu, cpu, DrMAD("C6"), directions=0))
+    assert [c.passed for c in checks] == [True] * 4
+    assert checks[-1].what.startswith("drmad-C6 of learning_rate")
+
+
 def test_the_exact_check_is_not_done_twice(problem, cpu):
     checks = list(verify.verify(problem, cpu, cpu, Exact(), directions=0))
     assert [c.what for c in checks] == [

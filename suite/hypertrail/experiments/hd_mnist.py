@@ -178,13 +178,18 @@ def contenders(config: Config, model: str, optimiser: str, block: int) -> list[A
     if model == "logreg":
         out += [Arm(f"{front}-hdm", HypergradientDescent("multiplicative", config.relative_beta, block))]
         if optimiser != "adam":
-            out += [Arm(f"{front}-{α:g}", Plain(block), (("learning_rate", α),)) for α in config.rates]
+            out += [Arm(f"{front}-{α:g}", Plain(block), (("learning_rate", α),)) for α in further(config)]
     return out
+
+
+def further(config: Config) -> list[float]:
+    """`rates` without what is trained anyway."""
+    return [α for α in dict.fromkeys(config.rates) if not math.isclose(α, config.learning_rate, rel_tol=1e-3)]
 
 
 def tuned_by(optimiser: str, config: Config) -> list[float]:
     """The grid of α for plain training; none for Adam."""
-    return [] if optimiser == "adam" else [config.learning_rate, *config.rates]
+    return [] if optimiser == "adam" else [config.learning_rate, *further(config)]
 
 
 def block_of(problem: Problem) -> int:
@@ -273,7 +278,13 @@ def show(folder: Path) -> list[Section]:
         for optimiser in OPTIMISERS:
             of_optimiser = [one for one in mine if one["optimiser"] == optimiser]
             rate = chosen(choices, optimiser) if model == "logreg" else None
-            tuned = [one for one in of_optimiser if one["method"]["name"] == "plain" and starts_at(one) == rate]
+            tuned = [
+                one
+                for one in of_optimiser
+                if one["method"]["name"] == "plain"
+                and rate is not None
+                and math.isclose(starts_at(one), rate, rel_tol=1e-3)
+            ]
             for name in dict.fromkeys(map(label, of_optimiser)):
                 same = [one for one in of_optimiser if label(one) == name]
                 rows.append(row(same, epochs, tuned if same != tuned else []))
