@@ -24,8 +24,8 @@ compared; the budget is the same, so a moved run takes 700 steps of the 1,000: e
 So nothing is won: the moved runs are no better than what they started from, nor is a second training with what they found, and
 the chosen point of the grid (λ 3e-4, σ 1; 42 trainings) beats both. From eight of the ten starts with σ above .2 it grows, as
 the grid wants it, to as much as 1.8; below, the derivative by ln σ is small (it vanishes with σ²): four of them grow by a half or
-more, the others stay or shrink. λ, over which the grid is flat for decades, overshoots: to .001 and more from every start, .022 once,
-where the second training is the worst of all (9.29 %).
+more, the others stay or shrink. λ, over which the grid is flat for decades, overshoots: to .001 and more from every start, .022
+once, where the second training is the worst of all (9.29 %).
 The paper's number: none for this network; "the resulting regularization levels are within the optimal regions".
 """
 
