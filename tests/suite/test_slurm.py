@@ -149,6 +149,7 @@ class Slurm:
         """A requeued job waits for two minutes; not here."""
         for job in jobs:
             until(lambda job=job: self.queue().get(job) == "PENDING")
+            time.sleep(2)  # within the second of its requeue slurmd would refuse it: "Job credential revoked"
             self.ask("scontrol", "update", f"jobid={job}", "starttime=now")
 
     def take_the_node(self) -> str:
