@@ -29,7 +29,11 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY)])
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("network", "declared", "changes"), [CASES[0], slow(*CASES[1]), ("mlp", "per-step", HEAVY)])
 def test_finite_differences_in_random_directions(make, network, declared, changes):
     problem = make(network, declared, **changes)
     hyper = problem.initial_hyper()
@@ -92,7 +96,9 @@ def moved(dynamics: Dynamics, v: Any, g: Any, gamma: Any, t: int) -> tuple[Any, 
     return new, -(g + gamma * new) if dynamics.kind == "nesterov" else -new
 
 
-@pytest.mark.parametrize(("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY), *OTHERS])
+@pytest.mark.parametrize(
+    ("network", "declared", "changes"), [*CASES, ("mlp", "per-step", HEAVY), *(slow(*one) for one in OTHERS)]
+)
 def test_autodiff_through_the_unrolled_loop(make, relative, network, declared, changes):
     problem = make(network, declared, **changes)
     hyper = problem.initial_hyper()
@@ -181,6 +187,7 @@ def test_stored_on_disk_equals_memory_to_the_bit(make, tmp_path: Path):
             np.testing.assert_array_equal(one, b.gradient[kind][name])
 
 
+@pytest.mark.slow
 def test_chunks_and_segments_do_not_matter(make, relative, tmp_path: Path, monkeypatch):
     """Chunks of two steps with a rest, segments of one or two states: pieces are joined and cut as needed."""
     whole = make("mlp", "everything")

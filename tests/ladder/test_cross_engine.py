@@ -147,7 +147,7 @@ def test_gradients_and_second_order_products(make, network):
         ("mlp", "damped"),
         ("mlp", "heavy-ball"),
         pytest.param("lenet", "damped", marks=pytest.mark.slow),
-        ("densenet", "damped"),
+        pytest.param("densenet", "damped", marks=pytest.mark.slow),
     ],
 )
 def test_training_and_hypergradients(make, network, kind):

@@ -30,6 +30,7 @@ def run(capsys, folder, name, *words):
     return said
 
 
+@pytest.mark.slow
 def test_completions(small_mnist, tmp_path, capsys):
     """A line of full length fed by every state is exact; a truncation that is longer than the run is, too."""
     words = ["--lengths", "12", "--meta-iterations", "2", "--train", "60", "--valid", "20", "--test", "10"]
