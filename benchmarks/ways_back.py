@@ -49,7 +49,7 @@ def work(way: str, steps: int, folder: Path) -> None:
         from hypertrail.methods import parse_method
 
         if way == "disk":
-            memory.give_back()  # as the command line does, for this way alone: the others would pay for it in vain
+            memory.one_pool()  # as the command line does, for this way alone: the others would pay for it in vain
         jnp.zeros(1).block_until_ready()  # JAX's own start-up belongs to the baseline
         one = problem("float64", steps)
         hyper = one.initial_hyper()

@@ -5,20 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from .errors import DiskFull, TrajectoryError
 
+MOST_PARTS = 1024  # that writev takes at once, on Linux and macOS
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size limit
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
-    """os.write may stop short (signals, 2 GiB, a limit near by): go on until all is written or it raises OSError."""
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]
+def write_all(fd: int, *parts: bytes | memoryview) -> None:
+    """os.writev may stop short (signals, 2 GiB, a limit near by): go on until all is written or it raises OSError."""
+    waiting = deque(memoryview(part).cast("B") for part in parts)
+    while waiting:
+        done = os.writev(fd, list(islice(waiting, MOST_PARTS)))
+        while waiting and done >= len(waiting[0]):
+            done -= len(waiting.popleft())
+        if done:
+            waiting[0] = waiting[0][done:]
 
 
 def sync_folder(folder: Path) -> None:

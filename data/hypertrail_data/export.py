@@ -14,7 +14,7 @@ import numpy as np
 
 from .durable import appearing, storing, write_all
 from .errors import TrajectoryError
-from .segment import LIBVER
+from .outline import LIBVER
 from .trajectory import describe
 
 if TYPE_CHECKING:

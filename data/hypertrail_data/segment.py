@@ -1,4 +1,4 @@
-"""One segment: a small complete HDF5 file, built and read in memory, written and checked as one piece of bytes."""
+"""One segment: a small complete HDF5 file, written and checked as one piece of bytes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,24 @@ import numpy as np
 
 from .errors import TrajectoryError
 from .manifest import Entry, way_out
+from .outline import ALIGNED, outline
 from .trajectory import Layout, Segment
-
-LIBVER = ("v110", "v110")  # readable by every HDF5 since 1.10
-ALIGNED = 64  # bytes: arrays that begin at multiples of it can be used by JAX on a CPU as they lie, without a copy
 
 
 def file_name(start: int, stop: int) -> str:
     return f"segment-{start:012d}-{stop:012d}.h5"
 
 
-def pack(start: int, stop: int, layout: Layout, pieces: Sequence[dict[str, np.ndarray]]) -> bytes:
-    """The image of an HDF5 file that holds the steps start .. stop - 1, given in ``pieces`` stacked along axis 0.
-
-    Contiguous data sets without check sums: the manifest's sha256 vouches for the whole file, and a quarter of the time does.
-    The payload is copied twice: into HDF5's memory, and out of it as an image.
-    """
-    payload = sum(array.nbytes for piece in pieces for array in piece.values())
-    # One allocation for the payload and what HDF5 adds: growing by small steps costs 8 times as much.
-    block = payload + 2**16 + ALIGNED * len(layout)
-    aligned = {"alignment_threshold": 1, "alignment_interval": ALIGNED}
-    with h5py.File.in_memory(block_size=block, libver=LIBVER, **aligned) as file:
-        file.attrs["start"], file.attrs["stop"] = start, stop
-        for name, (shape, dtype) in layout.items():
-            dataset = file.create_dataset(name, (stop - start, *shape), dtype)
-            row = 0
-            for piece in pieces:
-                dataset[row : row + len(piece[name])] = piece[name]
-                row += len(piece[name])
-        file.flush()
-        return file.id.get_file_image()
+def pack(start: int, stop: int, layout: Layout, pieces: Sequence[dict[str, np.ndarray]]) -> list[memoryview]:
+    """The bytes of an HDF5 file that holds the steps start .. stop - 1, given in ``pieces`` stacked along axis 0: parts in the
+    file's order. The payload is not copied: its arrays must not change before the parts are written."""
+    return outline(stop - start, layout).fill(start, stop, {name: [piece[name] for piece in pieces] for name in layout})
 
 
-def load(folder: Path, entry: Entry) -> Segment:
+def load(folder: Path, entry: Entry, layout: Layout | None = None) -> Segment:
     """Read one segment; its arrays are read-only views of the file's bytes. Memory: the segment.
 
+    layout: what it is likely to hold. A file that is then just as ``pack`` makes it need not be taken apart by HDF5.
     Raises TrajectoryError if the file cannot be read, or one bit of it is not as it was written.
     """
     path = folder / entry.name
@@ -54,9 +37,12 @@ def load(folder: Path, entry: Entry) -> Segment:
         image = read(path)
     except OSError as error:
         raise _damaged(folder, entry, f"cannot be read ({error.strerror})") from error
-    found = hashlib.sha256(image).hexdigest()
-    if found != entry.sha256:
-        raise _damaged(folder, entry, f"has sha256 {found[:12]}.., expected {entry.sha256[:12]}..")
+    digest = hashlib.sha256(image).hexdigest()
+    if digest != entry.sha256:
+        raise _damaged(folder, entry, f"has sha256 {digest[:12]}.., expected {entry.sha256[:12]}..")
+    image.flags.writeable = False  # and so are all its views
+    if layout and (found := outline(entry.stop - entry.start, layout).find(image, entry.start, entry.stop)):
+        return Segment(entry.start, entry.stop, found)
     try:
         start, stop, states = unpack(path, image)
     except (OSError, KeyError, RuntimeError, ValueError) as error:

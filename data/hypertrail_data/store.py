@@ -24,9 +24,9 @@ from .manifest import Entry
 from .trajectory import Array, Layout, Segment, State, check_cut, check_layout, check_start, check_step, describe
 from .writer import Job, Writer, write_segment
 
-# Smaller ones cost time (a file, two fsyncs and a line each), larger ones memory: some ten of them are held at a time.
+# Smaller ones cost time (a file, three fsyncs and a line each), larger ones memory: some of them are held at a time.
 SEGMENT_BYTES = 8 * 2**20
-IN_FLIGHT = 2  # segments accepted and not yet on the disk: a slow disk may fall behind and catch up later
+IN_FLIGHT = 2  # segments accepted and not yet written
 KEPT = 2  # segments that stay in memory as they were appended: the first that a walk backwards asks for
 
 
@@ -42,10 +42,11 @@ class Report:
 class StoredTrajectory:
     """A Trajectory kept in a folder. Make one with ``create`` or ``open``; close it, or use it as a context manager.
 
-    Blocks given to ``append`` are gathered into segments of at most ``segment_bytes``, which a thread builds and writes; a block
-    that fits into a segment is not cut in two. A segment's states are *acknowledged* once its line of the manifest is on
-    disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not
-    yet acknowledged. The latest segments can be read back at once, from memory, while they are still being written.
+    Blocks given to ``append`` are gathered into segments of at most ``segment_bytes``, which a thread writes and another syncs;
+    a block that fits into a segment is not cut in two. A segment's states are *acknowledged* once its line of the manifest is
+    on disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not
+    yet written, or while the disk is some twenty behind. What is handed over can be walked through backwards at once, the
+    latest segments from memory, the others from their files, synced or not.
     A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
     array, is kept without a copy until it is written.
 
@@ -238,10 +239,12 @@ class StoredTrajectory:
         kept = [entry for entry in self._entries if entry.start < step]
         with storing(self.folder, "put that right, then truncate again; nothing was lost"):
             if kept and kept[-1].stop > step:
-                last = segment.load(self.folder, kept.pop())
+                last = self._load(kept.pop())
                 states = {name: array[: step - last.start] for name, array in last.states.items()}
                 layout = describe(states)[1]
-                kept.append(write_segment(self.folder, Job(last.start, step, layout, [states], 0)))
+                anew = write_segment(self.folder, Job(last.start, step, layout, [states], 0))
+                anew.sync()
+                kept.append(anew.entry)
             manifest.replace(self.folder, kept)
             self._entries[:] = kept
             self._pending_start = self._pending_stop = step
@@ -261,7 +264,7 @@ class StoredTrajectory:
             self._settle()
         check_step(step, self.start, self.stop)
         entry = self._entries[bisect_right(self._entries, step, key=lambda e: e.start) - 1]
-        loaded = self._loaded.pop(entry.name, None) or segment.load(self.folder, entry)
+        loaded = self._loaded.pop(entry.name, None) or self._load(entry)
         self._loaded[entry.name] = loaded
         if len(self._loaded) > 2:
             self._loaded.popitem(last=False)
@@ -274,7 +277,7 @@ class StoredTrajectory:
 
     def backwards(self) -> Iterator[Segment]:
         """All segments, last to first. While one is in use the next is loaded: two segments in memory. The latest ones come from
-        memory, while the writer goes on with them."""
+        memory, while the writer goes on with them; a disk that then fails is told of after the first segment of all."""
         self._check_open()
         if self._lock is None or self._writer.failure:
             self._settle()
@@ -282,17 +285,20 @@ class StoredTrajectory:
         self._hand_over()
         latest = self._latest[::-1]
         before = latest[-1].start if latest else self.stop
-        return self._walk([entry for entry in self._entries[::-1] if entry.start < before], latest)
+        return self._unsettled([entry for entry in self._writer.readable()[::-1] if entry.start < before], latest)
+
+    def _unsettled(self, entries: list[Entry], latest: Sequence[Segment]) -> Iterator[Segment]:
+        """Walk through what the disk may not have yet. When all of it has been handed out it has, or this raises."""
+        yield from self._walk(entries, latest)
+        self._settle()
 
     def _walk(self, entries: list[Entry], latest: Sequence[Segment] = ()) -> Iterator[Segment]:
         with ThreadPoolExecutor(1, thread_name_prefix="trajectory reader") as reader:
-            ahead = reader.submit(segment.load, self.folder, entries[0]) if entries else None
+            ahead = reader.submit(self._load, entries[0]) if entries else None
             yield from latest
-            if latest:
-                self._settle()  # what was just handed out is as good as on the disk, or it raises
             for entry in entries[1:]:
                 current = ahead.result()
-                ahead = reader.submit(segment.load, self.folder, entry)
+                ahead = reader.submit(self._load, entry)
                 yield current
                 del current
             if ahead:
@@ -361,7 +367,7 @@ class StoredTrajectory:
         self._pending_start = self._pending_stop
 
     def _remember(self, job: Job) -> None:
-        """Keep a segment that was handed over: the last KEPT ones, and all that are not acknowledged."""
+        """Keep a segment that was handed over: the last KEPT ones, and all that are not written."""
         states = {
             name: job.pieces[0][name] if len(job.pieces) == 1 else np.concatenate([piece[name] for piece in job.pieces])
             for name in job.layout
@@ -369,13 +375,19 @@ class StoredTrajectory:
         for array in states.values():
             array.flags.writeable = False
         self._latest.append(Segment(job.start, job.stop, states))
-        while len(self._latest) > KEPT and self._latest[0].stop <= self.acknowledged:
+        written = self._writer.readable()
+        while written and len(self._latest) > KEPT and self._latest[0].stop <= written[-1].stop:
             self._latest.pop(0)
 
     def _known_layout(self) -> Layout | None:
         if self._layout is None and self._entries:
-            self._layout = describe(segment.load(self.folder, self._entries[0]).states)[1]
+            self._load(self._entries[0])
         return self._layout
+
+    def _load(self, entry: Entry) -> Segment:
+        loaded = segment.load(self.folder, entry, self._layout)
+        self._layout = self._layout or describe(loaded.states)[1]
+        return loaded
 
     def _settle(self) -> None:
         """Before reading: flush. After a failure that has been raised, go on with what was acknowledged."""

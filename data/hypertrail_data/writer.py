@@ -1,19 +1,23 @@
-"""The thread that turns full buffers into segments on disk, while training goes on."""
+"""The threads that turn full buffers into segments on disk, while training goes on."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from . import manifest, segment
-from .durable import write_file
+from .durable import sync_folder, temporary, write_all
 from .manifest import Entry
 from .trajectory import Layout
+
+BEHIND = 8  # times `room`: bytes written and not yet durable, which are the system's memory, not ours
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,19 +29,48 @@ class Job:
     nbytes: int
 
 
-def write_segment(folder: Path, job: Job) -> Entry:
-    """Put one segment on disk under its name; it counts only once the manifest says so. Raises OSError."""
-    image = segment.pack(job.start, job.stop, job.layout, job.pieces)
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A segment's file, whole and under its name, and the descriptor that it was written through: the disk has it once that is
+    synced. ``sync`` closes it."""
+
+    entry: Entry
+    fd: int
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self.fd)
+        finally:
+            os.close(self.fd)
+
+
+def write_segment(folder: Path, job: Job) -> Written:
+    """Write one segment; it counts only once it is synced and the manifest says so. Raises OSError."""
+    parts = segment.pack(job.start, job.stop, job.layout, job.pieces)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     name = segment.file_name(job.start, job.stop)
-    write_file(folder / name, image)
-    return Entry(name, job.start, job.stop, len(image), hashlib.sha256(image).hexdigest())
+    temp = temporary(folder / name)
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        write_all(fd, *parts)
+        os.replace(temp, folder / name)
+    except BaseException:
+        os.close(fd)
+        with suppress(OSError):
+            temp.unlink()
+        raise
+    size = sum(part.nbytes for part in parts)
+    return Written(Entry(name, job.start, job.stop, size, digest.hexdigest()), fd)
 
 
 class Writer:
     """Writes jobs in the order of submission and adds each to ``entries`` once it is durable.
 
-    ``room`` (bytes, set by the owner) bounds what is accepted but not yet durable: ``reserve`` waits for it. After
-    the first failure nothing more is written, and ``failure`` says why.
+    One thread writes files, as fast as the system takes them; another waits for the disk. ``room`` (bytes, set by the owner)
+    bounds what is accepted but not yet written, and so our memory: ``reserve`` waits for it. After the first failure nothing
+    more is written; ``failure`` says why, once all that was written before it is durable.
     """
 
     def __init__(self, folder: Path, entries: list[Entry]) -> None:
@@ -49,9 +82,11 @@ class Writer:
         self._in_flight = 0
         self._jobs: deque[Job] = deque()
         self._busy = False
+        self._written: deque[Written] = deque()  # in order; the first of them is being synced
+        self._stopped: BaseException | None = None  # what ended the writing
         self._closing = False
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def reserve(self, nbytes: int) -> None:
         """Wait until ``nbytes`` more fit. More than fit in an empty room are let in alone."""
@@ -67,45 +102,97 @@ class Writer:
                 return
             self._jobs.append(job)
             self._changed.notify_all()
-            if self._thread is None:
-                # A daemon: a program that forgets close() still ends; what was not acknowledged is then lost.
-                self._thread = threading.Thread(target=self._run, name="trajectory writer", daemon=True)
-                self._thread.start()
+            if not self._threads:
+                # Daemons: a program that forgets close() still ends; what was not acknowledged is then lost.
+                self._threads = [
+                    threading.Thread(target=run, name=f"trajectory {name}", daemon=True)
+                    for name, run in (("writer", self._write), ("syncer", self._sync))
+                ]
+                for thread in self._threads:
+                    thread.start()
+
+    def readable(self) -> list[Entry]:
+        """The segments whose files can be read, durable or not, in order."""
+        with self._changed:
+            return self._entries + [one.entry for one in self._written]
 
     def drain(self) -> None:
         """Wait until all jobs are durable, or one has failed."""
         with self._changed:
-            self._changed.wait_for(lambda: self.failure or not (self._jobs or self._busy))
+            self._changed.wait_for(
+                lambda: self.failure or not (self._jobs or self._busy or self._written or self._stopped)
+            )
 
     def close(self) -> None:
-        """Write what was submitted, then end the thread."""
+        """Write what was submitted, wait until it is durable, and end the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _write(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                if not self._jobs:
+                self._changed.wait_for(self._may_write)
+                if self.failure or not self._jobs:
                     return
                 job = self._jobs.popleft()
                 self._busy = True
             try:
-                entry = write_segment(self._folder, job)
-                manifest.append(self._folder, entry)
+                written = write_segment(self._folder, job)
             except BaseException as error:
                 with self._changed:
-                    self.failure = error
+                    self._stopped = error
                     self._busy = False
-                    self._jobs.clear()
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._entries.append(entry)
+                self._written.append(written)
                 self._in_flight -= job.nbytes
                 self._busy = False
+                if self.failure:
+                    self._let_go()
                 del job  # before waiting for the next one: it holds a segment's worth of memory
                 self._changed.notify_all()
+
+    def _may_write(self) -> bool:
+        behind = sum(one.entry.bytes for one in self._written)
+        return bool(self.failure or (behind <= BEHIND * self.room if self._jobs else self._closing))
+
+    def _sync(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._written or self._stopped or self._idle_for_good())
+                if not self._written:
+                    self._fail(self._stopped)
+                    return
+                written = self._written[0]
+            try:
+                written.sync()
+                sync_folder(self._folder)
+                manifest.append(self._folder, written.entry)
+            except BaseException as error:
+                with self._changed:
+                    self._written.popleft()
+                    self._fail(error)
+                return
+            with self._changed:
+                self._entries.append(written.entry)
+                self._written.popleft()
+                self._changed.notify_all()
+
+    def _idle_for_good(self) -> bool:
+        return self._closing and not (self._jobs or self._busy)
+
+    def _fail(self, error: BaseException | None) -> None:
+        """Let nothing more be written or waited for, if there is an error. Called with the lock held."""
+        self.failure = error
+        if error:
+            self._jobs.clear()
+            self._let_go()
+            self._changed.notify_all()
+
+    def _let_go(self) -> None:
+        while self._written:
+            os.close(self._written.popleft().fd)

@@ -40,8 +40,8 @@ class Stored:
                 yield start, stop, self.join(held, start, stop)
                 held = [(begin, states) for begin, states in held if begin < start]
                 stop, start = start, start - self.chunk
-            if stop == first:
-                return
+            if stop == first > self.trajectory.start:
+                return  # a walk that goes all the way ends by itself, and tells whether the disk has all of it
 
     def join(self, held: list[tuple[int, Tree]], start: int, stop: int) -> Tree:
         pieces = []

@@ -169,7 +169,7 @@ def into_folder(
     from .sections import own_sections
 
     if getattr(config, "trajectory", "") in ("disk", "auto"):
-        memory.give_back()  # before the engine starts its threads; what is kept in memory alone would pay for it in vain
+        memory.one_pool()  # before the engine starts its threads
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     if not study:

@@ -8,8 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
-LARGE = 2 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+LARGEST_KEPT, MOST_KEPT = 32 << 20, 256 << 20  # bytes of a block (the most that can be asked for), and of all free ones
 
 
 def peak() -> int:
@@ -24,15 +24,15 @@ def peak() -> int:
     return largest if sys.platform == "darwin" else largest * 1024  # bytes there, KiB elsewhere
 
 
-def give_back() -> bool:
-    """Let all threads of this process share one pool of freed memory, and large blocks go back to the system when they are freed.
+def one_pool() -> bool:
+    """Let all threads of this process share one pool of freed memory, and keep what is freed for the next block.
     Call it before other threads start.
 
-    The GNU C library gives each thread a pool of its own, and cuts blocks of up to 32 MB out of it. States that one thread
-    makes, another writes and a third reads back then leave a chunk in every pool and holes between the chunks: a long HDF5
-    trajectory took up to twice the memory of a short one. Price: fresh pages for every block above LARGE, some milliseconds
-    for each chunk of states. Linux with the GNU library only; elsewhere nothing happens. Returns whether it was set.
-    The same from outside: MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=2097152.
+    The GNU C library gives each thread a pool of its own. States that one thread makes, another writes and a third reads
+    back then leave a chunk in every pool: a long HDF5 trajectory took more and more memory. And it gives large blocks back
+    to the system, which hands out fresh pages for the next one: some milliseconds for each chunk of states. Linux with the
+    GNU library only; elsewhere nothing happens. Returns whether it was set. The same from outside:
+    MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -40,4 +40,5 @@ def give_back() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(M_ARENA_MAX, 1) and mallopt(M_MMAP_THRESHOLD, LARGE))
+    settings = (M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, MOST_KEPT)
+    return all([mallopt(*one) for one in settings])

@@ -104,8 +104,8 @@ def test_an_exact_hypergradient_over_five_gigabytes(tmp_path):
     room_for(tmp_path, 5)
     program = """
 from pathlib import Path
-from hypertrail.memory import give_back
-give_back()
+from hypertrail.memory import one_pool
+one_pool()
 import hypertrail_data as data
 from hypertrail import Exact, L2, Problem, engines
 from hypertrail_nets import mlp

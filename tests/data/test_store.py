@@ -15,6 +15,7 @@ import pytest
 
 from hypertrail_data import DiskFull, StoredTrajectory, TrajectoryError
 from hypertrail_data import manifest as manifest_module
+from hypertrail_data import segment as segment_module
 from hypertrail_data import store as store_module
 from hypertrail_data import writer as writer_module
 
@@ -111,6 +112,25 @@ class TestFormat:
         (folder / "manifest.jsonl").write_bytes(manifest_module.seal(changed))
         with StoredTrajectory.open(folder) as trajectory:
             assert trajectory.read(2)["w"].tolist() == [6.0, 7.0, 8.0]
+
+    def test_segments_are_recognised_or_read_by_hdf5_with_the_same_result(self, tmp_path, writing, monkeypatch):
+        """With the layout at hand, a segment is read as it was drawn; one that is drawn differently is left to HDF5."""
+        asked = []
+        unpack = segment_module.unpack
+        monkeypatch.setattr(segment_module, "unpack", lambda path, image: asked.append(path) or unpack(path, image))
+        folder = fill(tmp_path / "t", writing, 60)
+        with StoredTrajectory.open(folder) as trajectory:
+            parts = list(trajectory.forwards())
+            assert len(parts) > 3
+            assert len(asked) == 1  # the first one told the layout
+            for one, entry in zip(parts, trajectory._entries, strict=True):
+                alone = segment_module.load(folder, entry)
+                assert list(one.states) == list(alone.states)
+                assert writing.same(one.states, alone.states)
+                assert writing.same(one.states, writing.states(one.start, one.stop))
+                unlike = {"other": ((2,), np.dtype("f4"))}
+                assert writing.same(segment_module.load(folder, entry, unlike).states, one.states)
+        assert len(asked) == 1 + 2 * len(parts)
 
     def test_what_is_read_is_read_only(self, tmp_path, writing):
         with StoredTrajectory.open(fill(tmp_path / "t", writing)) as trajectory:
@@ -383,6 +403,95 @@ class TestWriting:
             list(trajectory.backwards())
         trajectory.close()
 
+    def test_a_walk_backwards_does_not_wait_until_files_are_synced(self, tmp_path, monkeypatch):
+        """Those that are written are read, and acknowledged later; the walk ends once all of them are."""
+        may_sync = threading.Event()
+        sync = writer_module.Written.sync
+
+        def slow(written):
+            may_sync.wait()
+            sync(written)
+
+        monkeypatch.setattr(writer_module.Written, "sync", slow)
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
+            for step in range(60):
+                trajectory.append(step, {"w": np.full((1, 1000), float(step))})
+            walk = trajectory.backwards()
+            seen = [next(walk) for _ in range(6)]
+            assert trajectory.acknowledged == 0
+            assert [(one.start, one.stop) for one in seen] == [(k, k + 10) for k in range(50, -1, -10)]
+            assert all(one.states["w"][k, 0] == one.start + k for one in seen for k in range(len(one)))
+            may_sync.set()
+            assert next(walk, None) is None
+            assert trajectory.acknowledged == 60
+
+    def test_a_disk_that_never_syncs_stops_the_writing(self, tmp_path, monkeypatch):
+        """Ten steps make a segment; files of twenty are accepted without a sync, and some in memory, and then no more."""
+        may_sync = threading.Event()
+        sync = writer_module.Written.sync
+
+        def slow(written):
+            may_sync.wait()
+            sync(written)
+
+        monkeypatch.setattr(writer_module.Written, "sync", slow)
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
+            threading.Timer(0.5, may_sync.set).start()
+            for step in range(1000):
+                trajectory.append(step, STEP)
+                if not may_sync.is_set():
+                    assert trajectory.stop <= 10 * (2 * writer_module.BEHIND + 1 + 1 + 2)
+            assert may_sync.is_set()
+
+    def test_what_was_written_before_a_failure_is_acknowledged(self, tmp_path, monkeypatch):
+        write, sync = writer_module.write_segment, writer_module.Written.sync
+        failed = threading.Event()
+
+        def third(folder, job):
+            if job.start == 20:
+                failed.set()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(folder, job)
+
+        def late(written):
+            failed.wait()
+            sync(written)
+
+        monkeypatch.setattr(writer_module, "write_segment", third)
+        monkeypatch.setattr(writer_module.Written, "sync", late)
+        trajectory = StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000)
+        with pytest.raises(DiskFull, match="below step 20 are safe"):
+            trajectory.append(0, {"w": np.ones((300, 1000))})
+        trajectory.close()
+        with StoredTrajectory.open(tmp_path / "t") as trajectory:
+            assert trajectory.stop == 20
+
+    def test_a_disk_that_cannot_sync(self, tmp_path, monkeypatch):
+        """The third file is not on the disk: the first two count, it and all later ones do not."""
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        sync = writer_module.Written.sync
+
+        def third(written):
+            sync(written)
+            if written.entry.start == 20:
+                time.sleep(0.05)  # others are written meanwhile
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(writer_module.Written, "sync", third)
+        trajectory = StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000)
+        for step in range(60):
+            trajectory.append(step, STEP)
+        with pytest.raises(TrajectoryError, match="below step 20 are safe"):
+            list(trajectory.backwards())
+        trajectory.close()
+        monkeypatch.undo()
+        if before:
+            assert len(os.listdir("/proc/self/fd")) == before
+        with StoredTrajectory.open(tmp_path / "t", "a") as trajectory:
+            assert trajectory.stop == 20
+            trajectory.append(20, STEP)
+            assert trajectory.verify().steps == 21
+
     def test_a_writable_block_may_be_reused_at_once(self, tmp_path):
         with StoredTrajectory.create(tmp_path / "t", 20_000) as trajectory:
             buffer = np.empty((2, 500))
@@ -466,17 +575,17 @@ with StoredTrajectory.create(sys.argv[1], segment_bytes=4_000_000) as trajectory
         trajectory = StoredTrajectory.create(folder, 20_000)
         trajectory.append(0, writing.states(0, 20))
         trajectory.flush()
-        write = writer_module.write_file
+        write = writer_module.write_all
 
         def fail(*_):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(writer_module, "write_file", fail)
+        monkeypatch.setattr(writer_module, "write_all", fail)
         message = f"{os.strerror(number).lower()}; the states below step 20 are safe"
         trajectory.append(20, writing.states(20, 23))
         with pytest.raises(kind, match=message):
             trajectory.flush()
-        monkeypatch.setattr(writer_module, "write_file", write)
+        monkeypatch.setattr(writer_module, "write_all", write)
         for again in (trajectory.flush, lambda: trajectory.append(40, writing.states(40, 41))):
             with pytest.raises(kind, match=message):  # nothing is written after a failure: it would leave a hole
                 again()
@@ -492,7 +601,7 @@ with StoredTrajectory.create(sys.argv[1], segment_bytes=4_000_000) as trajectory
         def fail(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(writer_module, "write_file", fail)
+        monkeypatch.setattr(writer_module, "write_all", fail)
         trajectory = StoredTrajectory.create(tmp_path / "t")
         trajectory.append(0, writing.states(0, 20))
         with pytest.raises(DiskFull):

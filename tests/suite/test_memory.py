@@ -11,9 +11,9 @@ import pytest
 # is one pool's worth, or eight.
 PROGRAM = """
 import sys, threading
-from hypertrail.memory import give_back
+from hypertrail.memory import one_pool
 if sys.argv[1] == "one":
-    assert give_back()
+    assert one_pool()
 import numpy as np
 
 ends = [threading.Event() for _ in range(8)]

@@ -1,0 +1,160 @@
+"""A segment's HDF5 file without its payload: what HDF5 writes around the arrays, and where they belong.
+
+All segments of a trajectory but the last have the same outline, up to the two numbers start and stop: it is drawn once, by
+HDF5 itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p
+
+from .trajectory import Layout
+
+# The oldest forms there are: every HDF5 reads them, and their headers have no check sums, so start and stop can be exchanged.
+LIBVER = ("earliest", "v110")
+ALIGNED = 64  # bytes: arrays that begin at multiples of it can be used by JAX on a CPU as they lie, without a copy
+START, STOP = 0x5E61_7453_7461_7274, 0x5E61_7453_746F_7021  # drawn in place of the two numbers, and found again
+
+
+@dataclass(frozen=True)
+class Place:
+    """An array of the file: its bytes are offset .. offset + nbytes - 1."""
+
+    name: str
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Outline:
+    """gaps: the bytes before each place and after the last, with START and STOP in the places of two numbers."""
+
+    places: tuple[Place, ...]  # in the file's order; those without elements have no bytes and no gap
+    gaps: tuple[bytes, ...]
+
+    def around(self, start: int, stop: int) -> list[bytes]:
+        """The gaps of the file that holds the steps start .. stop - 1."""
+        numbers = [(number(drawn), number(one)) for drawn, one in ((START, start), (STOP, stop))]
+        gaps = list(self.gaps)
+        for old, new in numbers:
+            gaps = [gap.replace(old, new) if old in gap else gap for gap in gaps]
+        return gaps
+
+    def fill(self, start: int, stop: int, arrays: Mapping[str, Sequence[np.ndarray]]) -> list[memoryview]:
+        """The bytes of the whole file in order, as parts; the arrays, given in pieces, are parts themselves and not copied."""
+        parts: list[memoryview] = []
+        filled = [place for place in self.places if place.nbytes]
+        first, *others = self.around(start, stop)
+        parts.append(memoryview(first))
+        for place, gap in zip(filled, others, strict=True):
+            parts += [memoryview(np.ascontiguousarray(one)).cast("B") for one in arrays[place.name] if one.nbytes]
+            parts.append(memoryview(gap))
+        return parts
+
+    def find(self, image: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray] | None:
+        """The arrays of a file, views of its bytes; None if it is not, but for the arrays, exactly what ``fill`` makes."""
+        filled = [place for place in self.places if place.nbytes]
+        at = 0
+        for gap, place in zip(self.around(start, stop), [*filled, None], strict=True):
+            if image[at : at + len(gap)].tobytes() != gap:
+                return None
+            at += len(gap) + (place.nbytes if place else 0)
+        if at != len(image):
+            return None
+        return {
+            one.name: image[one.offset : one.offset + one.nbytes].view(one.dtype).reshape(one.shape)
+            for one in sorted(self.places, key=lambda one: one.name)
+        }
+
+
+def number(value: int) -> bytes:
+    return np.int64(value).tobytes()
+
+
+def outline(steps: int, layout: Layout) -> Outline:
+    """The outline of a file of so many steps. Contiguous data sets without check sums: the manifest's sha256 vouches for all."""
+    return _outline(steps, tuple((name, *one) for name, one in layout.items()))
+
+
+@lru_cache(maxsize=4)
+def _outline(steps: int, arrays: tuple[tuple[str, tuple[int, ...], np.dtype], ...]) -> Outline:
+    paper = Paper()
+    room = h5p.create(h5p.DATASET_CREATE)
+    room.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    room.set_fill_time(h5d.FILL_TIME_NEVER)
+    places = []
+    with h5py.File(paper, "w", libver=LIBVER, alignment_threshold=1, alignment_interval=ALIGNED) as file:
+        file.attrs["start"], file.attrs["stop"] = START, STOP
+        for name, shape, dtype in arrays:
+            dataset = file.create_dataset(name, (steps, *shape), dtype, dcpl=room)
+            offset = dataset.id.get_offset() or 0  # None: no elements
+            places.append(Place(name, offset, dataset.nbytes, dataset.shape, dataset.dtype))
+    places.sort(key=lambda place: place.offset)
+    return Outline(tuple(places), tuple(paper.gaps([place for place in places if place.nbytes])))
+
+
+class Paper:
+    """The file object that HDF5 draws on. The arrays are given room and never written, so this is some kilobytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._written: list[tuple[int, bytes]] = []  # (offset, bytes) in the order of writing
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        self._written.append((self._at, data))
+        self._at += len(data)
+        self.size = max(self.size, self._at)
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        data = self.between(self._at, min(self._at + size, self.size))
+        self._at += len(data)
+        return data
+
+    def truncate(self, size: int) -> int:
+        self.size = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def between(self, start: int, stop: int) -> bytes:
+        """The bytes start .. stop - 1; 0 where nothing was written."""
+        gap = bytearray(max(stop - start, 0))
+        for offset, data in self._written:
+            first, last = max(offset, start), min(offset + len(data), stop)
+            if first < last:
+                gap[first - start : last - start] = data[first - offset : last - offset]
+        return bytes(gap)
+
+    def gaps(self, places: list[Place]) -> Iterator[bytes]:
+        """What lies before each place and after the last. Raises RuntimeError if it is not what ``Outline`` takes it for."""
+        found, done = [], 0
+        for place in places:
+            found.append(self.between(done, place.offset))
+            done = place.offset + place.nbytes
+        found.append(self.between(done, max(done, self.size)))
+        for drawn in (START, STOP):
+            if (count := sum(gap.count(number(drawn)) for gap in found)) != 1:
+                raise RuntimeError(
+                    f"HDF5 {h5py.version.hdf5_version} has written an attribute {count} times, expected once"
+                )
+        yield from found
