@@ -6,7 +6,7 @@ HDF5 itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,15 +49,14 @@ class Outline:
             gaps = [gap.replace(old, new) if old in gap else gap for gap in gaps]
         return gaps
 
-    def fill(self, start: int, stop: int, arrays: Mapping[str, Sequence[np.ndarray]]) -> list[memoryview]:
-        """The bytes of the whole file in order, as parts; the arrays, given in pieces, are parts themselves and not copied."""
+    def fill(self, start: int, stop: int, arrays: Mapping[str, np.ndarray]) -> list[memoryview]:
+        """The bytes of the whole file in order, as parts; the arrays are parts themselves and not copied."""
         parts: list[memoryview] = []
         filled = [place for place in self.places if place.nbytes]
         first, *others = self.around(start, stop)
         parts.append(memoryview(first))
         for place, gap in zip(filled, others, strict=True):
-            parts += [memoryview(np.ascontiguousarray(one)).cast("B") for one in arrays[place.name] if one.nbytes]
-            parts.append(memoryview(gap))
+            parts += memoryview(np.ascontiguousarray(arrays[place.name])).cast("B"), memoryview(gap)
         return parts
 
     def find(self, image: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -12,29 +11,31 @@ import numpy as np
 
 from .errors import TrajectoryError
 from .manifest import Entry, way_out
-from .outline import ALIGNED, outline
-from .trajectory import Layout, Segment
+from .outline import outline
+from .rooms import Rooms
+from .trajectory import Layout, Segment, describe
 
 
 def file_name(start: int, stop: int) -> str:
     return f"segment-{start:012d}-{stop:012d}.h5"
 
 
-def pack(start: int, stop: int, layout: Layout, pieces: Sequence[dict[str, np.ndarray]]) -> list[memoryview]:
-    """The bytes of an HDF5 file that holds the steps start .. stop - 1, given in ``pieces`` stacked along axis 0: parts in the
-    file's order. The payload is not copied: its arrays must not change before the parts are written."""
-    return outline(stop - start, layout).fill(start, stop, {name: [piece[name] for piece in pieces] for name in layout})
+def pack(one: Segment) -> list[memoryview]:
+    """The bytes of an HDF5 file that holds these states: parts in the file's order. The payload is not copied: its arrays must
+    not change before the parts are written."""
+    return outline(len(one), describe(one.states)[1]).fill(one.start, one.stop, one.states)
 
 
-def load(folder: Path, entry: Entry, layout: Layout | None = None) -> Segment:
-    """Read one segment; its arrays are read-only views of the file's bytes. Memory: the segment.
+def load(folder: Path, entry: Entry, rooms: Rooms, layout: Layout | None = None) -> Segment:
+    """Read one segment; its arrays are read-only views of the file's bytes. Memory: the segment, one of the
+    rooms until its last array is gone.
 
     layout: what it is likely to hold. A file that is then just as ``pack`` makes it need not be taken apart by HDF5.
     Raises TrajectoryError if the file cannot be read, or one bit of it is not as it was written.
     """
     path = folder / entry.name
     try:
-        image = read(path)
+        image = read(path, rooms)
     except OSError as error:
         raise _damaged(folder, entry, f"cannot be read ({error.strerror})") from error
     digest = hashlib.sha256(image).hexdigest()
@@ -54,12 +55,11 @@ def load(folder: Path, entry: Entry, layout: Layout | None = None) -> Segment:
     return Segment(start, stop, states)
 
 
-def read(path: Path) -> np.ndarray:
-    """The bytes of a file, beginning at a multiple of ALIGNED. Raises OSError."""
+def read(path: Path, rooms: Rooms) -> np.ndarray:
+    """The bytes of a file, beginning at a page. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        room = np.empty(size + ALIGNED, np.uint8)
-        image = room[-room.ctypes.data % ALIGNED :][:size]
+        image = rooms.array(size)
         done = 0
         while done < size and (count := file.readinto(image[done:])):
             done += count

@@ -20,9 +20,11 @@ from . import manifest, segment
 from .durable import storage_error, storing, write_file
 from .errors import DataError, DiskFull, TrajectoryError
 from .folder import FORMAT, HEADER, VERSION, occupied, read_header, sweep, take_lock
+from .gathering import Gathered, state_bytes
 from .manifest import Entry
+from .rooms import Rooms
 from .trajectory import Array, Layout, Segment, State, check_cut, check_layout, check_start, check_step, describe
-from .writer import Job, Writer, write_segment
+from .writer import Writer, write_segment
 
 # Smaller ones cost time (a file, three fsyncs and a line each), larger ones memory: some of them are held at a time.
 SEGMENT_BYTES = 8 * 2**20
@@ -47,8 +49,7 @@ class StoredTrajectory:
     on disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not
     yet written, or while the disk is some twenty behind. What is handed over can be walked through backwards at once, the
     latest segments from memory, the others from their files, synced or not.
-    A writable NumPy block is copied once (its owner may go on writing into it); a read-only one, such as a view of a JAX
-    array, is kept without a copy until it is written.
+    A block is copied once; its owner may go on writing into it.
 
     Reading verifies the sha256 of every segment file it loads. What is read back is read-only. Only one process may write; any
     number may read.
@@ -63,12 +64,13 @@ class StoredTrajectory:
         self.meta: dict[str, Any] = header["meta"]
         self.segment_bytes: int = header["segment_bytes"]
         self._entries = entries  # durable segments; the writer adds to it
-        self._pending: list[dict[str, np.ndarray]] = []  # pieces of the segment being gathered
+        self._gathered: Gathered | None = None
         self._first = entries[0].start if entries else 0
-        self._pending_start = self._pending_stop = entries[-1].stop if entries else 0
+        self._stop = entries[-1].stop if entries else 0  # of what was appended
         self._layout: Layout | None = None
         self._loaded: OrderedDict[str, Segment] = OrderedDict()
         self._latest: list[Segment] = []  # in rising order; all that is handed over and not acknowledged is among them
+        self._rooms = Rooms()
         self._lock = lock
         self._closed = False
         self._writer = Writer(folder, entries)
@@ -165,7 +167,7 @@ class StoredTrajectory:
     @property
     def stop(self) -> int:
         """One past the last step appended; after a failure to write, one past the last step acknowledged."""
-        return self.acknowledged if self._writer.failure else self._pending_stop
+        return self.acknowledged if self._writer.failure else self._stop
 
     @property
     def acknowledged(self) -> int:
@@ -179,7 +181,7 @@ class StoredTrajectory:
     def nbytes(self) -> int:
         """Bytes of array payload; what is on disk is a little more."""
         layout = self._known_layout()
-        return len(self) * _step_bytes(layout) if layout else 0
+        return len(self) * state_bytes(layout) if layout else 0
 
     def segments(self) -> list[tuple[int, int]]:
         self._settle()
@@ -198,22 +200,23 @@ class StoredTrajectory:
             check_layout(layout, expected)
         if not len(self):
             self._layout = layout
-            self._first = self._pending_start = self._pending_stop = start
+            self._first = self._stop = start
         arrays = {name: np.asarray(states[name]) for name in layout}
-        step_bytes = _step_bytes(layout)
-        self._writer.room = IN_FLIGHT * max(self.segment_bytes, step_bytes)
-        capacity = max(1, self.segment_bytes // max(step_bytes, 1))
-        if self._pending and self._pending_stop - self._pending_start + steps > capacity >= steps:
+        one = state_bytes(layout)
+        self._writer.room = IN_FLIGHT * max(self.segment_bytes, one)
+        capacity = max(1, self.segment_bytes // max(one, 1))
+        if self._gathered and self._gathered.left < steps <= capacity:
             self._hand_over()
         done = 0
         while done < steps:
-            take = min(steps - done, capacity - (self._pending_stop - self._pending_start))
-            self._writer.reserve(take * step_bytes)
+            take = min(steps - done, self._gathered.left if self._gathered else capacity)
+            self._writer.reserve(take * one)
             self._raise_failure()
-            self._pending.append({name: _own(array, done, done + take) for name, array in arrays.items()})
-            self._pending_stop += take
+            self._gathered = self._gathered or Gathered(self._stop, capacity, layout, self._rooms)
+            self._gathered.take(arrays, done, take)
+            self._stop += take
             done += take
-            if self._pending_stop - self._pending_start == capacity:
+            if not self._gathered.left:
                 self._hand_over()
 
     def hand_over(self) -> None:
@@ -241,19 +244,18 @@ class StoredTrajectory:
             if kept and kept[-1].stop > step:
                 last = self._load(kept.pop())
                 states = {name: array[: step - last.start] for name, array in last.states.items()}
-                layout = describe(states)[1]
-                anew = write_segment(self.folder, Job(last.start, step, layout, [states], 0))
+                anew = write_segment(self.folder, Segment(last.start, step, states))
                 anew.sync()
                 kept.append(anew.entry)
             manifest.replace(self.folder, kept)
             self._entries[:] = kept
-            self._pending_start = self._pending_stop = step
+            self._stop = step
             self._loaded.clear()
             self._latest.clear()
             sweep(self.folder, kept)
         if not kept:  # as new: any start, any layout
             self._layout = None
-            self._first = self._pending_start = self._pending_stop = 0
+            self._first = self._stop = 0
 
     # Reading
 
@@ -337,6 +339,7 @@ class StoredTrajectory:
         self._closed = True
         self._loaded.clear()
         self._latest.clear()
+        self._rooms.clear()
         self._abandoned.detach()
         _release(self._writer, self._lock)
         if not self._writer.told:
@@ -357,27 +360,14 @@ class StoredTrajectory:
     # Inside
 
     def _hand_over(self) -> None:
-        if self._pending and self._layout and not self._writer.failure:
-            steps = self._pending_stop - self._pending_start
-            nbytes = steps * _step_bytes(self._layout)
-            job = Job(self._pending_start, self._pending_stop, self._layout, self._pending, nbytes)
+        if self._gathered and not self._writer.failure:
+            job = self._gathered.segment()
             self._writer.submit(job)
-            self._remember(job)
-        self._pending = []
-        self._pending_start = self._pending_stop
-
-    def _remember(self, job: Job) -> None:
-        """Keep a segment that was handed over: the last KEPT ones, and all that are not written."""
-        states = {
-            name: job.pieces[0][name] if len(job.pieces) == 1 else np.concatenate([piece[name] for piece in job.pieces])
-            for name in job.layout
-        }
-        for array in states.values():
-            array.flags.writeable = False
-        self._latest.append(Segment(job.start, job.stop, states))
-        written = self._writer.readable()
-        while written and len(self._latest) > KEPT and self._latest[0].stop <= written[-1].stop:
-            self._latest.pop(0)
+            self._latest.append(job)
+            written = self._writer.readable()
+            while written and len(self._latest) > KEPT and self._latest[0].stop <= written[-1].stop:
+                self._latest.pop(0)
+        self._gathered = None
 
     def _known_layout(self) -> Layout | None:
         if self._layout is None and self._entries:
@@ -385,7 +375,7 @@ class StoredTrajectory:
         return self._layout
 
     def _load(self, entry: Entry) -> Segment:
-        loaded = segment.load(self.folder, entry, self._layout)
+        loaded = segment.load(self.folder, entry, self._rooms, self._layout)
         self._layout = self._layout or describe(loaded.states)[1]
         return loaded
 
@@ -409,17 +399,6 @@ class StoredTrajectory:
             self._writer.told = True
             way_out = f"the states below step {self.acknowledged} are safe: put that right and resume from there"
             raise storage_error(error, self.folder, way_out) from error
-
-
-def _own(array: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Rows start .. stop - 1, copied unless nobody can write into them."""
-    rows = array[start:stop]
-    frozen = not array.flags.writeable and not isinstance(array.base, np.ndarray)
-    return rows if frozen else rows.copy()
-
-
-def _step_bytes(layout: Layout) -> int:
-    return sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in layout.values())
 
 
 def _abandon(folder: Path, writer: Writer, lock: int | None) -> None:

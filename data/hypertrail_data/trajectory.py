@@ -30,6 +30,10 @@ class Segment:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.states.values())
+
 
 @runtime_checkable
 class Trajectory(Protocol):
@@ -118,7 +122,7 @@ class MemoryTrajectory:
 
     @property
     def nbytes(self) -> int:
-        return sum(int(array.nbytes) for block in self._blocks for array in block.states.values())
+        return sum(block.nbytes for block in self._blocks)
 
     def __len__(self) -> int:
         return self.stop - self.start

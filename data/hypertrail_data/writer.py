@@ -10,23 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from . import manifest, segment
 from .durable import sync_folder, temporary, write_all
 from .manifest import Entry
-from .trajectory import Layout
+from .trajectory import Segment
 
 BEHIND = 8  # times `room`: bytes written and not yet durable, which are the system's memory, not ours
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    start: int
-    stop: int
-    layout: Layout
-    pieces: list[dict[str, np.ndarray]]
-    nbytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +33,13 @@ class Written:
             os.close(self.fd)
 
 
-def write_segment(folder: Path, job: Job) -> Written:
+def write_segment(folder: Path, one: Segment) -> Written:
     """Write one segment; it counts only once it is synced and the manifest says so. Raises OSError."""
-    parts = segment.pack(job.start, job.stop, job.layout, job.pieces)
+    parts = segment.pack(one)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    name = segment.file_name(job.start, job.stop)
+    name = segment.file_name(one.start, one.stop)
     temp = temporary(folder / name)
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -62,7 +51,7 @@ def write_segment(folder: Path, job: Job) -> Written:
             temp.unlink()
         raise
     size = sum(part.nbytes for part in parts)
-    return Written(Entry(name, job.start, job.stop, size, digest.hexdigest()), fd)
+    return Written(Entry(name, one.start, one.stop, size, digest.hexdigest()), fd)
 
 
 class Writer:
@@ -80,7 +69,7 @@ class Writer:
         self._entries = entries
         self.room = 0
         self._in_flight = 0
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Segment] = deque()
         self._busy = False
         self._written: deque[Written] = deque()  # in order; the first of them is being synced
         self._stopped: BaseException | None = None  # what ended the writing
@@ -96,7 +85,7 @@ class Writer:
             )
             self._in_flight += nbytes
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Segment) -> None:
         with self._changed:
             if self.failure:
                 return

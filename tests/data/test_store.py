@@ -15,9 +15,11 @@ import pytest
 
 from hypertrail_data import DiskFull, StoredTrajectory, TrajectoryError
 from hypertrail_data import manifest as manifest_module
+from hypertrail_data import rooms as rooms_module
 from hypertrail_data import segment as segment_module
 from hypertrail_data import store as store_module
 from hypertrail_data import writer as writer_module
+from hypertrail_data.rooms import Rooms
 
 STEP = {"w": np.ones((1, 1000), np.float64)}  # 8000 bytes
 
@@ -124,12 +126,12 @@ class TestFormat:
             assert len(parts) > 3
             assert len(asked) == 1  # the first one told the layout
             for one, entry in zip(parts, trajectory._entries, strict=True):
-                alone = segment_module.load(folder, entry)
+                alone = segment_module.load(folder, entry, Rooms())
                 assert list(one.states) == list(alone.states)
                 assert writing.same(one.states, alone.states)
                 assert writing.same(one.states, writing.states(one.start, one.stop))
                 unlike = {"other": ((2,), np.dtype("f4"))}
-                assert writing.same(segment_module.load(folder, entry, unlike).states, one.states)
+                assert writing.same(segment_module.load(folder, entry, Rooms(), unlike).states, one.states)
         assert len(asked) == 1 + 2 * len(parts)
 
     def test_what_is_read_is_read_only(self, tmp_path, writing):
@@ -505,12 +507,25 @@ class TestWriting:
                 assert (trajectory.read(step)["w"] == step).all()
                 assert (trajectory.read(step)["v"] == step).all()
 
-    def test_blocks_nobody_can_write_into_are_not_copied(self, tmp_path):
-        block = np.ones((2, 500))
-        block.flags.writeable = False
-        with StoredTrajectory.create(tmp_path / "t") as trajectory:
-            trajectory.append(0, {"w": block})
-            assert np.shares_memory(trajectory._pending[0]["w"], block)
+    def test_rooms_are_used_again_and_never_under_somebodys_eyes(self, tmp_path):
+        """Whoever keeps an array keeps its room; the others come back: hundreds of segments in a handful of rooms."""
+        made = []
+
+        class Counted(rooms_module.mmap.mmap):
+            def __new__(cls, *arguments):
+                made.append(arguments)
+                return super().__new__(cls, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch, StoredTrajectory.create(tmp_path / "t", 80_000) as trajectory:
+            patch.setattr(rooms_module.mmap, "mmap", Counted)
+            for step in range(2000):
+                trajectory.append(step, {"w": np.full((1, 1000), float(step))})
+            held = trajectory.read(0)["w"], trajectory.read(500)["w"][3:5]
+            for one in trajectory.backwards():
+                assert (one.states["w"][:, 0] == np.arange(one.start, one.stop)).all()
+            assert (held[0] == 0).all()
+            assert (held[1] == 500).all()
+            assert len(made) < 20
 
     def test_back_pressure_bounds_what_is_under_way(self, tmp_path, monkeypatch):
         """While a slow disk takes one segment, at most one more is accepted."""
