@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from hypertrail.memory import peak
 
 Run = Callable[[str], dict[str, Any]]  # what to run → anything to report beside the seconds
 
@@ -34,18 +35,13 @@ def serve(prepare: Callable[[], Run], threads: int, cores: int | None = None) ->
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-(cores or threads) :])
     run = prepare()
-    baseline = peak_bytes()
+    baseline = peak()
     say({"ready": True})
     for line in sys.stdin:
         started, worked = time.perf_counter(), time.process_time()
         report = run(line.strip())
         seconds, cpu = time.perf_counter() - started, time.process_time() - worked
-        say({"seconds": seconds, "cpu_seconds": cpu, "memory": peak_bytes() - baseline, **report})
-
-
-def peak_bytes() -> int:
-    """Largest resident set so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        say({"seconds": seconds, "cpu_seconds": cpu, "memory": peak() - baseline, **report})
 
 
 def say(message: dict[str, Any]) -> None:

@@ -38,27 +38,23 @@ def work(way: str, steps: int, folder: Path) -> None:
     """The worker: one way back, run on demand."""
 
     def prepare() -> _workers.Run:
-        import itertools
         import shutil
 
         import jax.numpy as jnp
 
         import hypertrail_gpu as engine
-        from hypertrail import memory
         from hypertrail.keeping import Last, Reversible
         from hypertrail.methods import parse_method
 
-        if way == "disk":
-            memory.one_pool()  # as the command line does, for this way alone: the others would pay for it in vain
         jnp.zeros(1).block_until_ready()  # JAX's own start-up belongs to the baseline
         one = problem("float64", steps)
         hyper = one.initial_hyper()
         _, keep, word = WAYS[way]
         keeps = {"checkpoints": Checkpoints(), "reversible": Reversible(), "last": Last(20)}
-        number = itertools.count()
 
         def run(_: str) -> dict[str, Any]:
-            place = folder / f"{way}-{steps}-{next(number)}"
+            place = folder / f"{way}-{steps}"
+            shutil.rmtree(place, ignore_errors=True)  # as a descent does: the trajectory before goes first
             training = engine.train(one, hyper, place if keep == "disk" else keeps.get(keep, keep))
             kept = training.trajectory.nbytes if training.trajectory is not None else 0
             report: dict[str, Any] = {"trajectory": kept}
@@ -67,7 +63,6 @@ def work(way: str, steps: int, folder: Path) -> None:
                 report["N"] = result.diagnostics["N"]
             if training.trajectory is not None:
                 training.trajectory.close()
-            shutil.rmtree(place, ignore_errors=True)
             return report
 
         return run

@@ -164,12 +164,10 @@ def into_folder(
     words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
-    from . import display, engines, memory, processes, runs
+    from . import display, engines, processes, runs
     from .report.writing import write_report
     from .sections import own_sections
 
-    if getattr(config, "trajectory", "") in ("disk", "auto"):
-        memory.one_pool()  # before the engine starts its threads
     study = experiments.is_study(module)
     problem = refuse_early(module, config) if study else build(module, config)
     if not study:
