@@ -13,15 +13,19 @@ from pathlib import Path
 
 from .errors import DiskFull, TrajectoryError
 
-MOST_PARTS = 1024  # that writev takes at once, on Linux and macOS
+MOST_PARTS, MOST_BYTES = 1024, 2**30  # that writev takes at once, on Linux and macOS
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size limit
 
 
 def write_all(fd: int, *parts: bytes | memoryview) -> None:
-    """os.writev may stop short (signals, 2 GiB, a limit near by): go on until all is written or it raises OSError."""
+    """os.writev may stop short (signals, a limit near by): go on until all is written or it raises OSError."""
     waiting = deque(memoryview(part).cast("B") for part in parts)
     while waiting:
-        done = os.writev(fd, list(islice(waiting, MOST_PARTS)))
+        several, size = [], 0
+        for part in islice(waiting, MOST_PARTS):
+            several.append(part[: MOST_BYTES - size])
+            size += len(several[-1])
+        done = os.writev(fd, several)
         while waiting and done >= len(waiting[0]):
             done -= len(waiting.popleft())
         if done:

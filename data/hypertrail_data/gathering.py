@@ -16,7 +16,8 @@ class Gathered:
 
     def __init__(self, start: int, capacity: int, layout: Layout, rooms: Rooms) -> None:
         self.start = self.stop = start
-        self.capacity = capacity
+        self._capacity = capacity
+        self._segment: Segment | None = None
         sizes = {name: capacity * state_bytes({name: one}) for name, one in layout.items()}
         whole = rooms.array(sum(size + -size % ALIGNED for size in sizes.values()))
         self._arrays: dict[str, np.ndarray] = {}
@@ -31,7 +32,7 @@ class Gathered:
 
     @property
     def left(self) -> int:
-        return self.capacity - len(self)
+        return 0 if self._segment else self._capacity - len(self)
 
     def take(self, states: Mapping[str, Array], first: int, count: int) -> None:
         """Copy the states ``first`` .. ``first + count - 1`` of a block."""
@@ -40,11 +41,13 @@ class Gathered:
         self.stop += count
 
     def segment(self) -> Segment:
-        """What has been gathered, read-only and not to be added to any more."""
-        states = {name: array[: len(self)] for name, array in self._arrays.items()}
-        for array in states.values():
-            array.flags.writeable = False
-        return Segment(self.start, self.stop, states)
+        """What has been gathered, read-only; nothing more can be added. Always the same object."""
+        if self._segment is None:
+            states = {name: array[: len(self)] for name, array in self._arrays.items()}
+            for array in states.values():
+                array.flags.writeable = False
+            self._segment = Segment(self.start, self.stop, states)
+        return self._segment
 
 
 def state_bytes(layout: Layout) -> int:

@@ -6,7 +6,8 @@ HDF5 itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,8 @@ from .trajectory import Layout
 # The oldest forms there are: every HDF5 reads them, and their headers have no check sums, so start and stop can be exchanged.
 LIBVER = ("earliest", "v110")
 ALIGNED = 64  # bytes: arrays that begin at multiples of it can be used by JAX on a CPU as they lie, without a copy
-START, STOP = 0x5E61_7453_7461_7274, 0x5E61_7453_746F_7021  # drawn in place of the two numbers, and found again
+# Drawn in place of the two numbers, and found again: eight bytes that no name holds, as UTF-8 has none from F8 to FF.
+START, STOP = 0x7FFE_FDFC_FBFA_F9F8, 0x7FFE_FDFC_FBFA_F8F9
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def outline(steps: int, layout: Layout) -> Outline:
     return _outline(steps, tuple((name, *one) for name, one in layout.items()))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _outline(steps: int, arrays: tuple[tuple[str, tuple[int, ...], np.dtype], ...]) -> Outline:
     paper = Paper()
     room = h5p.create(h5p.DATASET_CREATE)
@@ -123,37 +125,30 @@ class Paper:
         self.size = max(self.size, self._at)
         return len(data)
 
-    def read(self, size: int) -> bytes:
-        data = self.between(self._at, min(self._at + size, self.size))
-        self._at += len(data)
-        return data
-
     def truncate(self, size: int) -> int:
         self.size = size
         return size
 
+    def read(self, size: int) -> bytes:
+        raise OSError("HDF5 reads what it has just written; this file object was made for writing alone")
+
     def flush(self) -> None:
         """Nothing waits."""
 
-    def between(self, start: int, stop: int) -> bytes:
-        """The bytes start .. stop - 1; 0 where nothing was written."""
-        gap = bytearray(max(stop - start, 0))
+    def gaps(self, places: list[Place]) -> list[bytes]:
+        """What lies before each place and after the last; 0 where nothing was written. Raises RuntimeError if it is not what
+        ``Outline`` takes it for."""
+        starts = [0, *(place.offset + place.nbytes for place in places)]
+        stops = [*(place.offset for place in places), max(starts[-1], self.size)]
+        gaps = [bytearray(stop - start) for start, stop in zip(starts, stops, strict=True)]
         for offset, data in self._written:
-            first, last = max(offset, start), min(offset + len(data), stop)
-            if first < last:
-                gap[first - start : last - start] = data[first - offset : last - offset]
-        return bytes(gap)
-
-    def gaps(self, places: list[Place]) -> Iterator[bytes]:
-        """What lies before each place and after the last. Raises RuntimeError if it is not what ``Outline`` takes it for."""
-        found, done = [], 0
-        for place in places:
-            found.append(self.between(done, place.offset))
-            done = place.offset + place.nbytes
-        found.append(self.between(done, max(done, self.size)))
+            i = bisect_right(starts, offset) - 1
+            if offset + len(data) > stops[i]:
+                raise RuntimeError(f"HDF5 {h5py.version.hdf5_version} has written into the room of an array")
+            gaps[i][offset - starts[i] : offset - starts[i] + len(data)] = data
         for drawn in (START, STOP):
-            if (count := sum(gap.count(number(drawn)) for gap in found)) != 1:
+            if (count := sum(gap.count(number(drawn)) for gap in gaps)) != 1:
                 raise RuntimeError(
                     f"HDF5 {h5py.version.hdf5_version} has written an attribute {count} times, expected once"
                 )
-        yield from found
+        return [bytes(gap) for gap in gaps]

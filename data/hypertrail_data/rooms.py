@@ -9,6 +9,7 @@ import numpy as np
 
 KEPT = 4  # free rooms: what a walk has in use and loads, and what is gathered and being written
 SPARE = 64 << 10  # bytes
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a forked child has its own
 
 
 class Rooms:
@@ -21,23 +22,34 @@ class Rooms:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
+        self._closed = False
 
     def array(self, size: int) -> np.ndarray:
-        """(size,) uint8, writeable, of any content."""
-        room = None
-        while self._free and room is None:
-            room = self._free.pop()  # of a list, so that two threads cannot get the same
-            if not size <= len(room) <= 4 * size + SPARE:
-                room = None  # segments have had another size: let it go
-        # More than is asked for: the arrays alone and the file around them differ by some kB, and untouched pages cost nothing.
-        room = room or mmap.mmap(-1, size + SPARE)
+        """(size,) uint8, writeable, of any content. Raises MemoryError."""
+        room = self._room(size)
         whole = np.frombuffer(room, np.uint8)  # the base of all its views, as what it looks at is not an array
         weakref.finalize(whole, self._back, room).atexit = False
         return whole[:size]
 
-    def _back(self, room: mmap.mmap) -> None:
-        if len(self._free) < KEPT:
-            self._free.append(room)
-
-    def clear(self) -> None:
+    def close(self) -> None:
+        """Let go of the free rooms now, and of the others when they are."""
+        self._closed = True
         self._free.clear()
+
+    def _room(self, size: int) -> mmap.mmap:
+        while True:
+            try:
+                room = self._free.pop()  # two threads ask
+            except IndexError:
+                break
+            if size <= len(room) <= 4 * size + SPARE:  # else segments have had another size: let it go
+                return room
+        # More than is asked for: the arrays alone and the file around them differ by some kB, and untouched pages cost nothing.
+        try:
+            return mmap.mmap(-1, size + SPARE, flags=PRIVATE)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"no memory for a segment of {size} bytes; choose a smaller segment_bytes") from error
+
+    def _back(self, room: mmap.mmap) -> None:
+        if len(self._free) < KEPT and not self._closed:
+            self._free.append(room)

@@ -47,7 +47,7 @@ class StoredTrajectory:
     Blocks given to ``append`` are gathered into segments of at most ``segment_bytes``, which a thread writes and another syncs;
     a block that fits into a segment is not cut in two. A segment's states are *acknowledged* once its line of the manifest is
     on disk: a kill, a full disk or a power cut loses none of them. ``append`` waits while two segments' worth of bytes are not
-    yet written, or while the disk is some twenty behind. What is handed over can be walked through backwards at once, the
+    yet written, or while the disk is sixteen behind. What is handed over can be walked through backwards at once, the
     latest segments from memory, the others from their files, synced or not.
     A block is copied once; its owner may go on writing into it.
 
@@ -66,7 +66,7 @@ class StoredTrajectory:
         self._entries = entries  # durable segments; the writer adds to it
         self._gathered: Gathered | None = None
         self._first = entries[0].start if entries else 0
-        self._stop = entries[-1].stop if entries else 0  # of what was appended
+        self._handed = entries[-1].stop if entries else 0  # the stop of what was handed over
         self._layout: Layout | None = None
         self._loaded: OrderedDict[str, Segment] = OrderedDict()
         self._latest: list[Segment] = []  # in rising order; all that is handed over and not acknowledged is among them
@@ -167,7 +167,9 @@ class StoredTrajectory:
     @property
     def stop(self) -> int:
         """One past the last step appended; after a failure to write, one past the last step acknowledged."""
-        return self.acknowledged if self._writer.failure else self._stop
+        if self._writer.failure:
+            return self.acknowledged
+        return self._gathered.stop if self._gathered else self._handed
 
     @property
     def acknowledged(self) -> int:
@@ -196,11 +198,11 @@ class StoredTrajectory:
         start = index(start)  # a NumPy integer is no JSON
         steps, layout = describe(states)
         check_start(start, self.stop if len(self) else None)
-        if expected := self._known_layout():
-            check_layout(layout, expected)
-        if not len(self):
+        if len(self):
+            check_layout(layout, self._known_layout())
+        else:
             self._layout = layout
-            self._first = self._stop = start
+            self._first = self._handed = start
         arrays = {name: np.asarray(states[name]) for name in layout}
         one = state_bytes(layout)
         self._writer.room = IN_FLIGHT * max(self.segment_bytes, one)
@@ -209,15 +211,20 @@ class StoredTrajectory:
             self._hand_over()
         done = 0
         while done < steps:
+            if self._gathered and not self._gathered.left:
+                self._hand_over()
             take = min(steps - done, self._gathered.left if self._gathered else capacity)
             self._writer.reserve(take * one)
             self._raise_failure()
-            self._gathered = self._gathered or Gathered(self._stop, capacity, layout, self._rooms)
-            self._gathered.take(arrays, done, take)
-            self._stop += take
+            try:
+                self._gathered = self._gathered or Gathered(self._handed, capacity, layout, self._rooms)
+                self._gathered.take(arrays, done, take)
+            except BaseException:
+                self._writer.release(take * one)
+                raise
             done += take
-            if not self._gathered.left:
-                self._hand_over()
+        if self._gathered and not self._gathered.left:
+            self._hand_over()
 
     def hand_over(self) -> None:
         """Let what is gathered be written, even if it makes a short segment; returns without waiting for the disk."""
@@ -249,13 +256,13 @@ class StoredTrajectory:
                 kept.append(anew.entry)
             manifest.replace(self.folder, kept)
             self._entries[:] = kept
-            self._stop = step
+            self._handed = step
             self._loaded.clear()
             self._latest.clear()
             sweep(self.folder, kept)
         if not kept:  # as new: any start, any layout
             self._layout = None
-            self._first = self._stop = 0
+            self._first = self._handed = 0
 
     # Reading
 
@@ -286,13 +293,18 @@ class StoredTrajectory:
             return self._walk(self._entries[::-1])
         self._hand_over()
         latest = self._latest[::-1]
+        readable = self._writer.readable()[::-1]
+        if self._writer.failure:  # just now: what is not acknowledged is gone
+            self._settle()
+            return self._walk(self._entries[::-1])
         before = latest[-1].start if latest else self.stop
-        return self._unsettled([entry for entry in self._writer.readable()[::-1] if entry.start < before], latest)
+        return self._unsettled([entry for entry in readable if entry.start < before], latest)
 
     def _unsettled(self, entries: list[Entry], latest: Sequence[Segment]) -> Iterator[Segment]:
         """Walk through what the disk may not have yet. When all of it has been handed out it has, or this raises."""
         yield from self._walk(entries, latest)
-        self._settle()
+        self._writer.drain()
+        self._raise_failure()
 
     def _walk(self, entries: list[Entry], latest: Sequence[Segment] = ()) -> Iterator[Segment]:
         with ThreadPoolExecutor(1, thread_name_prefix="trajectory reader") as reader:
@@ -339,9 +351,9 @@ class StoredTrajectory:
         self._closed = True
         self._loaded.clear()
         self._latest.clear()
-        self._rooms.clear()
         self._abandoned.detach()
-        _release(self._writer, self._lock)
+        self._writer.close(lambda: self._lock is None or os.close(self._lock))
+        self._rooms.close()
         if not self._writer.told:
             self._raise_failure()
 
@@ -360,14 +372,17 @@ class StoredTrajectory:
     # Inside
 
     def _hand_over(self) -> None:
+        """Interrupted anywhere, it may be called again."""
         if self._gathered and not self._writer.failure:
             job = self._gathered.segment()
             self._writer.submit(job)
-            self._latest.append(job)
-            written = self._writer.readable()
-            while written and len(self._latest) > KEPT and self._latest[0].stop <= written[-1].stop:
-                self._latest.pop(0)
+            if job not in self._latest:
+                self._latest.append(job)
+            self._handed = job.stop
         self._gathered = None
+        written = self._writer.readable()
+        while written and len(self._latest) > KEPT and self._latest[0].stop <= written[-1].stop:
+            self._latest.pop(0)
 
     def _known_layout(self) -> Layout | None:
         if self._layout is None and self._entries:
@@ -403,13 +418,12 @@ class StoredTrajectory:
 
 def _abandon(folder: Path, writer: Writer, lock: int | None) -> None:
     """Nobody has called ``close``: what was handed over is written all the same, and a failure is said."""
-    _release(writer, lock)
-    if writer.failure and not writer.told:
-        error = storage_error(writer.failure, folder, "close a trajectory to be told in time")
-        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
+    def say() -> None:
+        if lock is not None:
+            os.close(lock)
+        if writer.failure and not writer.told:
+            error = storage_error(writer.failure, folder, "close a trajectory to be told in time")
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
-def _release(writer: Writer, lock: int | None) -> None:
-    writer.close()
-    if lock is not None:
-        os.close(lock)
+    writer.close(say)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,24 @@ from .durable import sync_folder, temporary, write_all
 from .manifest import Entry
 from .trajectory import Segment
 
-BEHIND = 8  # times `room`: bytes written and not yet durable, which are the system's memory, not ours
+BEHIND = 16  # segments written and not yet durable: the system's memory, and open files
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A segment's file, whole and under its name, and the descriptor that it was written through: the disk has it once that is
-    synced. ``sync`` closes it."""
+    """A segment's file, whole and under its name, and the descriptor that it was written through."""
 
+    folder: Path
     entry: Entry
     fd: int
 
     def sync(self) -> None:
+        """Return when the disk has the file and its name; closes it. Raises OSError."""
         try:
             os.fsync(self.fd)
         finally:
             os.close(self.fd)
+        sync_folder(self.folder)
 
 
 def write_segment(folder: Path, one: Segment) -> Written:
@@ -51,7 +54,7 @@ def write_segment(folder: Path, one: Segment) -> Written:
             temp.unlink()
         raise
     size = sum(part.nbytes for part in parts)
-    return Written(Entry(name, one.start, one.stop, size, digest.hexdigest()), fd)
+    return Written(folder, Entry(name, one.start, one.stop, size, digest.hexdigest()), fd)
 
 
 class Writer:
@@ -74,8 +77,14 @@ class Writer:
         self._written: deque[Written] = deque()  # in order; the first of them is being synced
         self._stopped: BaseException | None = None  # what ended the writing
         self._closing = False
+        self._at_end: Callable[[], None] | None = None
         self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._last: Segment | None = None
+        # Daemons: a program that forgets close() still ends; what was not acknowledged is then lost.
+        self._threads = [
+            threading.Thread(target=run, name=f"trajectory {name}", daemon=True)
+            for name, run in (("writer", self._write), ("syncer", self._sync))
+        ]
 
     def reserve(self, nbytes: int) -> None:
         """Wait until ``nbytes`` more fit. More than fit in an empty room are let in alone."""
@@ -85,19 +94,21 @@ class Writer:
             )
             self._in_flight += nbytes
 
-    def submit(self, job: Segment) -> None:
+    def release(self, nbytes: int) -> None:
+        """Give back what was reserved and came to nothing."""
         with self._changed:
-            if self.failure:
-                return
-            self._jobs.append(job)
+            self._in_flight -= nbytes
             self._changed.notify_all()
-            if not self._threads:
-                # Daemons: a program that forgets close() still ends; what was not acknowledged is then lost.
-                self._threads = [
-                    threading.Thread(target=run, name=f"trajectory {name}", daemon=True)
-                    for name, run in (("writer", self._write), ("syncer", self._sync))
-                ]
-                for thread in self._threads:
+
+    def submit(self, job: Segment) -> None:
+        """Have it written; a job that an interrupted caller hands over again is taken once."""
+        with self._changed:
+            if not self.failure and job is not self._last:
+                self._jobs.append(job)
+                self._last = job
+                self._changed.notify_all()
+            for thread in self._threads:
+                if thread.ident is None:
                     thread.start()
 
     def readable(self) -> list[Entry]:
@@ -112,13 +123,20 @@ class Writer:
                 lambda: self.failure or not (self._jobs or self._busy or self._written or self._stopped)
             )
 
-    def close(self) -> None:
-        """Write what was submitted, wait until it is durable, and end the threads."""
+    def close(self, at_end: Callable[[], None]) -> None:
+        """Write what was submitted, wait until it is durable, end the threads, and then call ``at_end``."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+            if threading.current_thread() in self._threads and self._threads[-1].is_alive():
+                self._at_end = (
+                    at_end  # an abandoned store, collected in one of its own threads: they cannot wait for themselves
+                )
+                return
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
+        at_end()
 
     def _write(self) -> None:
         while True:
@@ -146,10 +164,16 @@ class Writer:
                 self._changed.notify_all()
 
     def _may_write(self) -> bool:
-        behind = sum(one.entry.bytes for one in self._written)
-        return bool(self.failure or (behind <= BEHIND * self.room if self._jobs else self._closing))
+        return bool(self.failure or (len(self._written) < BEHIND if self._jobs else self._closing))
 
     def _sync(self) -> None:
+        try:
+            self._sync_all()
+        finally:
+            if self._at_end:
+                self._at_end()
+
+    def _sync_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._written or self._stopped or self._idle_for_good())
@@ -159,7 +183,6 @@ class Writer:
                 written = self._written[0]
             try:
                 written.sync()
-                sync_folder(self._folder)
                 manifest.append(self._folder, written.entry)
             except BaseException as error:
                 with self._changed:
@@ -178,10 +201,11 @@ class Writer:
         """Let nothing more be written or waited for, if there is an error. Called with the lock held."""
         self.failure = error
         if error:
+            self._changed.notify_all()
             self._jobs.clear()
             self._let_go()
-            self._changed.notify_all()
 
     def _let_go(self) -> None:
         while self._written:
-            os.close(self._written.popleft().fd)
+            with suppress(OSError):
+                os.close(self._written.popleft().fd)
