@@ -284,7 +284,7 @@ class Compiled:
 
 def norm(tree: Tree) -> Array:
     """Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum((leaf**2).sum(axis=-1).sum() for leaf in map(jnp.atleast_1d, jax.tree.leaves(tree))))
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
 def distance(a: Tree, b: Tree) -> Array:
