@@ -1,8 +1,8 @@
 """Hyperparameters that move while the network trains. The loop here does not know which method it runs.
 
 A rule is a small object made of a problem's programs and a declaration (`hypertrail.online`): `start` gives its memory,
-`block` is ONE compiled program that takes a state to the next one. One file per method; the reference engine has the same
-names for those that it has.
+`block` takes a state to the next one and is one compiled program (adaptive: two). One file per method; the reference engine
+has the same names for those that it has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The adaptive method of the thesis: n steps, M validation batches, K steps back, one step by signs. One program."""
+"""The adaptive method of the thesis: n steps, M validation batches, K steps back, one step by signs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jax import lax
 from hypertrail.adapting import State, output_params
 from hypertrail.hyperparameters import Hyper
 
-from ..compiled import norm
+from ..compiled import Compiled, norm
 from ..functional import zeros
-from .rule import Rule
+from .rule import Elementary, Rule
 
 Array = Any
 Tree = Any
@@ -29,6 +29,11 @@ class AdaptiveRule(Rule):
     Cost: n + M gradients and K products.
     """
 
+    def __init__(self, programs: Compiled, method: Any) -> None:
+        super().__init__(programs, method)
+        self.run = self.block
+        self.forward, self.backward = programs.jit(self._forward), programs.jit(self._backward)
+
     def start(self, hyper: Hyper, w: Tree, v: Tree) -> State:
         return {"u": zeros(hyper)} if self.method.mass else {}
 
@@ -38,28 +43,50 @@ class AdaptiveRule(Rule):
         return first, last, self.validation_rows([block])[0]
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
-        p, method, hyper = self.programs, self.method, state["hyper"]
-        first, last, rows = inputs
-        keep = method.states == "kept"
-        values = p._values(hyper)
-        early, losses, _ = self.steps((state["w"], state["v"], state["running"]), values, data, first)
-        (w, v, running), more, kept = self.steps(early, values, data, last, keep)
+        """Not to be compiled: two programs, each with the memory that it needs for itself. One program needed twice as much at
+        once, in pages that the system hands out anew for every block: with a million weights that was 4 % of the time."""
+        end, running_before, losses, kept = self.forward(state, inputs, data)
+        return self.backward(end, running_before, losses, kept, state["hyper"], state["memory"], inputs, data, valid)
 
+    def _forward(self, state: State, inputs: Tree, data: Tree) -> tuple[Elementary, Tree, Array, Tree]:
+        """n steps → (the state after them, the running averages before the last K, losses, (w, v) before each of the last K)."""
+        first, last, _ = inputs
+        values = self.programs._values(state["hyper"])
+        early, losses, _ = self.steps((state["w"], state["v"], state["running"]), values, data, first)
+        end, more, kept = self.steps(early, values, data, last, self.method.states == "kept")
+        return end, early[2], jnp.concatenate([losses, more]), kept
+
+    def _backward(
+        self,
+        end: Elementary,
+        running_before: Tree,
+        losses: Array,
+        kept: Tree,
+        hyper: Hyper,
+        memory: State,
+        inputs: Tree,
+        data: Tree,
+        valid: Tree,
+    ) -> tuple[State, Hyper, dict[str, Array]]:
+        """M validation batches, K steps back, the move."""
+        p, method = self.programs, self.method
+        w, v, running = end
+        _, last, rows = inputs
+        values = p._values(hyper)
         f, dw, dvalues = self.hyper_gradient(w, values, valid, rows)
-        if keep:
+        if method.states == "kept":
             dw, _, dvalues = self.back((dw, zeros(v), dvalues), kept, values, data, last)
-            w_before, v_before = early[:2]
+            before = jax.tree.map(lambda one: one[0], kept)
         else:
-            undone, _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
-            w_before, v_before, dw, _, dvalues = undone
+            (*before, dw, _, dvalues), _ = p._undo_chunk((w, v, dw, zeros(v), dvalues), values, data, last)
         h = p._pull_back(hyper, dvalues)
 
-        moved, memory = self.move(hyper, h, state["memory"])
+        moved, memory = self.move(hyper, h, memory)
         if method.mode != "restore":
-            w, v, running = w_before, v_before, early[2]
+            (w, v), running = before, running_before
         after = {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}
         size = norm(h) + 0 * norm(dw)  # an adjoint that is not finite may still meet a zero
-        return after, h, self.report(w, jnp.concatenate([losses, more]), f, size)
+        return after, h, self.report(w, losses, f, size)
 
     def back(self, adjoint: Tree, kept: Tree, values: Tree, data: Tree, xs: Tree) -> Tree:
         """K exact reverse steps at the kept states, from the last."""

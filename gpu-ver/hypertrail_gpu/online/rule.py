@@ -25,7 +25,7 @@ Elementary = tuple[Tree, Tree, Tree]  # (w, v, running)
 
 class Rule:
     """An online method on one problem. Subclasses say what it remembers (`start`), what a block reads from the host (`inputs`)
-    and, in one traceable function, what it does (`block`); `run` is that function, compiled."""
+    and, in one traceable function, what it does (`block`); `run` is that function, compiled as a whole or in parts."""
 
     def __init__(self, programs: Compiled, method: Any) -> None:
         self.programs, self.problem, self.method = programs, programs.problem, method
