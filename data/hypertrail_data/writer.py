@@ -107,9 +107,7 @@ class Writer:
                 self._jobs.append(job)
                 self._last = job
                 self._changed.notify_all()
-            for thread in self._threads:
-                if thread.ident is None:
-                    thread.start()
+            self._start()
 
     def readable(self) -> list[Entry]:
         """The segments whose files can be read, durable or not, in order."""
@@ -119,6 +117,7 @@ class Writer:
     def drain(self) -> None:
         """Wait until all jobs are durable, or one has failed."""
         with self._changed:
+            self._start()
             self._changed.wait_for(
                 lambda: self.failure or not (self._jobs or self._busy or self._written or self._stopped)
             )
@@ -126,6 +125,7 @@ class Writer:
     def close(self, at_end: Callable[[], None]) -> None:
         """Write what was submitted, wait until it is durable, end the threads, and then call ``at_end``."""
         with self._changed:
+            self._start()
             self._closing = True
             self._changed.notify_all()
             if threading.current_thread() in self._threads and self._threads[-1].is_alive():
@@ -137,6 +137,13 @@ class Writer:
             if thread.is_alive():
                 thread.join()
         at_end()
+
+    def _start(self) -> None:
+        """Start the threads that are wanted and not yet started, however an earlier caller was interrupted."""
+        wanted = self._last is not None
+        for thread in self._threads:
+            if wanted and thread.ident is None:
+                thread.start()
 
     def _write(self) -> None:
         while True:

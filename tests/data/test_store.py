@@ -549,6 +549,22 @@ class TestWriting:
             assert trajectory.segments() == [(0, 10), (10, 20), (20, 30)]
             assert [trajectory.read(step)["w"][0] for step in (0, 3, 29)] == [0, 3, 10]
 
+    def test_an_interrupt_while_the_threads_start(self, tmp_path, monkeypatch):
+        start = threading.Thread.start
+
+        def interrupted(thread):
+            start(thread)
+            if thread.name == "trajectory writer":
+                raise KeyboardInterrupt
+
+        with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trajectory.append(0, {"w": np.zeros((10, 1000))})
+            monkeypatch.undo()
+            trajectory.flush()
+            assert trajectory.acknowledged == 10
+
     def test_a_child_reads_into_memory_of_its_own(self, tmp_path):
         """A forked child inherits the free rooms of a trajectory that its parent goes on reading."""
         with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
