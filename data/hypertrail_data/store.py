@@ -69,7 +69,7 @@ class StoredTrajectory:
         self._handed = entries[-1].stop if entries else 0  # the stop of what was handed over
         self._layout: Layout | None = None
         self._loaded: OrderedDict[str, Segment] = OrderedDict()
-        self._latest: list[Segment] = []  # in rising order; all that is handed over and not acknowledged is among them
+        self._latest: list[Segment] = []  # in rising order; all that is handed over and not written is among them
         self._rooms = Rooms()
         self._lock = lock
         self._closed = False

@@ -33,6 +33,19 @@ def fill(folder, writing, stop=60, **options):
     return folder
 
 
+@pytest.fixture
+def may_sync(monkeypatch):
+    """No file is synced until this is set."""
+    event, sync = threading.Event(), writer_module.Written.sync
+
+    def slow(written):
+        event.wait()
+        sync(written)
+
+    monkeypatch.setattr(writer_module.Written, "sync", slow)
+    return event
+
+
 def lines(folder):
     return (folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
 
@@ -406,16 +419,8 @@ class TestWriting:
             list(trajectory.backwards())
         trajectory.close()
 
-    def test_a_walk_backwards_does_not_wait_until_files_are_synced(self, tmp_path, monkeypatch):
+    def test_a_walk_backwards_does_not_wait_until_files_are_synced(self, tmp_path, may_sync):
         """Those that are written are read, and acknowledged later; the walk ends once all of them are."""
-        may_sync = threading.Event()
-        sync = writer_module.Written.sync
-
-        def slow(written):
-            may_sync.wait()
-            sync(written)
-
-        monkeypatch.setattr(writer_module.Written, "sync", slow)
         with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
             for step in range(60):
                 trajectory.append(step, {"w": np.full((1, 1000), float(step))})
@@ -428,16 +433,8 @@ class TestWriting:
             assert next(walk, None) is None
             assert trajectory.acknowledged == 60
 
-    def test_a_disk_that_never_syncs_stops_the_writing(self, tmp_path, monkeypatch):
+    def test_a_disk_that_never_syncs_stops_the_writing(self, tmp_path, may_sync):
         """Ten steps make a segment; sixteen files are written without a sync, one waits, two are accepted, one is gathered."""
-        may_sync = threading.Event()
-        sync = writer_module.Written.sync
-
-        def slow(written):
-            may_sync.wait()
-            sync(written)
-
-        monkeypatch.setattr(writer_module.Written, "sync", slow)
         with StoredTrajectory.create(tmp_path / "t", segment_bytes=80_000) as trajectory:
             threading.Timer(0.5, may_sync.set).start()
             for step in range(1000):
