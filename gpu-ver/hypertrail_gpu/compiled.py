@@ -23,8 +23,9 @@ from hypertrail.problem import Problem, Values
 
 from . import devices, losses
 from .dynamics import rule
-from .functional import Inner, add, linearise, pull, reverse_step, step, zeros
+from .functional import Inner, add, linearise, pull, reverse_step, zeros
 from .ops import OPS
+from .stepping import large, step
 
 Array = Any
 Tree = Any
@@ -61,6 +62,7 @@ class Compiled:
         self.per_step = {h.kind for h in problem.hyperparameters if h.per_step}
         self.keeps_velocity = problem.needs_velocity()
         self.inner = Inner(self.loss, self.update, has_aux=True)
+        self.large = large(problem, layout)
         train = problem.splits.train
         self.train_data = self.put(train.x, problem.dtype), self.put(train.y)
         self.valid_data = self.put(problem.valid_batches())
@@ -172,7 +174,7 @@ class Compiled:
         def forward(state: tuple, x: tuple) -> tuple:
             w, v, running = state
             indices, t = x
-            w_next, v_next, loss, statistics = step(self.inner, w, v, *self.batch(values, data, indices), t)
+            w_next, v_next, loss, statistics = step(self, w, v, values, data, indices, t)
             kept = {"w/" + name: one for name, one in w.items()} if keep else {}
             if keep and self.keeps_velocity:
                 kept |= {"v/" + name: one for name, one in v.items()}

@@ -98,6 +98,10 @@ DYNAMICS: dict[str, Callable[..., tuple[Array, Array]]] = {
 }
 
 
+# Where the new velocity moves the weights: ± in w ← w ± α v. So ∂w/∂α is ± the velocity, which the state holds already.
+VELOCITIES = {"damped": 1.0, "heavy-ball": -1.0}
+
+
 def rule(dynamics: Dynamics, t: Array) -> Callable[..., tuple[Array, Array]]:
     """The rule of step t: (w, v, g, α, γ) → (w, v). Adam's alone knows the step, and has constants of its own."""
     if dynamics.kind != "adam":

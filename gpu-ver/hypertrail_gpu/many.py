@@ -243,6 +243,10 @@ def walk_lines(
 class Keyed(Compiled):
     """The programs of a problem whose mask key comes with the step: t = (step, row, factor, and the two words of the key)."""
 
+    def __init__(self, problem: Problem, layout: devices.Layout) -> None:
+        super().__init__(problem, layout)
+        self.large = []  # a walk by rows is not for `vmap`
+
     def loss(self, w: Tree, values: Values, batch: tuple[Array, Array], t: tuple) -> tuple[Array, Tree]:
         return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0], t[3:])
 

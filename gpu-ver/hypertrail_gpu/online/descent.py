@@ -12,15 +12,13 @@ from jax import lax
 from hypertrail.adapting import State, unconstrained
 from hypertrail.hyperparameters import Hyper
 
+from ..dynamics import VELOCITIES
 from ..functional import zeros
+from ..stepping import by_rows, gradient, sweepable
 from .rule import Rule, by_name, shared
 
 Array = Any
 Tree = Any
-
-
-# Where the new velocity moves the weights, ∂w/∂α is this many times the velocity, which the state holds already.
-VELOCITIES = {"damped": 1.0, "heavy-ball": -1.0}
 
 
 class DescentRule(Rule):
@@ -48,20 +46,33 @@ class DescentRule(Rule):
         fixed = p._values(hyper)
         sign = VELOCITIES.get(self.problem.dynamics.kind)
 
+        # Of a large tensor v' and the sums over g and v are one walk. A rate for each parameter has no sums.
+        swept = sweepable(p) if one.level != "parameter" else []
+
         def forward(carry: tuple, x: tuple) -> tuple:
             (w, v, running, alphas, D), (indices, t, factor_before) = carry, x
             seen, batch = p.batch(fixed, data, indices)
-            (loss, statistics), g = jax.value_and_grad(p.inner.loss, has_aux=True)(w, seen, batch, t)
-            alphas = self.move(alphas, g, v if sign else D, sign * factor_before if sign else 1.0)
+            (loss, statistics), g = gradient(p, w, seen, batch, t, swept)
+            sums, v_swept = {}, {}
+            for name in g:
+                if name in swept:
+                    _, v_swept[name], penalty, sums[name] = by_rows(p, name, w, v, g, seen, t, False, self.products)
+                    loss = loss + penalty
+                else:
+                    sums[name] = self.products(g[name], (v if sign else D)[name])
+            alphas = self.move(alphas, sums, sign * factor_before if sign else 1.0)
             rate = by_name(one, alphas, w)
             # v (and D) may be overwritten once h has been taken: without this dependence the compiler copies them in every step.
             momentum = {name: γ + 0 * rate[name] for name, γ in p.complete(fixed)["momentum"].items()}
+            rest = [{name: x for name, x in arrays.items() if name not in swept} for arrays in (w, v, g)]
 
             def update(rate: Tree) -> tuple[Tree, Tree]:
-                return p.inner.update(w, v, g, fixed | {"learning_rate": rate, "momentum": momentum}, t)
+                return p.update(*rest, fixed | {"learning_rate": rate, "momentum": momentum}, t)
 
             if sign:
-                w, v = update(rate)
+                w_next, v_next = update(rate)
+                w = w_next | {name: w[name] + sign * t[2] * rate[name] * x for name, x in v_swept.items()}
+                v = v_next | v_swept
             else:
                 (w, v), (D, _) = jax.jvp(update, (rate,), (jax.tree.map(jnp.ones_like, rate),))
             return (w, v, self.problem.update_running(running, statistics), alphas, D), loss
@@ -79,16 +90,23 @@ class DescentRule(Rule):
         }
         return after, {}, self.report(w, losses)
 
-    def move(self, alphas: dict[str, Array], g: Tree, D: Tree, scale: Array | float) -> dict[str, Array]:
+    def products(self, g: Array, D: Array) -> tuple[Array, ...]:
+        """What the rule needs the sums of."""
+        return (g * D, g**2, D**2) if self.method.rule == "multiplicative" else (g * D,)
+
+    def move(self, alphas: dict[str, Array], products: dict[str, tuple], scale: Array | float) -> dict[str, Array]:
         """The direction is scale · D."""
         one, beta = self.problem.declared("learning_rate"), self.method.beta
-        h = {key: scale * x for key, x in shared(one, {p: g[p] * D[p] for p in g}).items()}
+        h, *sizes = (
+            shared(one, dict(zip(products, terms, strict=True))) for terms in zip(*products.values(), strict=True)
+        )
+        h = {key: scale * x for key, x in h.items()}
         if self.method.rule == "additive":
             moved = {key: x - beta * h[key] for key, x in alphas.items()}
         else:
-            g2, D2 = (shared(one, {p: x**2 for p, x in a.items()}) for a in (g, D))
+            g2, D2 = sizes
             moved = {}
             for key, x in alphas.items():
-                sizes = jnp.sqrt(g2[key]) * jnp.abs(scale) * jnp.sqrt(D2[key])
-                moved[key] = x * (1 - beta * h[key] / jnp.where(sizes > 0, sizes, 1.0))
+                size = jnp.sqrt(g2[key]) * jnp.abs(scale) * jnp.sqrt(D2[key])
+                moved[key] = x * (1 - beta * h[key] / jnp.where(size > 0, size, 1.0))
         return {key: jnp.clip(x, *one.bounds) for key, x in moved.items()}

@@ -16,7 +16,7 @@ from hypertrail.hyperparameters import NETWORK, Hyper, Hyperparameter
 from hypertrail.problem import Values
 
 from ..compiled import Compiled, norm
-from ..functional import step
+from ..stepping import step
 
 Array = Any
 Tree = Any
@@ -68,9 +68,7 @@ class Rule:
 
         def forward(state: Elementary, x: tuple) -> tuple:
             (w, v, running), (indices, t) = state, x
-            w_next, v_next, loss, statistics = step(
-                self.programs.inner, w, v, *self.programs.batch(values, data, indices), t
-            )
+            w_next, v_next, loss, statistics = step(self.programs, w, v, values, data, indices, t)
             kept = (w, v) if keep else ()
             return (w_next, v_next, self.problem.update_running(running, statistics)), (loss, kept)
 

@@ -13,7 +13,7 @@ from hypertrail.hyperparameters import NETWORK, Hyper
 from hypertrail.problem import Values
 
 from ..compiled import norm
-from ..functional import step
+from ..stepping import step
 from .rule import PeriodicRule, move_outer, start_outer
 
 Array = Any
@@ -33,7 +33,7 @@ class T1T2Rule(PeriodicRule):
         return start_outer(self.method.outer, self.moved(hyper))
 
     def block(self, state: State, inputs: Tree, data: Tree, valid: Tree) -> tuple[State, Hyper, dict[str, Array]]:
-        inner, every = self.programs.inner, self.method.every
+        every = self.method.every
 
         def period(carry: tuple, x: tuple) -> tuple:
             (*elementary, hyper, memory, _), (xs, rows) = carry, x
@@ -42,7 +42,7 @@ class T1T2Rule(PeriodicRule):
             (w, v, running), losses, _ = self.steps(tuple(elementary), values, data, before)
             indices, t = jax.tree.map(lambda one: one[-1], xs)
             seen, batch = self.programs.batch(values, data, indices)
-            w_next, v_next, loss, statistics = step(inner, w, v, seen, batch, t)
+            w_next, v_next, loss, statistics = step(self.programs, w, v, values, data, indices, t)
             running = self.problem.update_running(running, statistics)
 
             f, dw, _ = self.hyper_gradient(w_next, values, valid, rows)

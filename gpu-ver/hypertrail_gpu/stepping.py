@@ -1,0 +1,132 @@
+"""One elementary step of a problem: `functional.step`, and on a processor the same numbers in an order that spares memory.
+
+Two things cost time there that is no arithmetic (perceptron 784-1000-1000-10, batch 128, a penalty and a rate for each weight: an
+eighth of a step). Weights are copied because the compiler does not know that they are read for the last time before they are
+written: so nothing is written before the whole gradient is there. And the value of a penalty, v' and w' are loops of their own
+over the same arrays: so a large tensor is walked through by rows (rows.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from hypertrail.problem import Problem, Values
+
+from . import functional
+from .devices import Layout
+from .dynamics import VELOCITIES, rule
+from .losses import PENALTIES, penalty_terms
+from .rows import later, rows_of_block, sweep
+
+if TYPE_CHECKING:
+    from .compiled import Compiled
+
+Array = Any
+Tree = Any
+
+
+def large(problem: Problem, layout: Layout) -> list[str]:
+    """The tensors that are worth it: on one processor. A GPU writes several arrays in one loop by itself."""
+    if jax.default_backend() != "cpu" or layout.count > 1:
+        return []
+    return [p.name for p in problem.params if rows_of_block(p.shape, problem.dtype.itemsize)]
+
+
+def step(
+    programs: Compiled, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple
+) -> tuple[Tree, Tree, Array, Tree]:
+    """(w_t, v_t) → (w_{t+1}, v_{t+1}), loss at w_t, batch statistics, on these rows of the train split. Cost: one gradient.
+
+    Not to be differentiated nor vmapped: `programs.inner` is.
+    """
+    seen, batch = programs.batch(values, data, indices)
+    if not programs.large:
+        return functional.step(programs.inner, w, v, seen, batch, t)
+    swept = [name for name in sweepable(programs) if penalties(programs, seen, name)]
+    (loss, statistics), g = gradient(programs, w, seen, batch, t, swept)
+    t = (*t[:2], later(t[2], g.values()))
+    rest = [{name: one for name, one in arrays.items() if name not in swept} for arrays in (w, v, g)]
+    w_next, v_next = programs.update(*rest, seen, t)
+    for name in swept:
+        w_next[name], v_next[name], penalty, _ = by_rows(programs, name, w, v, g, seen, t)
+        loss = loss + penalty
+    return w_next, v_next, loss, statistics
+
+
+def sweepable(programs: Compiled) -> list[str]:
+    """The tensors that can be walked through by rows: where the new velocity moves the weights."""
+    return programs.large if programs.problem.dynamics.kind in VELOCITIES else []
+
+
+def penalties(programs: Compiled, values: Values, name: str) -> dict[str, Array]:
+    """{kind: λ} of one tensor."""
+    values = programs.complete(values)
+    return {kind: values[kind][name] for kind in PENALTIES if name in values.get(kind, {})}
+
+
+def gradient(
+    programs: Compiled, w: Tree, values: Values, batch: Tree, t: tuple, swept: Collection[str]
+) -> tuple[tuple[Array, Tree], Tree]:
+    """((L, batch statistics), ∇L), both without the penalties of the tensors `swept`, which `by_rows` adds."""
+    left = {
+        kind: {name: one for name, one in arrays.items() if name not in swept} if kind in PENALTIES else arrays
+        for kind, arrays in programs.complete(values).items()
+    }
+    return jax.value_and_grad(programs.inner.loss, has_aux=True)(w, left, batch, t)
+
+
+def by_rows(
+    programs: Compiled,
+    name: str,
+    w: Tree,
+    v: Tree,
+    g: Tree,
+    values: Values,
+    t: tuple,
+    move: bool = True,
+    products: Callable[[Array, Array], tuple[Array, ...]] = lambda g, v: (),
+) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+    """One tensor's part of a step, once the gradient of all tensors is there:
+
+        g ← g + ∇penalty(w);   v' by the dynamics;   w' = w ± α v' where `move`
+
+    products(g, v): elementwise, of the whole g and the old v. → w', v', the penalty's value, and each product summed over the
+    blocks of rows, an array (rows of a block, n) whose entries are left to add up.
+    """
+    dynamics, λ = programs.problem.dynamics, penalties(programs, values, name)
+    advance, sign = rule(dynamics, t[0]), VELOCITIES[dynamics.kind]
+    # α and the schedule's factor apart: their product would be an array of its own, written and read in every step.
+    alpha, gamma = (one[name] for one in programs.rates(values, (*t[:2], 1)))
+    others = {**λ, "g": g[name], "momentum": gamma}
+    if move:
+        others |= {"learning_rate": alpha, "factor": t[2]}
+
+    def penalised(w: Array, o: Tree) -> tuple[tuple[Array, ...], Array]:
+        """The penalty's terms, none or one array of them, and the whole g."""
+        if not λ:
+            return (), o["g"]
+        terms, pull = jax.vjp(lambda w: penalty_terms(w, {kind: o[kind] for kind in λ}), w)
+        return (terms,), o["g"] + pull(jnp.ones_like(terms))[0]
+
+    def terms(w: Array, v: Array, o: Tree) -> tuple[Array, ...]:
+        terms, g = penalised(w, o)
+        return (*terms, *products(g, v))
+
+    def velocity(w: Array, v: Array, o: Tree) -> Array:
+        return advance(w, v, penalised(w, o)[1], 0.0, o["momentum"])[1]
+
+    def moved(w: Array, v: Array, o: Tree) -> Array:
+        return w + sign * (o["factor"] * o["learning_rate"]) * v
+
+    start = later(jnp.zeros((), jnp.int32), g.values())
+    w_next, v_next, sums = sweep(w[name], v[name], others, terms, velocity, moved if move else None, start)
+    if not λ:
+        return w_next, v_next, jnp.zeros_like(t[2]), sums
+    return w_next, v_next, jnp.sum(sums[0].sum(axis=-1)), sums[1:]
+
+
+__all__ = ["by_rows", "gradient", "large", "penalties", "step", "sweepable"]
