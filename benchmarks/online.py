@@ -245,8 +245,7 @@ NOTES = [
     "of plain training (one α), the median over pairs of blocks by turns in one process, with its quartiles; of the least: the",
     "quickest block over the quickest plain one. Gradients and HVPs a step: the method's own count (an HVP is a gradient that",
     "gave the products too). Start: the first block, compilation included. Memory: growth of the peak resident set over imports",
-    "and data until then. Rows that a command leaves out keep the numbers of the time they were measured. Hypergradient descent",
-    "cannot do without one more pass over g and v: bandwidth, no arithmetic.",
+    "and data until then. Rows that a command leaves out keep the numbers of the time they were measured.",
 ]
 
 

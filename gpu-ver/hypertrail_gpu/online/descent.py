@@ -56,7 +56,9 @@ class DescentRule(Rule):
             sums, v_swept = {}, {}
             for name in g:
                 if name in swept:
-                    _, v_swept[name], penalty, sums[name] = by_rows(p, name, w, v, g, seen, t, False, self.products)
+                    _, v_swept[name], penalty, sums[name] = by_rows(
+                        p, name, w, v, g, seen, t, move=False, products=self.products
+                    )
                     loss = loss + penalty
                 else:
                     sums[name] = self.products(g[name], (v if sign else D)[name])
