@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m ruff check --output-format concise .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -33,15 +33,6 @@ def elementary_loss(
     return loss + problem.penalty(jnp, w, values), collect
 
 
-PENALTIES = ("l2", "l1")
-
-
-def penalty_terms(w: Array, values: Mapping[str, Array]) -> Array:
-    """λ₂ w² + λ₁ |w| of one tensor, elementwise: what `Problem.penalty` adds up. values: {kind: λ, broadcast against w}."""
-    terms = {"l2": lambda λ: λ * w**2, "l1": lambda λ: λ * abs(w)}
-    return sum((terms[kind](λ) for kind, λ in values.items()), jnp.zeros_like(w))
-
-
 def elementary_gradient(
     problem: Problem, w: Mapping[str, Array], values: Values, x: Array, y: Array, step: Any
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from hypertrail.problem import Problem, Values
+from hypertrail.problem import PENALTIES, Problem, Values
 
 from . import functional
 from .devices import Layout
 from .dynamics import VELOCITIES, rule
-from .losses import PENALTIES, penalty_terms
 from .rows import later, rows_of_block, sweep
 
 if TYPE_CHECKING:
@@ -58,8 +57,9 @@ def step(
 
 
 def sweepable(programs: Compiled) -> list[str]:
-    """The tensors that can be walked through by rows: where the new velocity moves the weights."""
-    return programs.large if programs.problem.dynamics.kind in VELOCITIES else []
+    """The tensors to walk through by rows: where the new velocity moves the weights, and a penalty is a sum over them."""
+    problem = programs.problem
+    return programs.large if problem.dynamics.kind in VELOCITIES and type(problem).penalty is Problem.penalty else []
 
 
 def penalties(programs: Compiled, values: Values, name: str) -> dict[str, Array]:
@@ -109,7 +109,7 @@ def by_rows(
         """The penalty's terms, none or one array of them, and the whole g."""
         if not λ:
             return (), o["g"]
-        terms, pull = jax.vjp(lambda w: penalty_terms(w, {kind: o[kind] for kind in λ}), w)
+        terms, pull = jax.vjp(lambda w: sum(PENALTIES[kind](o[kind], w) for kind in λ), w)
         return (terms,), o["g"] + pull(jnp.ones_like(terms))[0]
 
     def terms(w: Array, v: Array, o: Tree) -> tuple[Array, ...]:

@@ -11,7 +11,7 @@ The losses are written once, on the operations an engine supplies; each engine d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -100,6 +100,10 @@ class Dynamics:
         for step, factor in self.schedule:
             out[step:] = factor
         return out
+
+
+# What a penalty adds to the elementary loss for one weight: (λ, w) → the term, elementwise.
+PENALTIES: dict[str, Callable[[Array, Array], Array]] = {"l2": lambda λ, w: λ * w**2, "l1": lambda λ, w: λ * abs(w)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,10 +296,9 @@ class Problem:
     def penalty(self, xp: Any, w: Mapping[str, Array], values: Values) -> Array:
         """Σ λ₂ w² + Σ λ₁ |w| over regularizable parameters → scalar."""
         total: Any = xp.zeros((), dtype=self.precision)
-        for name, value in values.get("l2", {}).items():
-            total = total + (value * w[name] ** 2).sum()
-        for name, value in values.get("l1", {}).items():
-            total = total + (value * abs(w[name])).sum()
+        for kind, term in PENALTIES.items():
+            for name, value in values.get(kind, {}).items():
+                total = total + term(value, w[name]).sum()
         return total
 
     def valid_loss(self, ops: Ops, weights: Mapping[str, Array], x: Array, y: Array) -> Array:

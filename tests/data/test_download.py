@@ -12,8 +12,8 @@ from hypertrail_data import DataError, DiskFull
 from hypertrail_data import download as download_module
 from hypertrail_data.download import RemoteFile, fetch
 
-CONTENT = gzip.compress(np.random.default_rng(0).bytes(600_000), 0)
-OTHER = gzip.compress(b"another file" * 1000)
+CONTENT = gzip.compress(np.random.default_rng(0).bytes(600_000), 0, mtime=0)
+OTHER = gzip.compress(b"another file" * 1000, mtime=0)
 PAGE = b"<!DOCTYPE html><html>Please sign in</html>"
 NAME = "data.gz"
 SHA = hashlib.sha256(CONTENT).hexdigest()

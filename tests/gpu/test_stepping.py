@@ -29,6 +29,7 @@ from hypertrail.adapting import numpy_state
 from hypertrail_gpu import many, rows
 from hypertrail_gpu.compiled import compiled, precision
 from hypertrail_gpu.online import RULES, first_state
+from hypertrail_gpu.stepping import sweepable
 from hypertrail_nets import mlp
 
 EVERYTHING = (
@@ -181,6 +182,25 @@ def test_what_waits_for_a_gradient_takes_nothing_of_it(make, small_blocks, monke
         with pytest.raises(NumericalFailure, match="elementary loss is not finite at step 1"):
             gpu.train(steep, steep.initial_hyper())
         assert bool(compiled(steep).large) == (least == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Doubled(Problem):
+    """A penalty of its own."""
+
+    def penalty(self, xp: Any, w: Any, values: Any) -> Any:
+        return 2 * super().penalty(xp, w, values)
+
+
+def test_a_penalty_of_its_own_counts(make, relative, small_blocks):
+    """It need not be a sum over the weights, so no walk: the same as the plain penalty at twice the λ, which is one."""
+    one = make("mlp", hyperparameters=(L2("parameter", 1e-2),))
+    other = make("mlp", hyperparameters=(L2("parameter", 2e-2),)).with_()
+    doubled = Doubled(**{field.name: getattr(one, field.name) for field in fields(Problem)})
+    found, expected = (gpu.train(problem, problem.initial_hyper()) for problem in (doubled, other))
+    assert relative(found.final, expected.final) < 1e-12
+    assert not sweepable(compiled(doubled))
+    assert sweepable(compiled(other))
 
 
 def test_several_runs_in_one_program_are_not_by_rows(make, small_blocks):
