@@ -152,6 +152,9 @@ def test_online_by_rows(make, relative, small_blocks, monkeypatch, case):
         one = problem.with_()
         blocks.append(list(gpu.adapt(one, one.initial_hyper(), method)))
         assert bool(compiled(one).large) == (least == 0)
+        (taken_up,) = gpu.adapt(one, one.initial_hyper(), method, state=blocks[-1][0].state)
+        for part in ("w", "v", "hyper"):
+            assert relative(numpy_state(taken_up.state)[part], numpy_state(blocks[-1][-1].state)[part]) == 0
     for by_rows, whole in zip(*blocks, strict=True):
         np.testing.assert_allclose(by_rows.losses, whole.losses, rtol=1e-12)
         for part in ("w", "v", "hyper"):
