@@ -372,7 +372,8 @@ def draw(found: list[dict[str, Any]]) -> Figure:
         rate.plot([0, *at], [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]], **look)
         losses = one["block"]["loss"]
         batch.plot([(k + 0.5) / per for k in range(len(losses))], losses, **look)
-        test.plot(at, [point["metrics"]["test"]["loss"] for point in one["points"]], **look)
+        alone = "o" if len(at) == 1 else ""  # a line through one point is nothing to see
+        test.plot(at, [point["metrics"]["test"]["loss"] for point in one["points"]], marker=alone, **look)
         for epoch, value in published(one).items():
             if at and epoch <= at[-1]:
                 test.plot(epoch, value, marker="x", color=look["color"], linestyle="none", markersize=6)
