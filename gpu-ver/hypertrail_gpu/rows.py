@@ -48,50 +48,45 @@ def later(x: Any, those: Iterable[Array]) -> Any:
 
 
 def sweep(
-    w: Array,
-    v: Array,
-    others: Blocks,
-    terms: Callable[[Array, Array, Blocks], tuple[Array, ...]],
-    velocity: Callable[[Array, Array, Blocks], Array],
-    move: Callable[[Array, Array, Blocks], Array] | None,
+    arrays: Blocks,
+    writes: Mapping[str, Callable[[Blocks], Array]],
+    terms: Callable[[Blocks], tuple[Array, ...]],
     start: Array,
-) -> tuple[Array, Array, tuple[Array, ...]]:
-    """One walk over the rows of a tensor, w and v (…, n):
+) -> tuple[dict[str, Array], tuple[Array, ...]]:
+    """One walk over the rows of a tensor:
 
-        for each block of rows:   s += terms(w, v, others);   v ← velocity(w, v, others);   w ← move(w, v, others)
+        for each block of rows:   s += terms(arrays);   for each name, f of writes, in order:  arrays[name] ← f(arrays)
 
-    others: what else is read, of the tensor's shape or broadcasting against it, g among it. All three functions are elementwise.
-    start: 0, an int32 that the walk waits for. → w', v' and for each term its sum over blocks, (rows of a block, n): what is left
-    is to add these up. Cost: one pass over the arrays.
+    arrays: all that is read or written, by name. What is written has the tensor's shape (…, n), the rest has it too or broadcasts
+    against it. All functions are elementwise. start: 0, an int32 that the walk waits for. → the written arrays, and for each term
+    its sum over blocks, (rows of a block, n): what is left is to add these up. Cost: one pass over the arrays.
     """
-    shape, k = w.shape, rows_of_block(w.shape, w.dtype.itemsize)
-    table = (-1, shape[-1])
-    w, v = w.reshape(table), v.reshape(table)
-    others = {
+    one = arrays[next(iter(writes))]
+    shape, n, k = one.shape, one.shape[-1], rows_of_block(one.shape, one.dtype.itemsize)
+    tables = {
         key: x if jnp.ndim(x) < 2 else jnp.broadcast_to(x, (*shape[:-1], x.shape[-1])).reshape(-1, x.shape[-1])
-        for key, x in others.items()
+        for key, x in arrays.items()
     }
-
-    def at(i: Array, *arrays: Array) -> tuple:
-        """Block i of w, v and the others."""
-        blocks = [lax.dynamic_slice_in_dim(x, i * k, k) for x in arrays]
-        cut = {key: x if x.ndim < 2 else lax.dynamic_slice_in_dim(x, i * k, k) for key, x in others.items()}
-        return *blocks, cut
-
-    def put(x: Array, block: Array, i: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(x, block, i * k, 0)
+    read = {key: x for key, x in tables.items() if key not in writes}
 
     def block(i: Array, state: tuple) -> tuple:
-        w, v, sums = state
+        written, sums = state
         i = i + start
-        sums = jax.tree.map(jnp.add, sums, terms(*at(i, w, v)))
-        i = later(i, sums)
-        v = put(v, velocity(*at(i, w, v)), i)
-        if move:
-            i = later(i, [v])
-            w = put(w, move(*at(i, w, v)), i)
-        return w, v, sums
 
-    sums = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(lambda: terms(*at(start, w, v))))
-    w, v, sums = lax.fori_loop(0, len(w) // k, block, (w, v, sums))
-    return w.reshape(shape), v.reshape(shape), sums
+        def blocks() -> Blocks:
+            """Block i of every array, as they are now."""
+            cut = {key: lax.dynamic_slice_in_dim(x, i * k, k) if x.ndim > 1 else x for key, x in read.items()}
+            return cut | {key: lax.dynamic_slice_in_dim(x, i * k, k) for key, x in written.items()}
+
+        sums = jax.tree.map(jnp.add, sums, terms(blocks()))
+        i = later(i, sums)
+        for key, f in writes.items():
+            written = written | {key: lax.dynamic_update_slice_in_dim(written[key], f(blocks()), i * k, 0)}
+            i = later(i, [written[key]])
+        return written, sums
+
+    like = jax.eval_shape(terms, {key: x[:k] if x.ndim > 1 else x for key, x in tables.items()})
+    sums = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), like)
+    written = {key: tables[key] for key in writes}
+    written, sums = lax.fori_loop(0, len(one.reshape(-1, n)) // k, block, (written, sums))
+    return {key: x.reshape(shape) for key, x in written.items()}, sums

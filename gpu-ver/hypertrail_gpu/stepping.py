@@ -8,7 +8,8 @@ over the same arrays: so a large tensor is walked through by rows (rows.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,7 +20,7 @@ from hypertrail.problem import PENALTIES, Problem, Values
 from . import functional
 from .devices import Layout
 from .dynamics import VELOCITIES, rule
-from .rows import later, rows_of_block, sweep
+from .rows import Blocks, later, rows_of_block, sweep
 
 if TYPE_CHECKING:
     from .compiled import Compiled
@@ -51,7 +52,8 @@ def step(
     rest = [{name: one for name, one in arrays.items() if name not in swept} for arrays in (w, v, g)]
     w_next, v_next = programs.update(*rest, seen, t)
     for name in swept:
-        w_next[name], v_next[name], penalty, _ = by_rows(programs, name, w, v, g, seen, t)
+        written, penalty, _ = by_rows(programs, name, w, v, g, seen, t)
+        w_next[name], v_next[name] = written["w"], written["v"]
         loss = loss + penalty
     return w_next, v_next, loss, statistics
 
@@ -89,44 +91,49 @@ def by_rows(
     t: tuple,
     move: bool = True,
     products: Callable[[Array, Array], tuple[Array, ...]] = lambda g, v: (),
-) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+    first: Mapping[str, tuple[Array, Callable[[Array, Blocks], Array]]] = MappingProxyType({}),
+) -> tuple[dict[str, Array], Array, tuple[Array, ...]]:
     """One tensor's part of a step, once the gradient of all tensors is there:
 
-        g ← g + ∇penalty(w);   v' by the dynamics;   w' = w ± α v' where `move`
+        g ← g + ∇penalty(w);   what `first` says, in its order;   v' by the dynamics;   w' = w ± α v' where `move`
 
-    products(g, v): elementwise, of the whole g and the old v. → w', v', the penalty's value, and each product summed over the
-    blocks of rows, an array (rows of a block, n) whose entries are left to add up.
+    products(g, v): elementwise, of the whole g and the old v.
+    first: further arrays of the tensor's shape, name → (array, f), array ← f(g, arrays): elementwise, of the whole g and of all
+    arrays as they are then, by name, "v" and those of `first` among them. "learning_rate" is the α of this step.
+    → what was written, by name ("v", "w", those of `first`), the penalty's value, and each product summed over the blocks: an
+    array (rows of a block, n) whose entries are left to add up.
     """
     dynamics, λ = programs.problem.dynamics, penalties(programs, values, name)
     advance, sign = rule(dynamics, t[0]), VELOCITIES[dynamics.kind]
     # α and the schedule's factor apart: their product would be an array of its own, written and read in every step.
     alpha, gamma = (one[name] for one in programs.rates(values, (*t[:2], 1)))
-    others = {**λ, "g": g[name], "momentum": gamma}
-    if move:
-        others |= {"learning_rate": alpha, "factor": t[2]}
+    arrays = {**λ, "g": g[name], "w": w[name], "v": v[name], "momentum": gamma, "learning_rate": alpha, "factor": t[2]}
+    arrays |= {key: one for key, (one, _) in first.items()}
 
-    def penalised(w: Array, o: Tree) -> tuple[tuple[Array, ...], Array]:
+    def penalised(o: Blocks) -> tuple[tuple[Array, ...], Array]:
         """The penalty's terms, none or one array of them, and the whole g."""
         if not λ:
             return (), o["g"]
-        terms, pull = jax.vjp(lambda w: sum(PENALTIES[kind](o[kind], w) for kind in λ), w)
+        terms, pull = jax.vjp(lambda w: sum(PENALTIES[kind](o[kind], w) for kind in λ), o["w"])
         return (terms,), o["g"] + pull(jnp.ones_like(terms))[0]
 
-    def terms(w: Array, v: Array, o: Tree) -> tuple[Array, ...]:
-        terms, g = penalised(w, o)
-        return (*terms, *products(g, v))
+    def terms(o: Blocks) -> tuple[Array, ...]:
+        terms, g = penalised(o)
+        return (*terms, *products(g, o["v"]))
 
-    def velocity(w: Array, v: Array, o: Tree) -> Array:
-        return advance(w, v, penalised(w, o)[1], 0.0, o["momentum"])[1]
+    def velocity(o: Blocks) -> Array:
+        return advance(o["w"], o["v"], penalised(o)[1], 0.0, o["momentum"])[1]
 
-    def moved(w: Array, v: Array, o: Tree) -> Array:
-        return w + sign * (o["factor"] * o["learning_rate"]) * v
+    def moved(o: Blocks) -> Array:
+        return o["w"] + sign * (o["factor"] * o["learning_rate"]) * o["v"]
 
-    start = later(jnp.zeros((), jnp.int32), g.values())
-    w_next, v_next, sums = sweep(w[name], v[name], others, terms, velocity, moved if move else None, start)
+    writes = {key: lambda o, f=f: f(penalised(o)[1], o) for key, (_, f) in first.items()} | {"v": velocity}
+    if move:
+        writes["w"] = moved
+    written, sums = sweep(arrays, writes, terms, later(jnp.zeros((), jnp.int32), g.values()))
     if not λ:
-        return w_next, v_next, jnp.zeros_like(t[2]), sums
-    return w_next, v_next, jnp.sum(sums[0].sum(axis=-1)), sums[1:]
+        return written, jnp.zeros_like(t[2]), sums
+    return written, jnp.sum(sums[0].sum(axis=-1)), sums[1:]
 
 
 __all__ = ["by_rows", "gradient", "large", "penalties", "step", "sweepable"]

@@ -16,6 +16,7 @@ from hypertrail import (
     L1,
     L2,
     T1T2,
+    Almeida,
     Dynamics,
     HypergradientDescent,
     LearningRate,
@@ -70,33 +71,34 @@ def test_rows_of_a_block(shape, itemsize, k):
 def test_sweep_is_the_three_loops(small_blocks, shape):
     rng = np.random.default_rng(0)
     n = shape[-1]
-    others = {
+    arrays = {
+        "w": rng.normal(size=shape),
+        "v": rng.normal(size=shape),
         "g": rng.normal(size=shape),
         "unit": rng.normal(size=n),
         "input": rng.normal(size=(*(1,) * (len(shape) - 2), shape[-2], 1)),
         "scalar": np.float64(0.3),
     }
-    w, v = rng.normal(size=(2, *shape))
 
-    def terms(w: Any, v: Any, o: Any) -> tuple:
-        return o["unit"] * w**2, v * o["g"] * o["input"]
+    def terms(o: Any) -> tuple:
+        return o["unit"] * o["w"] ** 2, o["v"] * o["g"] * o["input"]
 
-    def velocity(w: Any, v: Any, o: Any) -> Any:
-        return o["scalar"] * v - o["g"] * w
+    def velocity(o: Any) -> Any:
+        return o["scalar"] * o["v"] - o["g"] * o["w"]
 
-    def move(w: Any, v: Any, o: Any) -> Any:
-        return w + o["unit"] * o["input"] * v
+    def move(o: Any) -> Any:
+        return o["w"] + o["unit"] * o["input"] * o["v"]
 
     with jax.enable_x64(True):
-        w_next, v_next, sums = jax.jit(lambda *a: rows.sweep(*a, terms, velocity, move, jnp.int32(0)))(w, v, others)
-        w_still, _, none = rows.sweep(w, v, others, lambda *_: (), velocity, None, jnp.int32(0))
-        w_next, v_next, w_still, *sums = map(np.asarray, (w_next, v_next, w_still, *sums))
-    expected = velocity(w, v, others)
-    np.testing.assert_allclose(v_next, expected, rtol=1e-14, atol=1e-15)
-    np.testing.assert_allclose(w_next, move(w, expected, others), rtol=1e-14, atol=1e-15)
-    np.testing.assert_array_equal(w_still, w)
-    assert none == ()
-    for found, whole in zip(sums, terms(w, v, others), strict=True):
+        written, sums = jax.jit(lambda o: rows.sweep(o, {"v": velocity, "w": move}, terms, jnp.int32(0)))(arrays)
+        one, none = jax.jit(lambda o: rows.sweep(o, {"v": velocity}, lambda _: (), jnp.int32(0)))(arrays)
+        written, one, sums = jax.tree.map(np.asarray, (written, one, sums))
+    v = velocity(arrays)
+    np.testing.assert_allclose(written["v"], v, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(written["w"], move(arrays | {"v": v}), rtol=1e-14, atol=1e-15)
+    np.testing.assert_array_equal(one["v"], written["v"])
+    assert (list(one), none) == (["v"], ())
+    for found, whole in zip(sums, terms(arrays), strict=True):
         assert found.shape == (rows.rows_of_block(shape, 8), n)
         np.testing.assert_allclose(found.sum(axis=0), whole.reshape(-1, n).sum(axis=0), rtol=1e-13, atol=1e-15)
 
@@ -127,6 +129,7 @@ def test_training_by_rows(make, relative, small_blocks, monkeypatch, network, de
     assert relative(by_rows.velocity, whole.velocity) < 1e-12
 
 
+SGD, SGD_DAMPED = (Dynamics(kind, 0.1, 0.0, schedule=((3, 0.5),)) for kind in ("heavy-ball", "damped"))
 DAMPED, BALL = Dynamics("damped", 0.1, 0.8, schedule=((3, 0.5),)), Dynamics("heavy-ball", 0.05, 0.8)
 PENALTIES = (L2("parameter", 1e-2), L1("unit", 1e-3))
 ONLINE = {
@@ -138,7 +141,18 @@ ONLINE = {
         HypergradientDescent(beta=1e-3, block=4),
     ),
     "descent, unit": ((LearningRate("unit", 0.1),), BALL, HypergradientDescent("multiplicative", 0.05, block=4)),
-    "descent, parameter": ((LearningRate("parameter", 0.1),), DAMPED, HypergradientDescent(beta=1.0, block=4)),
+    "descent, parameter": (
+        (*PENALTIES, LearningRate("parameter", 0.1)),
+        DAMPED,
+        HypergradientDescent(beta=1.0, block=4),
+    ),
+    "descent, multiplicative, parameter": (
+        (LearningRate("parameter", 0.1),),
+        BALL,
+        HypergradientDescent("multiplicative", 0.05, block=4),
+    ),
+    "almeida": ((LearningRate("parameter", 0.1),), SGD, Almeida(0.2, block=4)),
+    "almeida, penalties": ((*PENALTIES, LearningRate("parameter", 0.1)), SGD_DAMPED, Almeida(0.2, block=4)),
 }
 
 
@@ -164,7 +178,7 @@ def test_online_by_rows(make, relative, small_blocks, monkeypatch, case):
 
 
 def method_moves(method: Any, hyper: Any) -> list[str]:
-    return ["learning_rate"] if isinstance(method, HypergradientDescent) else list(hyper)
+    return ["learning_rate"] if isinstance(method, HypergradientDescent | Almeida) else list(hyper)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +249,10 @@ def copies_in_loops(text: str) -> list[str]:
         ((LearningRate("network", 0.1),), Plain(3)),
         ((L2("parameter", 1e-4), LearningRate("parameter", 0.1)), Plain(3)),
         ((L2("parameter", 1e-4), LearningRate("network", 0.1)), HypergradientDescent(beta=1e-6, block=3)),
+        ((L2("parameter", 1e-4), LearningRate("parameter", 0.1)), HypergradientDescent(beta=1e-6, block=3)),
+        ((LearningRate("parameter", 0.1),), Almeida(block=3)),
     ],
-    ids=["plain", "arrays", "descent"],
+    ids=["plain", "arrays", "descent", "descent-arrays", "almeida"],
 )
 def test_no_loop_copies_a_large_tensor(make, declared, method):
     """Speed that no number shows: a copy of a weight is what XLA makes of a loop in which the order of reading and writing it is

@@ -46,23 +46,34 @@ class DescentRule(Rule):
         fixed = p._values(hyper)
         sign = VELOCITIES.get(self.problem.dynamics.kind)
 
-        # Of a large tensor v' and the sums over g and v are one walk. A rate for each parameter has no sums.
-        swept = sweepable(p) if one.level != "parameter" else []
+        # A large tensor is walked through by rows. A shared α needs its sums first: then w' is left to do after the walk.
+        swept, own = sweepable(p), one.level == "parameter"
 
         def forward(carry: tuple, x: tuple) -> tuple:
             (w, v, running, alphas, D), (indices, t, factor_before) = carry, x
             seen, batch = p.batch(fixed, data, indices)
             (loss, statistics), g = gradient(p, w, seen, batch, t, swept)
-            sums, v_swept = {}, {}
+            scale = sign * factor_before if sign else 1.0
+
+            def own_alpha(g: Array, o: Tree) -> Array:
+                return self.alpha_after(o["learning_rate"], scale, *self.products(g, o["v"]))
+
+            products, walked = {}, {}
             for name in g:
-                if name in swept:
-                    _, v_swept[name], penalty, sums[name] = by_rows(
+                if name not in swept:
+                    products[name] = self.products(g[name], (v if sign else D)[name])
+                    continue
+                if own:
+                    first = {"learning_rate": (alphas[name], own_alpha)}
+                    walked[name], penalty, _ = by_rows(p, name, w, v, g, seen, t, first=first)
+                else:
+                    walked[name], penalty, products[name] = by_rows(
                         p, name, w, v, g, seen, t, move=False, products=self.products
                     )
-                    loss = loss + penalty
-                else:
-                    sums[name] = self.products(g[name], (v if sign else D)[name])
-            alphas = self.move(alphas, sums, sign * factor_before if sign else 1.0)
+                loss = loss + penalty
+            moved = {name: arrays["learning_rate"] for name, arrays in walked.items() if own}
+            left = {key: alpha for key, alpha in alphas.items() if key not in moved}
+            alphas = self.move(left, products, scale) | moved
             rate = by_name(one, alphas, w)
             # v (and D) may be overwritten once h has been taken: without this dependence the compiler copies them in every step.
             momentum = {name: γ + 0 * rate[name] for name, γ in p.complete(fixed)["momentum"].items()}
@@ -73,8 +84,10 @@ class DescentRule(Rule):
 
             if sign:
                 w_next, v_next = update(rate)
-                w = w_next | {name: w[name] + sign * t[2] * rate[name] * x for name, x in v_swept.items()}
-                v = v_next | v_swept
+                for name, arrays in walked.items():
+                    w_next[name] = arrays["w"] if own else w[name] + sign * t[2] * rate[name] * arrays["v"]
+                    v_next[name] = arrays["v"]
+                w, v = w_next, v_next
             else:
                 (w, v), (D, _) = jax.jvp(update, (rate,), (jax.tree.map(jnp.ones_like, rate),))
             return (w, v, self.problem.update_running(running, statistics), alphas, D), loss
@@ -97,18 +110,19 @@ class DescentRule(Rule):
         return (g * D, g**2, D**2) if self.method.rule == "multiplicative" else (g * D,)
 
     def move(self, alphas: dict[str, Array], products: dict[str, tuple], scale: Array | float) -> dict[str, Array]:
-        """The direction is scale · D."""
-        one, beta = self.problem.declared("learning_rate"), self.method.beta
-        h, *sizes = (
+        """Every α by the products of the parameters that share it. The direction is scale · D."""
+        one = self.problem.declared("learning_rate")
+        totals = [
             shared(one, dict(zip(products, terms, strict=True))) for terms in zip(*products.values(), strict=True)
-        )
-        h = {key: scale * x for key, x in h.items()}
+        ]
+        return {key: self.alpha_after(alphas[key], scale, *(sums[key] for sums in totals)) for key in alphas}
+
+    def alpha_after(self, alpha: Array, scale: Array | float, h: Array, *squares: Array) -> Array:
+        """α after a step, from the sums of `products`."""
         if self.method.rule == "additive":
-            moved = {key: x - beta * h[key] for key, x in alphas.items()}
+            alpha = alpha - self.method.beta * (scale * h)
         else:
-            g2, D2 = sizes
-            moved = {}
-            for key, x in alphas.items():
-                size = jnp.sqrt(g2[key]) * jnp.abs(scale) * jnp.sqrt(D2[key])
-                moved[key] = x * (1 - beta * h[key] / jnp.where(size > 0, size, 1.0))
-        return {key: jnp.clip(x, *one.bounds) for key, x in moved.items()}
+            g2, D2 = squares
+            size = jnp.sqrt(g2) * jnp.abs(scale) * jnp.sqrt(D2)
+            alpha = alpha * (1 - self.method.beta * (scale * h) / jnp.where(size > 0, size, 1.0))
+        return jnp.clip(alpha, *self.problem.declared("learning_rate").bounds)
