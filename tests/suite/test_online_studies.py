@@ -178,7 +178,7 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
 
 
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
-    words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "1", "--hidden", "4"]
+    words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "3", "--hidden", "4"]
     words += ["--rates", "0.001", "0.05", "--select", "15", "--repeats", "2"]  # .001 is trained anyway
     line = run("hd-mnist", tmp_path / "run", *words)
     labels = ["SGD", "SGD-HD", "SGD-HD×", "SGD, α 0.05", "SGDN", "SGDN-HD", "SGDN-HD×", "SGDN, α 0.05", "Adam",
@@ -203,7 +203,8 @@ def test_hd_mnist(blank_mnist, tmp_path, capsys):
     assert len(parts(tmp_path / "run")) == 2 * (11 + 4) + 6, "no two trainings have the same name"
     assert "0.3737" in said, "the published loss stands beside ours"
     assert (tmp_path / "run" / "report.html").read_text().count("(chosen)<") == 2
-    assert {point["step"] for point in line["arms"][0]["points"]} == set(range(2, 18, 2))
+    steps = {one["model"]: {point["step"] for point in one["points"]} for one in line["arms"]}
+    assert steps == {"logreg": set(range(2, 18, 2)), "mlp": {8, 16, 24}}, "every quarter of an epoch, every epoch"
 
 
 def test_a_rate_is_chosen_on_select_whatever_the_test_loss():

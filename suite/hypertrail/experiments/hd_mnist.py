@@ -206,7 +206,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             here = built(lambda c, m=model, o=optimiser: problem(c, m, o), at)
             block = block_of(here)
             blocks = here.schedule.steps_per_epoch // block
-            every = 1 if model == "logreg" else blocks * -(-config.mlp_epochs // 2)  # 70,000 images take a while
+            every = 1 if model == "logreg" else blocks  # the loss of 70,000 images: a third of an epoch's time
             for arm in contenders(config, model, optimiser, block):
 
                 def seen(done: int, budget: int, name: str = f"seed {at.seed}, {arm.name}") -> None:
@@ -294,7 +294,7 @@ def show(folder: Path) -> list[Section]:
             f"After {epochs} epochs, {seeds} seed{'s, ±: half of the 95 % interval' if seeds > 1 else ''}. Loss in nats and "
             "error on the official test set (the authors' validation); theirs at the same epoch, "
             "and in brackets at the end of a longer run. HD: additive rule, HD×: multiplicative. α: at the start, the largest "
-            "seen between two blocks, at the end (means)."
+            "seen at a measurement, at the end (means)."
         )
         if choices and model == "logreg":
             words += (
