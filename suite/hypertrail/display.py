@@ -18,6 +18,8 @@ from .engines import SPLITS
 from .sections import Section
 from .tuning import MetaIteration
 
+WIDTH = 400  # columns where there is no terminal: no table of a log file is cut
+
 
 class Screen(Console):
     """A console whose reader may go away (`hypertrail run … | head -1`) or never have been there: work goes on without it."""
@@ -41,9 +43,9 @@ class Screen(Console):
 
 
 def console() -> Console:
-    """The screen; 120 columns where there is none, so that tables in log files are whole."""
+    """The screen; wide where there is none, so that tables in log files are whole."""
     out = Screen(highlight=False, soft_wrap=True)
-    return out if out.is_terminal else Screen(highlight=False, soft_wrap=True, width=120)
+    return out if out.is_terminal else Screen(highlight=False, soft_wrap=True, width=WIDTH)
 
 
 class Voice:
@@ -181,7 +183,7 @@ def show_table(voice: Voice, one: Table) -> None:
     import io
 
     voice.console.print(one)
-    plain = Console(file=io.StringIO(), width=120, color_system=None)
+    plain = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     plain.print(one)
     for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
         voice.log(line.rstrip())
