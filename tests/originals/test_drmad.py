@@ -19,7 +19,7 @@ FIRST = h.DrMAD("C1", first_batches=True)
 # N = T, ρ from .001 to .999, the velocity of step 0 from the end of the line, dα from the line's velocity
 SCHEDULES = h.DrMAD("C2", choices=AsPublished(inner_rho=True, end_velocity=True, line_dalpha=True))
 # w_T and hypergradient. Their exact one comes from fixed point, ours from floats: they differ by the fill-in digits.
-DIGITS = {FIRST: (14.8, 14.2), h.Exact(): (9.1, 8.5)}
+DIGITS = {FIRST: (14.0, 14.0), h.Exact(): (9.0, 8.4)}
 METHODS = pytest.mark.parametrize(("key", "method"), [("mad", FIRST), ("exact", h.Exact())])
 
 
@@ -87,7 +87,7 @@ def test_schedules_of_rates_and_momenta(engine, perceptron, golden, meets, flat,
     slope = {"learning_rate": alphas, "momentum": gammas * (1 - gammas)}
     theirs = {"learning_rate": data[f"{prefix}_dalpha"], "momentum": data[f"{prefix}_dbeta"]}
     penalties = flat(problem.split(data[f"{prefix}_dmeta"]), problem.weights) * np.log(10)
-    meets(f"{name} d log10 λ", flat(result.gradient["l2"], problem.weights), penalties, 14.2)
-    meets(f"{name} dw_0", flat(result.initial_weights, problem.names), data[f"{prefix}_dx"], 14.2)
+    meets(f"{name} d log10 λ", flat(result.gradient["l2"], problem.weights), penalties, 14.0)
+    meets(f"{name} dw_0", flat(result.initial_weights, problem.names), data[f"{prefix}_dx"], 14.0)
     for kind, quantity in (("learning_rate", "d ln α"), ("momentum", "d logit γ")):
         meets(f"{name} {quantity}", rates[kind], theirs[kind].reshape(T, -1) * slope[kind], 14.0)
