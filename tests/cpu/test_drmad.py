@@ -200,9 +200,8 @@ def test_c0_is_algorithm_2_to_the_letter(make):
 @pytest.mark.parametrize(("completion", "cosine"), [("C0", -1.0), ("C1", 0.9), ("C4", 0.98)])
 @pytest.mark.parametrize("network", ["tanh", "densenet"])
 def test_completions_on_a_short_and_nearly_straight_run(make, network, completion, cosine):
-    """From the two ends alone. Measured cosines with the exact hypergradient: C1 .94 and .998, C4 .984 to .996 (by which steps are drawn)
-    and 1.000; C0, which
-    lacks the learning rate, has none to promise."""
+    """From the two ends alone. Measured cosines with the exact hypergradient: C1 .94 and .998, C4 .984 to .996 (by which steps
+    are drawn) and 1.000; C0, which lacks the learning rate, has none to promise."""
     problem = make(network, dynamics=Dynamics("damped", 0.02, 0.6), steps=20)
     hyper = problem.initial_hyper()
     training = cpu.train(problem, hyper, keep="memory")
