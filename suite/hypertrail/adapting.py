@@ -187,12 +187,12 @@ def validation_rows(problem: Problem, batches: int, number: int) -> np.ndarray:
     return rng.choice(usable, size=(batches, B), replace=False).astype(np.int32)
 
 
-def output_params(network: Layer) -> tuple[Parameter, ...]:
-    """The parameters of the last layer that has some: what 'the output layer' means in averaging over classes."""
+def output_weights(network: Layer) -> tuple[Parameter, ...]:
+    """The W of the output layer: of the last layer that has parameters those with two axes or more, the last for the classes."""
     layer = network
     while not layer.params and layer.incoming:
         layer = layer.incoming[0]
-    return layer.params
+    return tuple(p for p in layer.params if len(p.shape) >= 2)
 
 
 def unconstrained(kind: str, value: Array, xp: Any = np) -> Array:

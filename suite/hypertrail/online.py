@@ -90,7 +90,8 @@ class Adaptive(Online):
         n steps:  v ← γ v − (1−γ) g,  w ← w + eʳ v
         h_0 = mean gradient of the validation loss over M distinct random batches;  dw = h_0,  dv = 0
         K steps back, exactly:  dr, dλ += their shares            (Maclaurin et al. 2015, algorithm 2, truncated)
-        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  sign(0) = 0;  output layer averaged over its classes
+        of the output layer's W:  dr, dλ ← their means over the classes
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  sign(0) = 0
         with mass m:  u ← m u − (1−m) sign(h),  r ← clip(r + s_r u)
 
     steps: n. validation_batches: M (0: the whole split, in its fixed batches). last: K.
@@ -102,7 +103,9 @@ class Adaptive(Online):
     states: 'kept' (the last K states, exact, K small) or 'undone' (in floating point, as the thesis did: damped dynamics
     with γ > 0 only, every step multiplies the rounding error by 1/γ). Measured on adaptive-mnist's network in float32 at γ .9:
     undoing changes dr by 1e-7 of its norm at K = 4 and 2e-6 at K = 20, dλ by less, not one of 84,510 signs, and no time.
-    average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
+    average_output: the thesis' averaging of the output layer: the hypergradient of its W (every kind) is replaced by the mean over
+    the classes before its sign is taken, so that all classes of one input move together, by a whole step; its b is left alone.
+    False: every class moves by a sign of its own. `Block.gradient` is in both cases the hypergradient before the averaging.
     Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 6 points
