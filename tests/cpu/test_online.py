@@ -88,7 +88,7 @@ def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
     assert block.skipped == 2
     assert_close(block.hyper, problem.initial_hyper(), 1e-15)
     with pytest.raises(NumericalFailure, match="hypergradient is not finite at step 2"):
-        run(problem, T1T2(every=2, block=4, skip=False))
+        run(problem, T1T2(every=2, block=4, nonfinite="stop"))
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------------------
