@@ -44,6 +44,7 @@ Values = dict[str, dict[str, Array]]
 
 PRECISIONS = ("float32", "float64")
 DYNAMICS = ("damped", "heavy-ball", "nesterov", "adam", "damped-old")
+L2_ON = ("regularizable", "all")
 AVERAGING = 0.1
 
 
@@ -110,7 +111,9 @@ PENALTIES: dict[str, Callable[[Array, Array], Array]] = {"l2": lambda λ, w: λ 
 class Problem:
     """A bilevel problem. eq=False: two problems are the same only if they are the same object (engines cache by it).
 
-    steps: T. l2: a fixed penalty on every regularizable parameter where no L2 hyperparameter is declared.
+    steps: T. l2: a fixed penalty, l2 · Σ w², where no L2 hyperparameter is declared. l2_on: the parameters that the fixed
+    penalty acts on. 'regularizable': those that the network tags so (no biases). 'all': every trainable parameter, as in
+    the programs of DrMAD's authors.
     valid_batch: the hyper loss is the mean over validation batches of this size (each normalised by its own
     statistics); None: the whole split in one batch. precision: 'float64' to compare, 'float32' to work.
     """
@@ -125,6 +128,7 @@ class Problem:
     valid_batch: int | None = None
     seed: int = 0
     precision: str = "float32"
+    l2_on: str = "regularizable"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -134,6 +138,12 @@ class Problem:
         if not 0 <= self.l2 < np.inf:
             raise UsageError(f"l2 {self.l2}, expected a number ≥ 0")
         kinds = [h.kind for h in self.hyperparameters]
+        if self.l2_on not in L2_ON:
+            raise UsageError(f"l2_on {self.l2_on!r}, expected one of {', '.join(L2_ON)}")
+        if self.l2_on == "all" and "l2" in kinds:
+            raise UsageError(
+                "l2_on 'all' is for the fixed penalty, which a declared L2 takes the place of; leave l2_on at 'regularizable'"
+            )
         if not kinds:
             raise UsageError("no hyperparameter is declared, there is nothing to tune")
         if len(set(kinds)) != len(kinds):
@@ -232,7 +242,10 @@ class Problem:
         return out
 
     def constants(self, xp: Any = np) -> Values:
-        """What is not declared but needed: learning rate, momentum, a fixed L2 penalty. Scalars by parameter name."""
+        """What is not declared but needed: learning rate, momentum, a fixed L2 penalty. Scalars by parameter name.
+
+        The penalty has a scalar for each parameter that it acts on (`l2_on`).
+        """
 
         def fill(value: float, params: tuple[Parameter, ...]) -> dict[str, Array]:
             return {p.name: xp.asarray(value, dtype=self.precision) for p in params}
@@ -243,7 +256,8 @@ class Problem:
         if self.declared("momentum") is None:
             out["momentum"] = fill(self.dynamics.momentum, self.params)
         if self.l2 > 0.0 and self.declared("l2") is None:
-            out["l2"] = fill(self.l2, tuple(p for p in self.params if REGULARIZABLE in p.tags))
+            reached = (p for p in self.params if self.l2_on == "all" or REGULARIZABLE in p.tags)
+            out["l2"] = fill(self.l2, tuple(reached))
         return out
 
     def seen(self, values: Values, rows: Array) -> Values:
@@ -294,7 +308,7 @@ class Problem:
         return losses.mean()
 
     def penalty(self, xp: Any, w: Mapping[str, Array], values: Values) -> Array:
-        """Σ λ₂ w² + Σ λ₁ |w| over regularizable parameters → scalar."""
+        """Σ λ₂ w² + Σ λ₁ |w| over the parameters that have a λ → scalar."""
         total: Any = xp.zeros((), dtype=self.precision)
         for kind, term in PENALTIES.items():
             for name, value in values.get(kind, {}).items():

@@ -77,6 +77,8 @@ def make(splits: Splits) -> Any:
         ({"network": mlp((7, 7, 1), ())}, r"images of shape \(7, 7, 1\), the data has \(8, 8, 1\)"),
         ({"l2": -1e-4}, "l2 -0.0001"),
         ({"l2": float("nan")}, "l2 nan"),
+        ({"l2_on": "biases"}, "l2_on 'biases', expected one of regularizable, all"),
+        ({"l2_on": "all"}, "l2_on 'all' is for the fixed penalty, which a declared L2 takes the place of"),
     ],
 )
 def test_problems_that_cannot_be(make, changes, message):
@@ -106,6 +108,16 @@ def test_problems_that_cannot_be(make, changes, message):
 def test_dynamics_that_cannot_be(changes, message):
     with pytest.raises(UsageError, match=message):
         Dynamics(**changes)
+
+
+def test_where_the_fixed_penalty_acts(make):
+    problem = make(LearningRate(), l2=0.1)
+    assert {name for name in problem.constants()["l2"] if name.endswith("/b")} == set()
+    everywhere = problem.with_(l2_on="all")
+    assert set(everywhere.constants()["l2"]) == {p.name for p in problem.params}
+    w = {p.name: np.full(p.shape, 2.0) for p in problem.params}
+    size = sum(p.size for p in problem.params)
+    assert float(everywhere.penalty(np, w, everywhere.constants())) == pytest.approx(0.1 * 4 * size)
 
 
 def test_schedule_factors():
