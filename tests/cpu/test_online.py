@@ -79,7 +79,7 @@ def test_states_undone_in_floating_point_are_nearly_the_kept_ones(make):
 def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
     from hypertrail_cpu.online import t1t2
 
-    def broken(self: Any, one: Any, values: Any, hyper: Any) -> Any:
+    def broken(self: Any, w: Any, w_valid: Any, t: int, values: Any, hyper: Any) -> Any:
         return 1.0, {"l2": {key: u * np.nan for key, u in hyper["l2"].items()}}
 
     monkeypatch.setattr(t1t2.T1T2Rule, "gradient", broken)
