@@ -6,7 +6,7 @@
 
 Kingma, Ba 2015, algorithm 1, with ε INSIDE the root: in √ŝ + ε the derivative 1/(2√ŝ) is infinite where no gradient has arrived
 yet (a dead pixel, a rectifier that is off), times 0 that is NaN, and it spreads to every hypergradient.
-v = (m, s) stacked, shape (2, *shape of w). t: the step, from 0. β₂ and ε do not depend on what is differentiated. The step is not linear in g, so the
+v = (m, s) stacked, shape (2, *shape of w). t: the step, from 0. β₂ and ε are constants. The step is not linear in g, so the
 adjoint needs m, s and g even where nobody asks for dα or dβ₁. Where gradients are of the size of √ε or below, a step depends on
 their ratio: hypergradients there are large, up to 1/√ε for each step, and rough.
 """

@@ -35,10 +35,11 @@ class Block:
     """One block of an adaptive run.
 
     index: 0 for the first block of a run; start, stop: the elementary steps whose batches it saw, stop not included.
-    losses: elementary loss of each step before it was taken, (stop − start,), or fewer where a move stands in the place of a step
-    (T1T2). hyper_losses: the validation losses that its moves looked at, one for each move (empty where the method looks at none). gradient: the last hypergradient, shapes as
-    in hyper, NumPy ({} where the method has none to show). hyper: in force at the end. skipped: moves left out (T1T2).
-    state: all that the next block starts from, in the arrays of the engine. cost: of this block.
+    losses: elementary loss of each step before it was taken, (stop − start,), or fewer where a move stands in the place of a
+    step (T1T2). hyper_losses: the validation losses that its moves looked at, one for each move (empty where the method looks
+    at none). gradient: the last hypergradient, shapes as in hyper, NumPy ({} where the method has none to show). hyper: in
+    force at the end. skipped: moves left out (T1T2). state: all that the next block starts from, in the arrays of the engine.
+    cost: of this block.
     """
 
     index: int

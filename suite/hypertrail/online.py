@@ -103,9 +103,9 @@ class Adaptive(Online):
     states: 'kept' (the last K states, exact, K small) or 'undone' (in floating point, as the thesis did: damped dynamics
     with γ > 0 only, every step multiplies the rounding error by 1/γ). Measured on adaptive-mnist's network in float32 at γ .9:
     undoing changes dr by 1e-7 of its norm at K = 4 and 2e-6 at K = 20, dλ by less, not one of 84,510 signs, and no time.
-    average_output: the thesis' averaging of the output layer: the hypergradient of its W (every kind) is replaced by the mean over
-    the classes before its sign is taken, so that all classes of one input move together, by a whole step; its b is left alone.
-    False: every class moves by a sign of its own. `Block.gradient` is in both cases the hypergradient before the averaging.
+    average_output: the thesis' averaging of the output layer: the hypergradient of its W (every kind) is replaced by the mean
+    over the classes before its sign is taken, so that all classes of one input move together, by a whole step; its b is left
+    alone. False: every class moves by a sign of its own. `Block.gradient` is in both cases the hypergradient before averaging.
     Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 6 points
@@ -198,20 +198,21 @@ class T1T2(Periodic):
     outer: how λ moves (published: Adam, step .001, with Adam at .002 for the weights). representation: 'value' (as
     published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
     validation_batches: random ones for each move; 0: the whole split.
-    clip: 'all' (clip_norm holds ‖h‖ over all hyperparameters together) or 'each-tensor' (it holds the norm of each tensor of ∇C₂,
-    and then that of each array of h).
-    nonfinite: what happens where a number of h is not finite: 'skip' (no move; counted in `Block.skipped`), 'stop' (NumericalFailure)
-    or 'zero' (this number, and each such number of ∇C₂, is taken as 0). A validation loss that is not finite stops every run.
-    at: 'after' (∇C₂ at θ', after the step) or 'same' (∇C₂ at the same θ as ∂_λ∇_θ C̃₁; the move then stands in the place of a step:
-    of each `every` batches the last one serves the move alone, and `every` must be at least 2).
+    clip: 'all' (clip_norm limits ‖h‖ over all hyperparameters together) or 'each-tensor' (it limits the norm of each tensor of
+    ∇C₂, and then that of each array of h).
+    nonfinite: what happens where a number of h is not finite: 'skip' (no move; counted in `Block.skipped`), 'stop'
+    (NumericalFailure) or 'zero' (this number, and each such number of ∇C₂, is taken as 0). A validation loss that is not finite
+    stops every run.
+    at: 'after' (∇C₂ at θ', after the step) or 'same' (∇C₂ at the same θ as ∂_λ∇_θ C̃₁; a move then stands in the place of a
+    step: of each `every` batches the last one serves the move alone, and `every` must be at least 2).
     Cost: M gradients every `every` steps ('same': one less); noise needs one product (2 gradients) more for each move, L2 and L1
     do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
     small. Source: Luketina, Berglund, Greff, Raiko 2016, "Proposed method"; published overhead about 30 %. Their released code
-    moves every 10th step, with batches of 128 on both sides and λ ← max(0, λ − …). Its last version replaces NaN and infinity by 0
-    and cuts the norm of each tensor at 3, in ∇C̃₁, in ∇C₂ and in h (and values at 10, which the norm excludes); it takes ∇C₂ at the
-    same θ, with a move in the place of a step. That is at='same', clip='each-tensor', nonfinite='zero', but for the cut of ∇C̃₁, which
-    is left out here. Earlier versions have neither cut, and take step and move together.
+    moves every 10th step, with batches of 128 on both sides and λ ← max(0, λ − …). It replaces NaN and infinity by 0 and cuts the
+    norm of each tensor at 3, in ∇C̃₁, in ∇C₂ and in h (and values at 10, which no norm of 3 leaves room for); it takes ∇C₂ at
+    the same θ, a move standing in the place of a step. That is at='same', clip='each-tensor', nonfinite='zero' here, without the
+    cut of ∇C̃₁, which is left out. Older versions of it have none of the cuts, and take the step and the move together.
     """
 
     outer: Rule = field(default_factory=lambda: Adam(0.001))
@@ -234,7 +235,9 @@ class T1T2(Periodic):
         one_of("t1t2 nonfinite", self.nonfinite, NONFINITE)
         one_of("t1t2 at", self.at, PLACES)
         if self.at == "same" and self.every == 1:
-            raise UsageError("t1t2 at 'same' with every = 1 has moves in the place of all steps; every must be at least 2")
+            raise UsageError(
+                "t1t2 at 'same' with every = 1 has moves in the place of all steps; every must be at least 2"
+            )
 
     @property
     def steps_before_move(self) -> int:

@@ -103,7 +103,9 @@ class Dynamics:
 
     def epsilon_beside_corrected(self, t: Any) -> Any:
         """What step t of Adam (from 0) adds to ŝ: ε, or ε / (1−β₂^(t+1)) where ε is added to the uncorrected moment."""
-        return self.epsilon if self.epsilon_place == "corrected" else self.epsilon / (1 - self.second_momentum ** (t + 1))
+        if self.epsilon_place == "corrected":
+            return self.epsilon
+        return self.epsilon / (1 - self.second_momentum ** (t + 1))
 
     def factors(self, steps: int) -> np.ndarray:
         """(T,) float64: what the schedule multiplies the learning rate by at each step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import hypertrail as h
+from hypertrail_data.splits import Split, Splits
 
 DATA = Path(__file__).parent / "data"
 MOST = 17.0  # what two equal arrays are said to agree to: float64 holds no more
@@ -70,3 +72,56 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 def engine(request: pytest.FixtureRequest) -> ModuleType:
     """Each of the two engines."""
     return h.load(request.param)
+
+
+@dataclass(frozen=True, eq=False)
+class Started(h.Problem):
+    """A problem whose training starts from given weights. start: {parameter name: array}."""
+
+    start: Any = None
+
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        return {name: w.astype(self.dtype) for name, w in self.start.items()}
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[..., h.Problem]:
+    """started(start, **fields of a Problem): one that starts from `start`.
+
+    start: {parameter name: array}, or one vector that holds all of them in the order of the network.
+    """
+
+    def started(start: Any, **fields: Any) -> h.Problem:
+        problem = h.Problem(**fields)
+        return Started(**fields, start=start if isinstance(start, dict) else named(problem, start))
+
+    return started
+
+
+def named(problem: h.Problem, vector: np.ndarray, only: str = "") -> dict[str, np.ndarray]:
+    """{parameter name: array} of a vector that holds all parameters (whose names end with `only`) in the order of the network."""
+    params = [p for p in problem.params if p.name.endswith(only)]
+    assert sum(p.size for p in params) == vector.size
+    parts = np.split(vector, np.cumsum([p.size for p in params])[:-1])
+    return {p.name: part.reshape(p.shape) for p, part in zip(params, parts, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def by_name() -> Callable[..., dict[str, np.ndarray]]:
+    """by_name(problem, vector, only="W") → {parameter name: array}."""
+    return named
+
+
+@pytest.fixture(scope="session")
+def digits_splits() -> Callable[..., Splits]:
+    """digits_splits(x, y, x_valid, y_valid): the recorded images (n, 64) and labels as splits, `select` and `test` empty."""
+
+    def split(x: np.ndarray, y: np.ndarray) -> Split:
+        y = y.argmax(axis=1) if y.ndim == 2 else y
+        return Split(x.reshape(-1, 8, 8, 1).astype(np.float32), y.astype(np.int32), np.arange(len(y)))
+
+    def digits_splits(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Splits:
+        train, valid, nothing = split(x, y), split(x_valid, y_valid), split(x[:0], y[:0])
+        return Splits(train, valid, nothing, nothing, np.zeros(1, np.float32), np.ones(1, np.float32), 10, "digits")
+
+    return digits_splits
