@@ -186,5 +186,5 @@ def rule(dynamics: Dynamics, t: int) -> Rule:
     """The rule of step t. Adam's alone knows the step, for its bias correction, and has constants of its own."""
     if dynamics.kind != "adam":
         return DYNAMICS[dynamics.kind]
-    constants = {"t": t, "beta2": dynamics.second_momentum, "epsilon": dynamics.epsilon}
+    constants = {"t": t, "beta2": dynamics.second_momentum, "epsilon": dynamics.epsilon_beside_corrected(t)}
     return Rule(partial(adam, **constants), partial(adam_adjoint, **constants))

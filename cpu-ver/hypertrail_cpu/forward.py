@@ -97,7 +97,7 @@ def tangent_rule(dynamics: Dynamics, t: int) -> Callable[..., tuple[Array, Array
     """The tangent of the rule of step t (`dynamics.rule`): (v, g, α, γ, dot) → (ẇ, v̇)."""
     if dynamics.kind != "adam":
         return TANGENTS[dynamics.kind]
-    return partial(adam_tangent, t=t, beta2=dynamics.second_momentum, epsilon=dynamics.epsilon)
+    return partial(adam_tangent, t=t, beta2=dynamics.second_momentum, epsilon=dynamics.epsilon_beside_corrected(t))
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # what overflows is caught by name, not by a warning

@@ -106,4 +106,4 @@ def rule(dynamics: Dynamics, t: Array) -> Callable[..., tuple[Array, Array]]:
     """The rule of step t: (w, v, g, α, γ) → (w, v). Adam's alone knows the step, and has constants of its own."""
     if dynamics.kind != "adam":
         return DYNAMICS[dynamics.kind]
-    return partial(adam, t=t, beta2=dynamics.second_momentum, epsilon=dynamics.epsilon)
+    return partial(adam, t=t, beta2=dynamics.second_momentum, epsilon=dynamics.epsilon_beside_corrected(t))

@@ -35,10 +35,11 @@ class Block:
     """One block of an adaptive run.
 
     index: 0 for the first block of a run; start, stop: the elementary steps whose batches it saw, stop not included.
-    losses: (stop − start,) elementary loss of each step before it was taken. hyper_losses: the validation losses that its
-    moves looked at, one for each move (empty where the method looks at none). gradient: the last hypergradient, shapes as
-    in hyper, NumPy ({} where the method has none to show). hyper: in force at the end. skipped: moves left out (T1T2).
-    state: all that the next block starts from, in the arrays of the engine. cost: of this block.
+    losses: elementary loss of each step before it was taken, (stop − start,), or fewer where a move stands in the place of a
+    step (T1T2). hyper_losses: the validation losses that its moves looked at, one for each move (empty where the method looks
+    at none). gradient: the last hypergradient, shapes as in hyper, NumPy ({} where the method has none to show). hyper: in
+    force at the end. skipped: moves left out (T1T2). state: all that the next block starts from, in the arrays of the engine.
+    cost: of this block.
     """
 
     index: int
@@ -187,12 +188,12 @@ def validation_rows(problem: Problem, batches: int, number: int) -> np.ndarray:
     return rng.choice(usable, size=(batches, B), replace=False).astype(np.int32)
 
 
-def output_params(network: Layer) -> tuple[Parameter, ...]:
-    """The parameters of the last layer that has some: what 'the output layer' means in averaging over classes."""
+def output_weights(network: Layer) -> tuple[Parameter, ...]:
+    """The W of the output layer: of the last layer that has parameters those with two axes or more, the last for the classes."""
     layer = network
     while not layer.params and layer.incoming:
         layer = layer.incoming[0]
-    return layer.params
+    return tuple(p for p in layer.params if len(p.shape) >= 2)
 
 
 def unconstrained(kind: str, value: Array, xp: Any = np) -> Array:

@@ -90,7 +90,8 @@ class Adaptive(Online):
         n steps:  v ← γ v − (1−γ) g,  w ← w + eʳ v
         h_0 = mean gradient of the validation loss over M distinct random batches;  dw = h_0,  dv = 0
         K steps back, exactly:  dr, dλ += their shares            (Maclaurin et al. 2015, algorithm 2, truncated)
-        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  sign(0) = 0;  output layer averaged over its classes
+        of the output layer's W:  dr, dλ ← their means over the classes
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  sign(0) = 0
         with mass m:  u ← m u − (1−m) sign(h),  r ← clip(r + s_r u)
 
     steps: n. validation_batches: M (0: the whole split, in its fixed batches). last: K.
@@ -102,7 +103,9 @@ class Adaptive(Online):
     states: 'kept' (the last K states, exact, K small) or 'undone' (in floating point, as the thesis did: damped dynamics
     with γ > 0 only, every step multiplies the rounding error by 1/γ). Measured on adaptive-mnist's network in float32 at γ .9:
     undoing changes dr by 1e-7 of its norm at K = 4 and 2e-6 at K = 20, dλ by less, not one of 84,510 signs, and no time.
-    average_output: the thesis' averaging of the output layer's r and λ over the classes, after the step and the clipping.
+    average_output: the thesis' averaging of the output layer: the hypergradient of its W (every kind) is replaced by the mean
+    over the classes before its sign is taken, so that all classes of one input move together, by a whole step; its b is left
+    alone. False: every class moves by a sign of its own. `Block.gradient` is in both cases the hypergradient before averaging.
     Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 6 points
@@ -188,25 +191,37 @@ class T1T2(Periodic):
 
         θ' = θ − η₁ ∇C̃₁(θ, λ)                          (whatever the dynamics of the problem make of it)
         h  = −∇C₂(θ') (∂_λ∇_θ C̃₁)(θ, λ)                C₂: validation, no noise, no penalty; C̃₁: the batch of this step
-        h  ← h · min(1, clip_norm / ‖h‖);  not finite: skipped, and counted
+        h  ← h · min(1, clip_norm / ‖h‖)
         λ  ← max(lower bound, λ − outer(h))            every `every` steps
 
     Without momentum h is the hypergradient truncated to K = 1, divided by η₁. Learning rates and momentum are out of its sight.
     outer: how λ moves (published: Adam, step .001, with Adam at .002 for the weights). representation: 'value' (as
     published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
-    validation_batches: random ones for each move; 0: the whole split. clip_norm: 3, over all hyperparameters together.
-    skip: False stops the run at a hypergradient that is not finite.
-    Cost: M gradients every `every` steps; noise needs one product (2 gradients) more for each move, L2 and L1 do not.
+    validation_batches: random ones for each move; 0: the whole split.
+    clip: 'all' (clip_norm limits ‖h‖ over all hyperparameters together) or 'each-tensor' (it limits the norm of each tensor of
+    ∇C₂, and then that of each array of h).
+    nonfinite: what happens where a number of h is not finite: 'skip' (no move; counted in `Block.skipped`), 'stop'
+    (NumericalFailure) or 'zero' (this number, and each such number of ∇C₂, is taken as 0). A validation loss that is not finite
+    stops every run.
+    at: 'after' (∇C₂ at θ', after the step) or 'same' (∇C₂ at the same θ as ∂_λ∇_θ C̃₁; a move then stands in the place of a
+    step: of each `every` batches the last one serves the move alone, and `every` must be at least 2).
+    Cost: M gradients every `every` steps ('same': one less); noise needs one product (2 gradients) more for each move, L2 and L1
+    do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
     small. Source: Luketina, Berglund, Greff, Raiko 2016, "Proposed method"; published overhead about 30 %. Their released code
-    moves every 10th step, batches of 128 on both sides, λ ← max(0, λ − …) as here; it has neither the clipping nor the skipping.
+    moves every 10th step, with batches of 128 on both sides and λ ← max(0, λ − …). It replaces NaN and infinity by 0 and cuts the
+    norm of each tensor at 3, in ∇C̃₁, in ∇C₂ and in h (and values at 10, which no norm of 3 leaves room for); it takes ∇C₂ at
+    the same θ, a move standing in the place of a step. That is at='same', clip='each-tensor', nonfinite='zero' here, without the
+    cut of ∇C̃₁, which is left out. Older versions of it have none of the cuts, and take the step and the move together.
     """
 
     outer: Rule = field(default_factory=lambda: Adam(0.001))
     representation: str = "value"
     validation_batches: int = 1
     clip_norm: float = 3.0
-    skip: bool = True
+    clip: str = "all"
+    nonfinite: str = "skip"
+    at: str = "after"
 
     name = "t1t2"
     movable = INSIDE_THE_LOSS
@@ -216,9 +231,23 @@ class T1T2(Periodic):
         at_least("t1t2 validation_batches", self.validation_batches, 0)
         one_of("t1t2 representation", self.representation, REPRESENTATIONS)
         positive("t1t2 clip_norm", self.clip_norm)
+        one_of("t1t2 clip", self.clip, CLIPS)
+        one_of("t1t2 nonfinite", self.nonfinite, NONFINITE)
+        one_of("t1t2 at", self.at, PLACES)
+        if self.at == "same" and self.every == 1:
+            raise UsageError(
+                "t1t2 at 'same' with every = 1 has moves in the place of all steps; every must be at least 2"
+            )
+
+    @property
+    def steps_before_move(self) -> int:
+        """How many of the `every` batches of a move are trained on."""
+        return self.every if self.at == "after" else self.every - 1
 
     def cost(self, problem: Problem) -> Cost:
-        return self.counted(problem, self.validation_batches, self.move_count if problem.declared("noise") else 0)
+        cost = self.counted(problem, self.validation_batches, self.move_count if problem.declared("noise") else 0)
+        cost.gradients -= self.move_count * (self.every - self.steps_before_move)
+        return cost
 
 
 @dataclass(frozen=True)
@@ -423,3 +452,6 @@ MODES = ("restore", "look-ahead", "as-published")
 STATES = ("kept", "undone")
 RULES = ("additive", "multiplicative")
 REPRESENTATIONS = ("value", "free")
+CLIPS = ("all", "each-tensor")
+NONFINITE = ("skip", "stop", "zero")
+PLACES = ("after", "same")

@@ -16,8 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from .checks import one_of
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper, Hyperparameter
+
+ADAM_EPSILON_PLACES = ("outside", "uncorrected")
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,15 @@ class SignMomentum(Rule):
 class Adam(Rule):
     """m ← b₁ m + (1−b₁) h,  s ← b₂ s + (1−b₂) h²,  k ← k+1,  λ ← λ − lr m̂ / (√ŝ + ε),  m̂ = m/(1−b₁ᵏ),  ŝ = s/(1−b₂ᵏ)
 
-    Kingma and Ba 2015, algorithm 1, with ε outside the root: the formulas of optax.adam.
+    Kingma and Ba 2015, algorithm 1, with ε outside the root: the formulas of optax.adam. epsilon_place: 'outside', as above, or
+    'uncorrected': λ − lr m̂ / √((s + ε) / (1−b₂ᵏ)), as in the released code of Franceschi et al. 2017 (RFHO).
     """
 
     learning_rate: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
+    epsilon_place: str = "outside"
     slots: ClassVar[tuple[str, ...]] = ("m", "s")
 
     def __post_init__(self) -> None:
@@ -107,12 +112,16 @@ class Adam(Rule):
             raise UsageError(f"outer Adam b1 {self.b1}, b2 {self.b2}: each must be at least 0 and below 1")
         if not self.epsilon > 0.0:
             raise UsageError(f"outer Adam epsilon {self.epsilon}, expected a positive number")
+        one_of("outer Adam epsilon_place", self.epsilon_place, ADAM_EPSILON_PLACES)
 
     def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
         b1, b2, ε, lr, k = self.b1, self.b2, self.epsilon, self.learning_rate, state.count + 1
+        outside, under = (ε, 0.0) if self.epsilon_place == "outside" else (0.0, ε)
         m = tree(lambda m, h: b1 * m + (1 - b1) * h, state.slots["m"], h)
         s = tree(lambda s, h: b2 * s + (1 - b2) * h**2, state.slots["s"], h)
-        moved = tree(lambda λ, m, s: λ - lr * (m / (1 - b1**k)) / (np.sqrt(s / (1 - b2**k)) + ε), hyper, m, s)
+        moved = tree(
+            lambda λ, m, s: λ - lr * (m / (1 - b1**k)) / (np.sqrt((s + under) / (1 - b2**k)) + outside), hyper, m, s
+        )
         return moved, State(k, {"m": m, "s": s})
 
 

@@ -45,6 +45,7 @@ Values = dict[str, dict[str, Array]]
 PRECISIONS = ("float32", "float64")
 DYNAMICS = ("damped", "heavy-ball", "nesterov", "adam", "damped-old")
 L2_ON = ("regularizable", "all")
+EPSILON_PLACES = ("corrected", "uncorrected")
 AVERAGING = 0.1
 
 
@@ -60,6 +61,8 @@ class Dynamics:
                         v is (m, s), two numbers a weight. ε stands INSIDE the root: outside, the derivative of √ŝ at
                         ŝ = 0 is infinite, and one weight that sees no gradient makes every hypergradient NaN.
                         A β₁ per step corrects with the β₁ of that step.
+                        epsilon_place: the second moment that ε is added to. 'corrected': √(ŝ + ε). 'uncorrected':
+                        √((s + ε) / (1−β₂^(t+1))), as in the released code of Franceschi et al. 2017 (RFHO).
     kind 'damped-old':  w ← w + α v,        v ← γ v − (1−γ) g       (algorithm 1 of Maclaurin et al. as PRINTED: the old
                         velocity moves the weights; their code and 'damped' use the new one. Each gradient arrives one
                         step later, the last one never. For comparison with the paper's text.)
@@ -72,6 +75,7 @@ class Dynamics:
     schedule: tuple[tuple[int, float], ...] = ()
     second_momentum: float = 0.999
     epsilon: float = 1e-8
+    epsilon_place: str = "corrected"
 
     def __post_init__(self) -> None:
         if self.kind not in DYNAMICS:
@@ -84,6 +88,8 @@ class Dynamics:
             raise UsageError(f"second_momentum {self.second_momentum}, expected 0 ≤ second_momentum < 1")
         if not 0 < self.epsilon < np.inf:
             raise UsageError(f"epsilon {self.epsilon}, expected a positive number: at 0 the root has no derivative")
+        if self.epsilon_place not in EPSILON_PLACES:
+            raise UsageError(f"epsilon_place {self.epsilon_place!r}, expected one of {', '.join(EPSILON_PLACES)}")
         steps = [-1, *(step for step, _ in self.schedule)]
         if any(a >= b for a, b in pairwise(steps)):
             raise UsageError(f"schedule {self.schedule}: steps must rise, from 0 on")
@@ -94,6 +100,12 @@ class Dynamics:
     def moments(self) -> int:
         """How many numbers the velocity of one weight has: Adam's two moments, else one."""
         return 2 if self.kind == "adam" else 1
+
+    def epsilon_beside_corrected(self, t: Any) -> Any:
+        """What step t of Adam (from 0) adds to ŝ: ε, or ε / (1−β₂^(t+1)) where ε is added to the uncorrected moment."""
+        if self.epsilon_place == "corrected":
+            return self.epsilon
+        return self.epsilon / (1 - self.second_momentum ** (t + 1))
 
     def factors(self, steps: int) -> np.ndarray:
         """(T,) float64: what the schedule multiplies the learning rate by at each step."""

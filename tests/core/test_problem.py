@@ -97,6 +97,7 @@ def test_problems_that_cannot_be(make, changes, message):
         ({"second_momentum": 1.0}, "second_momentum 1.0, expected 0"),
         ({"epsilon": 0.0}, "epsilon 0.0, expected a positive number"),
         ({"epsilon": float("inf")}, "epsilon inf"),
+        ({"epsilon_place": "outside"}, "epsilon_place 'outside', expected one of corrected, uncorrected"),
         ({"schedule": ((5, 0.1), (5, 0.01))}, "steps must rise"),
         ({"schedule": ((-2, 0.1),)}, "from 0 on"),
         ({"schedule": ((3, -1.0),)}, "factors of the learning rate, expected numbers ≥ 0"),

@@ -32,6 +32,31 @@ def test_every_kind_has_its_rules():
     assert {*DYNAMICS, "adam"} == {*TANGENTS, "adam"} == set(KINDS)
 
 
+def published_adam(w, gradients, alpha, beta1, beta2, epsilon):
+    """α_t = α √(1−β₂^t) / (1−β₁^t), w ← w − α_t m / √(s + ε), t from 1: ε beside the uncorrected second moment."""
+    m = s = np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        m, s = beta1 * m + (1 - beta1) * g, beta2 * s + (1 - beta2) * g**2
+        w = w - alpha * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / np.sqrt(s + epsilon)
+    return w
+
+
+def test_epsilon_beside_the_uncorrected_second_moment():
+    """At ε = 1e-3 and gradients of size .1 the two places lead to other weights."""
+    rng = np.random.default_rng(0)
+    w0, gradients = rng.standard_normal(SHAPE), 0.1 * rng.standard_normal((5, *SHAPE))
+    ends = {}
+    for place in ("corrected", "uncorrected"):
+        dynamics = Dynamics("adam", 0.1, 0.8, second_momentum=0.9, epsilon=1e-3, epsilon_place=place)
+        w, v = w0, np.zeros((2, *SHAPE))
+        for t, g in enumerate(gradients):
+            w, v = rule(dynamics, t).advance(w, v, g, 0.1, 0.8)
+        ends[place] = w
+    expected = published_adam(w0, gradients, 0.1, 0.8, 0.9, 1e-3)
+    np.testing.assert_allclose(ends["uncorrected"], expected, rtol=1e-13)
+    assert np.abs(ends["corrected"] - expected).max() > 1e-2
+
+
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_adjoint_against_derivatives(kind, rates):

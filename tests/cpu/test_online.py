@@ -79,7 +79,7 @@ def test_states_undone_in_floating_point_are_nearly_the_kept_ones(make):
 def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
     from hypertrail_cpu.online import t1t2
 
-    def broken(self: Any, one: Any, values: Any, hyper: Any) -> Any:
+    def broken(self: Any, w: Any, w_valid: Any, t: int, values: Any, hyper: Any) -> Any:
         return 1.0, {"l2": {key: u * np.nan for key, u in hyper["l2"].items()}}
 
     monkeypatch.setattr(t1t2.T1T2Rule, "gradient", broken)
@@ -88,7 +88,7 @@ def test_t1t2_skips_what_is_not_finite_unless_told_otherwise(make, monkeypatch):
     assert block.skipped == 2
     assert_close(block.hyper, problem.initial_hyper(), 1e-15)
     with pytest.raises(NumericalFailure, match="hypergradient is not finite at step 2"):
-        run(problem, T1T2(every=2, block=4, skip=False))
+        run(problem, T1T2(every=2, block=4, nonfinite="stop"))
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------------------

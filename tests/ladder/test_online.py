@@ -263,7 +263,7 @@ def test_a_failure_is_named_by_both_engines_at_the_same_step(splits):
 @pytest.mark.parametrize(
     ("method", "step"),
     [
-        (T1T2(every=2, block=4, skip=False), 6),
+        (T1T2(every=2, block=4, nonfinite="stop"), 6),
         (Adaptive(4, 3, 2), 8),
         pytest.param(MARTHE(every=2, block=4), 6, marks=pytest.mark.slow),
     ],

@@ -185,16 +185,30 @@ def test_every_sign_step_has_its_length_or_ends_at_a_bound(make, engine):
     assert ended, "some should meet a bound here"
 
 
-@gpu_slowly
-def test_the_output_layer_is_averaged_over_its_classes(make, engine):
-    problem = make(*BOTH, dynamics=DAMPED, steps=4)
-    (plain,), (averaged,) = (run(engine, problem, Adaptive(4, 2, 2, average_output=yes)) for yes in (False, True))
-    for kind in plain.hyper:
-        for key, u in plain.hyper[kind].items():
-            if key.startswith("logits"):
-                u = np.broadcast_to(u.mean(axis=-1, keepdims=True), u.shape)
-                assert len(np.unique(plain.hyper[kind][key])) > 1
-            np.testing.assert_allclose(averaged.hyper[kind][key], u, rtol=1e-14)
+@pytest.mark.parametrize(("engine", "mass"), on(0.0, 0.7))
+def test_the_output_layer_moves_by_the_mean_hypergradient_of_its_classes(make, engine, mass):
+    """Of W alone, and before the sign: every class of an input moves by the same whole step. What is declared starts anywhere."""
+    problem = make(*BOTH, dynamics=DAMPED, steps=8)
+    rng = np.random.default_rng(0)
+    hyper = {
+        kind: {key: u + 0.3 * rng.standard_normal(np.shape(u)) for key, u in arrays.items()}
+        for kind, arrays in problem.initial_hyper().items()
+    }
+    method = Adaptive(4, 2, 2, mass=mass)
+    u: Any = {kind: dict.fromkeys(arrays, 0.0) for kind, arrays in hyper.items()}
+    mixed = 0
+    for block in engine.adapt(problem, hyper, method):
+        for kind, arrays in numpy_state(block.gradient).items():
+            one = problem.declared(kind)
+            for key, h in arrays.items():
+                if key == "logits/W":
+                    mixed += (np.sign(h) != np.sign(h.mean(axis=-1, keepdims=True))).sum()
+                    h = np.broadcast_to(h.mean(axis=-1, keepdims=True), h.shape)
+                u[kind][key] = mass * u[kind][key] - (1 - mass) * np.sign(h)
+                expected = one.clip(hyper[kind][key] + method.move(kind) * u[kind][key])
+                np.testing.assert_allclose(block.hyper[kind][key], expected, rtol=1e-13, err_msg=f"{kind} {key}")
+        hyper = numpy_state(block.hyper)
+    assert mixed, "some class should want another direction than the mean"
 
 
 @gpu_slowly
@@ -395,6 +409,61 @@ def test_t1t2_at_the_published_bound_of_zero(make, engine):
         assert np.isfinite(h)
         assert 10 ** block.hyper["l2"][key] == pytest.approx(max(0.0, -0.5 * h), rel=1e-11)
     assert any(h < 0 for h in block.gradient["l2"].values()), "one of them leaves"
+
+
+@both
+def test_t1t2_with_moves_in_the_place_of_steps(make, engine):
+    """Of three batches two are trained on; ∇C₂ and the penalties are taken at the same w; the next block begins with batch 3."""
+    problem = make(L2("unit", 2e-2), L1("network", 3e-3), dynamics=DAMPED, steps=6)
+    method = T1T2(every=3, block=3, outer=GradientDescent(0.5), at="same", clip_norm=1e9)
+    first, second = run(engine, problem, method)
+    values = problem.values(problem.initial_hyper())
+    *_, last = forward(problem, values, problem.initial_weights(), problem.initial_velocity(), 0, 2)
+    w, valid, rows = last.w_next, problem.splits.valid, validation_rows(problem, 1, 2)
+    _, d, _ = hyper_gradient(problem, w, values, (valid.x[rows].astype(float), valid.y[rows]))
+    assert_close(first.state["w"], w)
+    assert_close(first.state["v"], last.v_next)
+    matrices = [name for name in w if name.endswith("W")]
+    assert_close(first.gradient["l2"], {name: np.sum(-2 * w[name] * d[name], axis=0) for name in matrices})
+    assert_close(first.gradient["l1"], {"network": sum(np.sum(-np.sign(w[name]) * d[name]) for name in matrices)})
+    loss, _, _ = elementary_gradient(problem, w, problem.values(first.hyper), *batch(problem, 3), 3)
+    assert second.losses[0] == pytest.approx(loss, rel=TIGHT)
+    assert (first.losses.size, first.cost.gradients, second.start) == (2, 3, 3)
+
+
+@both
+def test_t1t2_cuts_each_tensor_by_itself(make, engine):
+    """First each tensor of ∇C₂, then each array of h: at this limit some are longer and some are not."""
+    problem = make(L2("unit", 2e-2), L1("layer", 3e-3), dynamics=DAMPED, steps=3)
+    method = T1T2(every=3, block=3, outer=GradientDescent(0.5), validation_batches=0, clip="each-tensor", clip_norm=0.2)
+    (block,) = run(engine, problem, method)
+    values, lengths = problem.values(problem.initial_hyper()), []
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        lengths.append(np.linalg.norm(array))
+        return array * min(1.0, 0.2 / lengths[-1])
+
+    *_, last = forward(problem, values, problem.initial_weights(), problem.initial_velocity(), 0, 3)
+    _, d, _ = hyper_gradient(problem, last.w_next, values)
+    for name in ("dense1/W", "logits/W"):
+        u = cut(-d[name])
+        assert_close(block.gradient["l2"][name], cut(np.sum(2 * last.w[name] * u, axis=0)))
+        assert_close(block.gradient["l1"][name], cut(np.sum(np.sign(last.w[name]) * u)))
+        λ = 3e-3 - 0.5 * block.gradient["l1"][name]
+        assert np.exp(block.hyper["l1"][name]) == pytest.approx(max(λ, problem.declared("l1").bounds[0]), rel=TIGHT)
+    assert min(lengths) < 0.2 < max(lengths)
+
+
+@both
+def test_t1t2_moves_with_zeros_for_what_is_not_finite(make, engine):
+    """As below, where a move is skipped: the penalties of the first layers move, that of the third stays."""
+    network = mlp((8, 8, 1), (5, 4), nonlinearity="relu")
+    problem = make(L2("layer", 1e-2), dynamics=Dynamics("damped", 1e100, 0.0), steps=1, network=network)
+    method = T1T2(every=1, block=1, validation_batches=0, clip="each-tensor", nonfinite="zero")
+    (block,) = run(engine, problem, method)
+    assert block.skipped == 0
+    assert np.isfinite(flat(block.gradient)).all()
+    assert np.isfinite(flat(block.hyper)).all()
 
 
 @both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,61 @@ def engine(request: pytest.FixtureRequest) -> ModuleType:
     return h.load(request.param)
 
 
+@dataclass(frozen=True, eq=False)
+class Started(h.Problem):
+    """A problem whose training starts from given weights. start: {parameter name: array}."""
+
+    start: Any = None
+
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        return {name: w.astype(self.dtype) for name, w in self.start.items()}
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[..., h.Problem]:
+    """started(start, **fields of a Problem): one that starts from `start`.
+
+    start: {parameter name: array}, or one vector that holds all of them in the order of the network.
+    """
+
+    def started(start: Any, **fields: Any) -> h.Problem:
+        problem = h.Problem(**fields)
+        return Started(**fields, start=start if isinstance(start, dict) else named(problem, start))
+
+    return started
+
+
+def named(problem: h.Problem, vectors: np.ndarray, only: str = "") -> dict[str, np.ndarray]:
+    """{parameter name: (…, *shape)} of vectors (…, n) that hold all parameters (whose names end with `only`) in the network's order."""
+    params = [p for p in problem.params if p.name.endswith(only)]
+    assert sum(p.size for p in params) == vectors.shape[-1]
+    parts = np.split(vectors, np.cumsum([p.size for p in params])[:-1], axis=-1)
+    return {p.name: part.reshape(*part.shape[:-1], *p.shape) for p, part in zip(params, parts, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def by_name() -> Callable[..., dict[str, np.ndarray]]:
+    """by_name(problem, vector, only="W") → {parameter name: array}."""
+    return named
+
+
+def splits_of_digits(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Splits:
+    """The recorded images (n, 64) and labels, (n,) or one-hot (n, 10), as splits; `select` and `test` are empty."""
+
+    def split(x: np.ndarray, y: np.ndarray) -> Split:
+        y = y.argmax(axis=1) if y.ndim == 2 else y
+        return Split(x.reshape(-1, 8, 8, 1).astype(np.float32), y.astype(np.int32), np.arange(len(y)))
+
+    train, valid, nothing = split(x, y), split(x_valid, y_valid), split(x[:0], y[:0])
+    return Splits(train, valid, nothing, nothing, np.zeros(1, np.float32), np.ones(1, np.float32), 10, "digits")
+
+
+@pytest.fixture(scope="session")
+def digits_splits() -> Callable[..., Splits]:
+    """digits_splits(x, y, x_valid, y_valid): see `splits_of_digits`."""
+    return splits_of_digits
+
+
 # -- the problem of HIPS/hypergrad and of DrMAD's authors: a perceptron 64-16-10 on handwritten digits ----------------------
 
 
@@ -98,10 +154,9 @@ class Perceptron(h.Problem):
         """The names of the weight matrices, without the biases."""
         return [name for name in self.names if name.endswith("W")]
 
-    def split(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    def split(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
         """Their vectors (…, 1210) as {name: (…, *shape)}."""
-        parts = np.split(vector, np.cumsum([p.size for p in self.params])[:-1], axis=-1)
-        return {p.name: part.reshape(*part.shape[:-1], *p.shape) for p, part in zip(self.params, parts, strict=True)}
+        return named(self, vectors)
 
     def initial_weights(self) -> dict[str, np.ndarray]:
         return self.split(digits_given()["x0"])
@@ -121,14 +176,7 @@ class Perceptron(h.Problem):
 def perceptron() -> Callable[..., Perceptron]:
     """perceptron(T, hyperparameters, **fields) → the problem, whose batches are checked to be those of the originals."""
     given = digits_given()
-    nothing = Split(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32), np.arange(0))
-
-    def images(x: str, y: str) -> Split:
-        return Split(given[x].reshape(-1, 8, 8, 1), given[y].astype(np.int32), np.arange(len(given[y])))
-
-    splits = Splits(
-        images("X", "y"), images("Xv", "yv"), nothing, nothing, np.zeros(1), np.ones(1), classes=10, name="digits"
-    )
+    splits = splits_of_digits(*(given[key] for key in ("X", "y", "Xv", "yv")))
     schedule = BatchSchedule(160, 20, 2, order="reshuffled")
 
     def perceptron(T: int, hyperparameters: Any, gamma: float = 0.9, **fields: Any) -> Perceptron:

@@ -12,6 +12,7 @@ import pytest
 import hypertrail_data
 from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
+from hypertrail.outer import Adam
 from hypertrail.race.arms import Arm, refuse_arm
 from hypertrail.records import Cost
 from hypertrail_nets import count_params
@@ -177,6 +178,13 @@ def test_hd_mnist_is_the_released_setting(blank_mnist):
     ]
 
 
+def test_hd_mnist_as_published_has_the_decay_on_biases(blank_mnist):
+    for as_published, matrices_alone in ((False, True), (True, False)):
+        here = hd_mnist.problem(hd_mnist.Config(train=20, select=5, test=10, batch=5, as_published=as_published))
+        values = here.values(here.initial_hyper())
+        assert set(values["l2"]) == ({"logits/W"} if matrices_alone else {"logits/W", "logits/b"})
+
+
 def test_hd_mnist(blank_mnist, tmp_path, capsys):
     words = ["--train", "40", "--test", "10", "--batch", "5", "--epochs", "2", "--mlp-epochs", "3", "--hidden", "4"]
     words += ["--rates", "0.001", "0.05", "--select", "15", "--repeats", "2"]  # .001 is trained anyway
@@ -255,6 +263,17 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     assert taken_up("t1t2-mnist", tmp_path / "run", *words) == 2 * (4 + 2 * 3)
     for words in ("grid, chosen on select", "start 1", "worst", "; less kept"):
         assert words in said
+
+
+def test_t1t2_as_published():
+    """What is replaced is what the configuration says, so that config.json has the values that were used."""
+    config = t1t2_mnist.Config(as_published=True)
+    assert (config.representation, config.outer_rate, config.learning_rate) == ("value", 1e-3, 2e-3)
+    method = t1t2_mnist.moving(config)
+    assert (method.at, method.clip, method.nonfinite, method.clip_norm) == ("same", "each-tensor", "zero", 3.0)
+    assert (method.representation, method.outer, method.every) == ("value", Adam(1e-3), 10)
+    default = t1t2_mnist.moving(t1t2_mnist.Config())
+    assert (default.at, default.clip, default.nonfinite) == ("after", "all", "skip")
 
 
 def test_t1t2_is_said_over_seeds():

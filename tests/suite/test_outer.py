@@ -57,6 +57,12 @@ def test_adam_first_step_by_hand():
     np.testing.assert_allclose(λ["l2"]["a/W"], [1.0 - 0.2 / (2 + 1e-8), 2.0, 3.0 + 0.3 / (3 + 1e-8)], rtol=1e-15)
 
 
+def test_adam_with_epsilon_beside_the_uncorrected_second_moment():
+    """b₂ = .75: the first step is lr h / √((h²/4 + ε) · 4) = lr h / √(h² + 4 ε)."""
+    λ, _ = walk(Adam(0.1, b2=0.75, epsilon=0.25, epsilon_place="uncorrected"), [gradient([2.0, 0.0, -3.0])])
+    np.testing.assert_allclose(λ["l2"]["a/W"], [1.0 - 0.2 / 5**0.5, 2.0, 3.0 + 0.3 / 10**0.5], rtol=1e-15)
+
+
 @pytest.mark.parametrize("settings", [{}, {"b1": 0.5, "b2": 0.9, "epsilon": 1e-3}])
 def test_adam_is_optax_adam(settings):
     import jax
@@ -151,6 +157,7 @@ def test_a_walk_goes_on_from_a_file_bit_for_bit(rule, tmp_path):
         (lambda: SignMomentum(mass=1.0), "1.0"),
         (lambda: Adam(b1=1.0), "1.0"),
         (lambda: Adam(epsilon=0.0), "0.0"),
+        (lambda: Adam(epsilon_place="under"), "under"),
         (lambda: AdamHips(b1=0.0), "0.0"),
         (lambda: AdamHips(decay=2.0), "2.0"),
     ],

@@ -201,6 +201,16 @@ def test_adaptive_mnist(blank_data, tmp_path, capsys):
     assert "adaptive 100-5" in run(capsys, tmp_path / "run", "adaptive-mnist", words)[0]
 
 
+def test_adaptive_densenet_as_published():
+    """Go on from w_{T−K} and skip the K batches, steps undone in floating point, the output layer averaged."""
+    config = adaptive_densenet.Config(as_published=True, rates=(0.1,), baselines=("constant",))
+    assert config.modes == ("as-published",)
+    _, arms = adaptive_densenet.families(config).items()
+    assert arms[0] == "adaptive 131-4, as-published"
+    (arm,) = arms[1]
+    assert (arm.method.mode, arm.method.states, arm.method.average_output) == ("as-published", "undone", True)
+
+
 @pytest.mark.slow
 def test_adaptive_densenet(blank_data, tmp_path, capsys):
     words = "--block 3 --validation-batches 2 --budget 20 --every 1 --depth 7 --growth 2 --first-output 2"

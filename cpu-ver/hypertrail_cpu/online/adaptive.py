@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hypertrail.adapting import State, output_params
+from hypertrail.adapting import State, output_weights
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.records import Params
@@ -48,7 +48,8 @@ class AdaptiveRule(Rule):
 
         n steps forward from (w, v);   dw = ∇f(w_T), dv = 0 on M random validation batches
         for i = T−1 … T−K:   dr += dw v eʳ;  dv ← dv + eʳ dw;  u = −(1−γ) dv;  dλ += 2 λ ln 10 w u;  dw += H u;  dv ← γ dv
-        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
+        of the output layer's W:  dr, dλ ← their means over the classes
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ))
 
     Cost: n + M gradients and K products (K gradients more are taken here, apart, where a rate is declared).
     """
@@ -95,9 +96,8 @@ class AdaptiveRule(Rule):
         return {"w": w, "v": v, "running": running, "hyper": moved, "memory": memory}, report
 
     def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:
-        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u); then the averaging."""
-        m, moved, u = self.method.mass, {}, {}
-        averaged = {p.name for p in output_params(self.problem.network)} if self.method.average_output else set()
+        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u)."""
+        h, m, moved, u = self.averaged(h), self.method.mass, {}, {}
         for one in self.problem.hyperparameters:
             s, kind = self.method.move(one.kind), one.kind
             direction = {key: -np.sign(d) for key, d in h[kind].items()}
@@ -108,11 +108,17 @@ class AdaptiveRule(Rule):
                 moved[kind] = hyper[kind]
                 continue
             moved[kind] = {key: one.clip(x + s * direction[key]) for key, x in hyper[kind].items()}
-            for key in averaged & moved[kind].keys():
-                moved[kind][key] = over_classes(moved[kind][key])
         return moved, {"u": u} if m else {}
+
+    def averaged(self, h: Hyper) -> Hyper:
+        """The hypergradient as its signs are taken: that of the output layer's W averaged over the classes."""
+        names = {p.name for p in output_weights(self.problem.network)} if self.method.average_output else set()
+        return {
+            kind: {key: over_classes(d) if key in names else d for key, d in arrays.items()}
+            for kind, arrays in h.items()
+        }
 
 
 def over_classes(u: np.ndarray) -> np.ndarray:
-    """The mean over the last axis (the classes, in an array of the output layer), in every place. A scalar stays."""
+    """The mean over the last axis, which holds the classes in an array of the output layer's W. Same shape; a scalar stays."""
     return np.broadcast_to(u.mean(axis=-1, keepdims=True), u.shape).copy() if u.ndim else u

@@ -10,14 +10,14 @@ from hypertrail.problem import Values
 from hypertrail.records import Params
 
 from ..losses import second_order
-from ..training import Step, batch, forward, seen
+from ..training import batch, forward, seen
 from .rule import Report, Rule, diverged, move_outer, size_of, start_outer, validation_gradient
 
 
 class T1T2Rule(Rule):
     """Every `every` steps:
 
-        u  = −∇C₂(w_{t+1})
+        u  = −∇C₂(w_{t+1})                                                   at='same': −∇C₂(w_t), and no step is taken
         h₂ = Σ 2 w_t u,   h₁ = Σ sign(w_t) u,   h_σ = ∂/∂σ ⟨∇D, u⟩          (∂_λ∇_w C̃₁)ᵀ u, summed over what shares a λ
         λ ← clip(λ − outer(h))
 
@@ -36,42 +36,52 @@ class T1T2Rule(Rule):
         start = int(state["step"])
         for begin in range(start, start + method.block, method.every):
             values = problem.values(hyper)
-            for one in forward(problem, values, w, v, begin, begin + method.every):
+            for one in forward(problem, values, w, v, begin, begin + method.steps_before_move):
                 report.losses.append(one.loss)
                 running = problem.update_running(running, one.statistics)
-            w, v = one.w_next, one.v_next
-            f, h = self.gradient(one, values, hyper)
+            w, v, t = one.w_next, one.v_next, begin + method.every - 1
+            f, h = self.gradient(one.w if method.at == "after" else w, w, t, values, hyper)
             report.hyper_losses.append(f)
             report.gradient = h
-            size = size_of(h)
-            if np.isfinite(size):
-                hyper, memory = self.move(hyper, h, min(1.0, method.clip_norm / size) if size else 1.0, memory)
-            elif method.skip:
+            if np.isfinite(size_of(h)):
+                hyper, memory = self.move(hyper, self.held_short(h), memory)
+            elif method.nonfinite == "skip":
                 report.skipped += 1
             else:
-                raise diverged(one.t + 1)
+                raise diverged(t + 1)
         return {"w": w, "v": v, "running": running, "hyper": hyper, "memory": memory}, report
 
-    def gradient(self, one: Step, values: Values, hyper: Hyper) -> tuple[float, Hyper]:
-        """(C₂, h) of the step that was just taken; h in the representation that moves."""
-        t, problem = one.t, self.problem
-        f, d, _ = validation_gradient(problem, one.w_next, values, self.method.validation_batches, t, t + 1)
-        u = {name: -x for name, x in d.items()}
+    def gradient(self, w: Params, w_valid: Params, t: int, values: Values, hyper: Hyper) -> tuple[float, Hyper]:
+        """(C₂ at w_valid, h with C̃₁ at w and on the batch of step t); h in the representation that moves."""
+        problem = self.problem
+        f, d, _ = validation_gradient(problem, w_valid, values, self.method.validation_batches, t, t + 1)
+        u = self.each_cut({name: -x for name, x in d.items()})
         noise: Params = {}
         if "noise" in hyper:
-            of_batch = seen(problem, values, t)
-            noise = second_order(problem, one.w, of_batch, *batch(problem, t), t, u)[1]["noise"]
-        rules = {"l2": lambda p: 2 * one.w[p] * u[p], "l1": lambda p: np.sign(one.w[p]) * u[p], "noise": noise.get}
+            noise = second_order(problem, w, seen(problem, values, t), *batch(problem, t), t, u)[1]["noise"]
+        rules = {"l2": lambda p: 2 * w[p] * u[p], "l1": lambda p: np.sign(w[p]) * u[p], "noise": noise.get}
         h: Hyper = {}
         for kind, arrays in self.moved(hyper).items():
             # In λ itself no slope enters: at λ = 0, where the published bound lies, it is 0 and log λ infinite.
             gather = sum_shared if self.method.representation == "value" else collapse
-            h[kind] = gather(problem.declared(kind), arrays, {p: rules[kind](p) for p in values[kind]})
+            h[kind] = self.each_cut(gather(problem.declared(kind), arrays, {p: rules[kind](p) for p in values[kind]}))
         return f, h
 
-    def move(self, hyper: Hyper, h: Hyper, factor: float, memory: State) -> tuple[Hyper, State]:
+    def each_cut(self, arrays: Params) -> Params:
+        """With nonfinite='zero': 0 for what is not finite. With clip='each-tensor': no array longer than clip_norm."""
+        if self.method.nonfinite == "zero":
+            arrays = {key: np.nan_to_num(d, nan=0.0, posinf=0.0, neginf=0.0) for key, d in arrays.items()}
+        if self.method.clip == "each-tensor":
+            arrays = {key: d * shortening(float(np.linalg.norm(d)), self.method.clip_norm) for key, d in arrays.items()}
+        return arrays
+
+    def held_short(self, h: Hyper) -> Hyper:
+        """With clip='all': h no longer than clip_norm, over all hyperparameters together."""
+        factor = shortening(size_of(h), self.method.clip_norm) if self.method.clip == "all" else 1.0
+        return {kind: {key: factor * d for key, d in arrays.items()} for kind, arrays in h.items()}
+
+    def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:
         """The outer step on λ or on its logarithm; then the bounds, which keep λ positive."""
-        h = {kind: {key: factor * d for key, d in arrays.items()} for kind, arrays in h.items()}
         here, problem, values = self.moved(hyper), self.problem, self.method.representation == "value"
         if values:
             here = {kind: {key: problem.declared(kind).value(u) for key, u in a.items()} for kind, a in here.items()}
@@ -83,3 +93,8 @@ class T1T2Rule(Rule):
                 arrays = {key: unconstrained(kind, np.clip(x, *one.bounds)) for key, x in arrays.items()}
             after[kind] = {key: one.clip(u) for key, u in arrays.items()}
         return after, memory
+
+
+def shortening(size: float, limit: float) -> float:
+    """What a vector of this norm is multiplied by so that it is no longer than `limit`."""
+    return limit / size if size > limit else 1.0

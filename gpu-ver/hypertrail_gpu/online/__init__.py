@@ -125,8 +125,8 @@ def judge(report: dict[str, Any], start: int, method: Online) -> None:
     n, sizes = method.block_steps, report["sizes"]
     every = n // max(len(sizes), 1)
     found = []
-    for i in np.flatnonzero(~np.isfinite(report["losses"]))[:1]:
-        found.append((start + int(i), 0, "elementary loss"))
+    for i in np.flatnonzero(~np.isfinite(report["losses"]))[:1]:  # of the n batches, moves may take some from the steps
+        found.append((start + int(i) * n // len(report["losses"]), 0, "elementary loss"))
     for i in np.flatnonzero(~np.isfinite(report["hyper_losses"]))[:1]:
         found.append((start + (int(i) + 1) * every, 1, "hyper loss"))
     for i in np.flatnonzero(~np.isfinite(sizes))[:1]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hypertrail.adapting import State, output_params
+from hypertrail.adapting import State, output_weights
 from hypertrail.hyperparameters import Hyper
 
 from ..compiled import Compiled, norm
@@ -24,7 +24,8 @@ class AdaptiveRule(Rule):
 
         n steps forward from (w, v), the last K states kept;   dw = ∇f(w_T), dv = 0 on M random validation batches
         K steps back:  `functional.reverse_step` at the kept states (or `Compiled._undo_chunk`: undone in floating point)
-        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ)),  the output layer averaged over classes
+        of the output layer's W:  dr, dλ ← their means over the classes
+        r ← clip(r − s_r sign(dr)),  λ ← clip(λ − s_λ sign(dλ))
 
     Cost: n + M gradients and K products.
     """
@@ -98,9 +99,9 @@ class AdaptiveRule(Rule):
         return lax.scan(backward, adjoint, (kept, xs), reverse=True)[0]
 
     def move(self, hyper: Hyper, h: Hyper, memory: State) -> tuple[Hyper, State]:
-        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u); then the averaging."""
+        """λ ← clip(λ − s sign(h)), or with mass m:  u ← m u − (1−m) sign(h),  λ ← clip(λ + s u)."""
         m = self.method.mass
-        u = jax.tree.map(lambda d: -jnp.sign(d), h)
+        u = jax.tree.map(lambda d: -jnp.sign(d), self.averaged(h))
         if m:
             u = jax.tree.map(lambda u, d: m * u + (1 - m) * d, memory["u"], u)
         moved = {}
@@ -108,16 +109,18 @@ class AdaptiveRule(Rule):
             s = self.method.move(kind)
             moved[kind] = {key: x + s * u[kind][key] for key, x in arrays.items()}
         moved = self.clip(moved)
-        if self.method.average_output:
-            names = {p.name for p in output_params(self.problem.network)}
-            moved = {
-                kind: {key: over_classes(x) if key in names else x for key, x in arrays.items()}
-                for kind, arrays in moved.items()
-            }
         moved |= {kind: arrays for kind, arrays in hyper.items() if self.method.move(kind) == 0}
         return moved, {"u": u} if m else {}
 
+    def averaged(self, h: Hyper) -> Hyper:
+        """The hypergradient as its signs are taken: that of the output layer's W averaged over the classes."""
+        names = {p.name for p in output_weights(self.problem.network)} if self.method.average_output else set()
+        return {
+            kind: {key: over_classes(d) if key in names else d for key, d in arrays.items()}
+            for kind, arrays in h.items()
+        }
+
 
 def over_classes(u: Array) -> Array:
-    """The mean over the last axis (the classes, in an array of the output layer), in every place. A scalar stays."""
+    """The mean over the last axis, which holds the classes in an array of the output layer's W. Same shape; a scalar stays."""
     return jnp.broadcast_to(u.mean(axis=-1, keepdims=True), u.shape) if u.ndim else u

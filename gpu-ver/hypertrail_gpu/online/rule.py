@@ -156,12 +156,13 @@ def sign_momentum(rule: Any, hyper: Hyper, h: Hyper, slots: State, k: Array) -> 
 
 def adam(rule: Any, hyper: Hyper, h: Hyper, slots: State, k: Array) -> tuple[Hyper, State]:
     b1, b2, ε, lr = rule.b1, rule.b2, rule.epsilon, rule.learning_rate
+    outside, under = (ε, 0.0) if rule.epsilon_place == "outside" else (0.0, ε)
     m = jax.tree.map(lambda m, h: b1 * m + (1 - b1) * h, slots["m"], h)
     s = jax.tree.map(lambda s, h: b2 * s + (1 - b2) * h**2, slots["s"], h)
 
     def moved(λ: Array, m: Array, s: Array) -> Array:
         t = k.astype(λ.dtype)
-        return λ - lr * (m / (1 - b1**t)) / (jnp.sqrt(s / (1 - b2**t)) + ε)
+        return λ - lr * (m / (1 - b1**t)) / (jnp.sqrt((s + under) / (1 - b2**t)) + outside)
 
     return jax.tree.map(moved, hyper, m, s), {"m": m, "s": s}
 
