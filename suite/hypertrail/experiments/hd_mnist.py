@@ -372,7 +372,7 @@ def draw(found: list[dict[str, Any]]) -> Figure:
         look = {"color": colours[one["optimiser"]], "label": name, "linewidth": 1.3,
                 "linestyle": ":" if name.endswith("×") else "-" if name.endswith("HD") else "--"}  # fmt: skip
         at = [(point["block"] + 1) / per for point in one["points"]]
-        rate.plot([0, *at], [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]], **look)
+        rate.plot(at, [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]], **look)
         losses = one["block"]["loss"]
         batch.plot([(k + 0.5) / per for k in range(len(losses))], losses, **look)
         alone = "o" if len(at) == 1 else ""  # a line through one point is nothing to see
@@ -399,7 +399,7 @@ def numbers(folder: Path) -> list[Row]:
     rows = []
     for one in read_metrics(folder)[-1]["arms"]:
         words, per = {"network": one["model"], "rule": label(one)}, one["blocks_per_epoch"]
-        rates = [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]][1:]
+        rates = [math.exp(x[0]) for x in one["hyper"]["learning_rate"]["network"]]
         for point, rate in zip(one["points"], rates, strict=True):
             test, train = (point["metrics"][split] for split in ("test", "train"))
             values = {"test_error": test["error"], "test_loss": test["loss"], "diverged": False,

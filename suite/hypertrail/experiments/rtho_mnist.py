@@ -211,7 +211,7 @@ def start(point: Any) -> tuple[tuple[str, float], ...]:
 
 
 def path(record: dict[str, Any]) -> np.ndarray:
-    """(points, 3): α, μ, λ at the start and at each measurement."""
+    """(points, 3): α, μ, λ at each measurement, the start among them."""
     u = {kind: np.array([x[0] for x in record["hyper"][kind]["network"]]) for kind in KINDS}
     return np.stack([np.exp(u["learning_rate"]), 1 / (1 + np.exp(-u["momentum"])), 10 ** u["l2"]], axis=1)
 
@@ -370,11 +370,11 @@ def draw_paths(found: list[dict[str, Any]]) -> Figure:
         mine = of_start(found, s)
         labels = [one["label"] for one in mine if one["label"] not in ("kept", "its end, kept")]
         for one in mine:
-            steps, values = [0, *(point["step"] for point in one["points"])], path(one)
-            for axes, x in zip(panels, values.T, strict=False):
-                axes.plot(steps[: len(x)], x[: len(steps)], label=one["label"], **look(one["label"], labels))
+            steps = [point["step"] for point in one["points"]]
+            for axes, x in zip(panels, path(one).T, strict=False):
+                axes.plot(steps, x, label=one["label"], **look(one["label"], labels))
             error = [100 * point["metrics"]["test"]["error"] for point in one["points"]]
-            panels[3].plot(steps[1:], error, **look(one["label"], labels))
+            panels[3].plot(steps, error, **look(one["label"], labels))
         for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title if s == 0 else "")
             axes.set_yscale("linear" if title.startswith("Momentum") else "log")
@@ -437,7 +437,7 @@ def numbers(folder: Path) -> list[Row]:
 def at_points(words: dict[str, str], one: dict[str, Any]) -> list[Row]:
     """A row for each measurement of a run."""
     rows = []
-    for point, values in zip(one["points"], path(one)[1:], strict=True):
+    for point, values in zip(one["points"], path(one), strict=True):
         metrics = of_metrics(point["metrics"])
         first = {"test_error": metrics["test_error"], "test_loss": metrics["test_loss"], "diverged": False}
         rows.append(Row(words | {"step": point["step"]}, first | metrics | dict(zip(KINDS, values, strict=True))))

@@ -131,7 +131,7 @@ def layers(record: Record, kind: str) -> Figure:
     if len(names) > PANELS:
         weights = [name for name in names if name.endswith("/W")] or names
         names = [weights[i] for i in np.unique(np.linspace(0, len(weights) - 1, PANELS).round().astype(int))]
-    n, x = len(names), np.array([0, *(point["gradients"] for point in record["points"])])
+    n, x = len(names), np.array([point["gradients"] for point in record["points"]])
     columns = min(n, 4)
     rows = -(-n // columns)
     figure = Figure(figsize=(9.5, max(3.0, 1.7 * rows + 0.8)), layout="constrained")
