@@ -12,6 +12,7 @@ import pytest
 import hypertrail_data
 from hypertrail import Almeida, HypergradientDescent, Plain, Problem, UsageError, cli, runs
 from hypertrail.experiments import almeida_quadratic, hd_mnist, rtho_mnist, t1t2_mnist
+from hypertrail.race import race
 from hypertrail.race.arms import Arm, refuse_arm
 from hypertrail.records import Cost
 from hypertrail_nets import count_params
@@ -245,7 +246,7 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     assert line["runs"][0]["path"][0] != line["runs"][2]["path"][0], "each seed has its own starts"
     for one in line["runs"]:
         path = np.array(one["path"])
-        assert one["moved"]["steps"] == 34, (
+        assert one["moved"]["steps"] == 31, (
             "20 steps cost 26 gradients, 10 more cost 13, the last gradient is a plain step"
         )
         assert path.shape == (4, 2)
@@ -286,7 +287,7 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rtho_mnist, "BLOCK", 4)
     monkeypatch.setattr(rtho_mnist, "GRID", ((0.1,), (0.5, 0.9), (1e-4,)))
     words = ["--train", "20", "--valid", "10", "--select", "10", "--test", "10", "--batch", "5", "--hidden", "3"]
-    words += ["--steps", "8", "--every", "1", "2", "4", "--repeats", "2"]
+    words += ["--steps", "8", "--every", "1", "2", "4", "--others", "2", "--repeats", "2"]
     line = run("rtho-mnist", tmp_path / "run", *words)
     assert {one["steps"] for one in line["arms"]} == {8}
     grid = [one for one in line["arms"] if one["label"] == "grid"]
@@ -310,25 +311,53 @@ def test_rtho_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
     assert said.count("select chooses") >= 2
 
 
+def rtho_record(arm, seed, select, test, failed=None, every=None, start=None, price=20):
+    metrics = {split: {"error": x, "loss": x, "examples": 100} for split, x in (("select", select), ("test", test))}
+    method = {"name": "plain"} if every is None else {"name": "rtho", "every": every}
+    return {
+        "arm": arm, "label": "grid" if arm.startswith("grid") else arm, "seed": seed, "failed": failed,
+        "points": [{"metrics": metrics}], "method": method, "schedule": "constant", "start": start or {},
+        "budget": price, "gradients": price, "price": 10, "block": {"steps": [10]},
+    }  # fmt: skip
+
+
 def test_rtho_is_judged_by_the_rule_that_select_chooses():
     """Δ 10 has the lowest test error, Δ 50 the lowest on select; Δ 200 would be best, but for one seed."""
-
-    def one(arm, seed, select, test, failed=None):
-        metrics = {split: {"error": x, "loss": x} for split, x in (("select", select), ("test", test))}
-        point = {"metrics": metrics}
-        return {"arm": arm, "label": arm, "seed": seed, "failed": failed, "points": [point]}
-
-    found = [one("grid-0", seed, 0.2, 0.1 + seed / 100) for seed in (0, 1)]
+    one, seeds = rtho_record, (0, 1, 2)
+    found = [one("grid-0", seed, 0.2, 0.1 + seed / 100, start={"l2": 0.1}) for seed in seeds]
+    found += [one("grid-1", seed, 0.3, 0.9, start={"l2": 0.2}) for seed in seeds]
     for s in (0, 1):
-        for seed in (0, 1):
+        for seed in seeds:
             found += [
-                one(f"start-{s}-moved-0", seed, 0.4, 0.1),
-                one(f"start-{s}-moved-1", seed, 0.3, 0.2 + seed / 100),
-                one(f"start-{s}-moved-2", seed, 0.0, 0.0, "it fell" if seed else None),
+                one(f"start-{s}-moved-0", seed, 0.4, 0.1, every=10, price=50),
+                one(f"start-{s}-moved-1", seed, 0.3, 0.2 + seed / 100, every=50, price=50),
+                one(f"start-{s}-moved-2", seed, 0.0, 0.0, "it fell" if seed else None, every=200, price=50),
             ]
     first, _ = rtho_mnist.verdicts(found)
-    assert first.startswith("slow: select chooses start-0-moved-1, test error 20.50 ±")
-    assert first.endswith("less that of the grid, 10.50 ± 6.35 %: +10.00 ± 0.00")
+    assert first.startswith("slow: select chooses start-0-moved-1, test error 21.00 ± 2.48 %"), "Δ 50 is inside"
+    assert "less that of the grid, 11.00 ± 2.48 % (λ 0.1 at the edge of the grid): +10.00 ± 1.00, loses" in first
+    assert "the best of 2 trainings of the grid, 11.00 ± 2.48 %: +10.00 ± 1.00, loses" in first
+    two = [record for record in found if record["seed"] < 2]
+    assert rtho_mnist.verdicts(two)[0].count("2 seeds: no verdict") == 2
+
+
+def test_a_random_search_wins_what_its_draws_win_on_average():
+    """Against every choice of n of the grid's points, one by one."""
+    from itertools import combinations
+
+    rng = np.random.default_rng(0)
+    grid = [rtho_record(f"grid-{i}", 0, *rng.uniform(size=2), start={"l2": i}) for i in range(6)]
+    for price in (20, 45, 60, 120):
+        moved = race_runner([rtho_record("start-0-moved-0", 0, 0.1, 0.1, every=10, price=price)])
+        n, (found,) = rtho_mnist.searches(grid, moved)
+        assert n == price // 20
+        winners = [min(drawn, key=lambda one: rtho_mnist.end(one, "select")) for drawn in combinations(grid, n)]
+        assert found == pytest.approx(100 * np.mean([rtho_mnist.end(one, "test") for one in winners]))
+    assert rtho_mnist.searches(grid, race_runner([rtho_record("a", 0, 0, 0, every=1, price=10)]))[0] == 0
+
+
+def race_runner(records):
+    return race.Runner("moved", records[0]["arm"], records, "seconds")
 
 
 def test_rtho_moves_at_every_step_if_asked(monkeypatch):
@@ -337,7 +366,7 @@ def test_rtho_moves_at_every_step_if_asked(monkeypatch):
         "mnist", np.zeros((8040, 28, 28, 1), np.uint8), np.zeros(8040, np.int32), 10, 10, 255
     )
     monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: black)
-    config = rtho_mnist.Config(train=20, valid=8000, select=5, test=10, batch=5, steps=200, every=(1,))
+    config = rtho_mnist.Config(train=20, valid=8000, select=5, test=10, batch=5, steps=200, every=(1,), others=1)
     here = rtho_mnist.problem(config)
     for method in rtho_mnist.moving(config).values():
         assert rtho_mnist.budget(method, here, config) > 20 * 200

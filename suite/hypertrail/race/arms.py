@@ -12,9 +12,9 @@ Every arm spends its budget to the last gradient. When no whole block fits any m
 follows where the method has one, and then plain steps that leave the hyperparameters where they are (`affordable`).
 
 The network is measured on all splits with the deterministic forward before the first step, every `every` blocks, and at the
-end. What the next block starts from is put on the disk after each measurement, after any block that ends two minutes after the last time, and after any block at which
-a signal asks to stop: one file that appears whole or not at all. A process killed anywhere goes on from there and ends
-with the same bits (on a CPU); only the seconds are others.
+end. What the next block starts from is put on the disk after each measurement, after any block that ends two minutes after the
+last time, and after any block at which a signal asks to stop: one file that appears whole or not at all. A process killed
+anywhere goes on from there and ends with the same bits (on a CPU); only the seconds are others.
 """
 
 from __future__ import annotations
