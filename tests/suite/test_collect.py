@@ -9,34 +9,11 @@ import re
 
 import pytest
 
-from hypertrail import UsageError, cli, experiments, interval, rows, runs
+from hypertrail import UsageError, cli, experiments, rows, runs
 from hypertrail.launch import collect
 from hypertrail.rows import Row, means
 
 SMALL = {"depth": 4, "growth": 2, "blocks": 1, "train": 64, "valid": 32, "batch": 16}
-
-# Two-sided 95 %, from printed tables.
-PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
-
-
-@pytest.mark.parametrize(("ν", "t"), PRINTED.items())
-def test_quantiles_are_the_printed_ones(ν, t):
-    assert interval.quantile(ν) == pytest.approx(t, abs=5e-4)
-
-
-def test_quantiles_close_form():
-    """ν = 1 is Cauchy's distribution, ν = 2 has an inverse as well: t = p √(2 / (1 − p²))."""
-    assert interval.quantile(1) == pytest.approx(math.tan(math.pi * 0.95 / 2), rel=1e-10)
-    assert interval.quantile(2, 0.5) == pytest.approx(0.5 * math.sqrt(2 / 0.75), rel=1e-10)
-
-
-def test_an_interval_by_hand():
-    e = interval.estimate([1.0, 2.0, 6.0])
-    assert (e.n, e.mean) == (3, 3.0)
-    assert e.sd == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
-    assert e.half == pytest.approx(4.302653 * math.sqrt(7.0) / math.sqrt(3), rel=1e-6)
-    one = interval.estimate([2.5])
-    assert (one.n, one.mean, one.sd, one.half) == (1, 2.5, None, None)
 
 
 def table(path):

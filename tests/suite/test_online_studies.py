@@ -262,22 +262,43 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
         assert words in said
 
 
+def t1t2_end(select, test):
+    return {"metrics": {"select": {"error": select}, "test": {"error": test, "examples": 100}}}
+
+
+def t1t2_runs(*errors):
+    return [
+        {"seed": s, "kept": t1t2_end(0, a), "moved": t1t2_end(0, b), "again": t1t2_end(0, 0.5)} for s, a, b in errors
+    ]
+
+
 def test_t1t2_is_said_over_seeds():
     """The grid's point is chosen over all seeds' select; each seed counts by the mean of its starts."""
-
-    def end(select, test):
-        return {"metrics": {"select": {"error": select}, "test": {"error": test}}}
-
-    grid = [{"seed": s, "l2": λ, "noise": 1.0} | end(x, y) for s, λ, x, y in
-            ((0, 0.1, 0.2, 0.5), (1, 0.1, 0.2, 0.6), (0, 0.3, 0.1, 0.0), (1, 0.3, 0.4, 0.0))]  # fmt: skip
-    runs = [{"seed": s, "kept": end(0, a), "moved": end(0, b), "again": end(0, 0.5)} for s, a, b in
-            ((0, 0.1, 0.2), (0, 0.3, 0.2), (1, 0.4, 0.4), (1, 0.4, 0.6))]  # fmt: skip
-    first, kept, moved, _ = t1t2_mnist.verdict(grid, runs)
-    assert first == "grid, chosen on select: test error 55.00 ± 63.53 %"
-    assert kept.startswith("kept at the start: 30.00 ± 127.06 %")
-    assert "less kept +5.00 ± 63.53" in moved
+    grid = [{"seed": s, "l2": λ, "noise": 1.0} | t1t2_end(x, y) for s, λ, x, y in
+            ((0, 0.1, 0.2, 0.5), (1, 0.1, 0.2, 0.6), (2, 0.1, 0.2, 0.7), (0, 0.3, 0.1, 0.0), (1, 0.3, 0.4, 0.0),
+             (2, 0.3, 0.4, 0.0))]  # fmt: skip
+    runs = t1t2_runs((0, 0.1, 0.2), (0, 0.3, 0.2), (1, 0.4, 0.4), (1, 0.4, 0.6), (2, 0.3, 0.4))
+    first, kept, moved, _ = t1t2_mnist.verdicts(grid, runs)
+    assert first == "grid, chosen on select: test error 60.00 ± 24.84 % (λ 0.1 at the edge of the grid)"
+    assert kept.startswith("kept at the start: 30.00 ± 24.84 %; less the grid's -30.00 ± ")
+    assert "less kept +6.67 ± 14.34, ties" in moved
     broken = [runs[0] | {"moved": {"metrics": None}}, *runs[1:]]
-    assert "diverged once" in t1t2_mnist.verdict(grid, broken)[2]
+    assert "diverged once" in t1t2_mnist.verdicts(grid, broken)[2]
+
+
+def test_two_seeds_that_differ_by_one_image_are_no_loss():
+    """Two seeds whose errors are apart by .20 points each gave "+0.20 ± 0.00" once, and a verdict by its sign."""
+    runs = [
+        {"seed": s, "kept": t1t2_end(0, a), "moved": t1t2_end(0, a + 0.01), "again": t1t2_end(0, a)}
+        for s, a in ((0, 0.10), (1, 0.12))
+    ]
+    _, moved, _ = t1t2_mnist.verdicts([], runs)
+    assert "less kept +1.00 ± 1.00, 2 seeds: no verdict" in moved
+
+
+def test_an_interval_of_errors_stays_within_what_errors_can_be():
+    _, moved, _ = t1t2_mnist.verdicts([], t1t2_runs((0, 0.0, 0.9), (1, 0.0, 0.1)))
+    assert moved.startswith("moved by T1–T2: 50.00 (0.00 to 100.00) %; less kept +50.00 (-100.00 to +100.00)")
 
 
 # -- rtho-mnist ----------------------------------------------------------------------------------------------------------
