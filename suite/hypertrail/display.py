@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import diagnostics
 from .engines import SPLITS
 from .sections import Section
 from .tuning import MetaIteration
@@ -101,7 +102,7 @@ def line_of(record: MetaIteration) -> str:
     words += [f"{split} {m.loss:.4f} {100 * m.error:.2f} %" for split, m in record.metrics.items()]
     words.append(f"hyper loss {record.hyper_loss:.4f}")
     for kind, one in (record.agreement or {}).items():
-        words.append(f"{kind}: cosine {one.total.cosine:.3f} signs {100 * one.total.signs:.1f} %")
+        words.append(f"{kind}: cosine {diagnostics.in_words(one.total.cosine)} signs {100 * one.total.signs:.1f} %")
     words.append(f"{sum(c.seconds for c in record.costs.values()):.1f} s")
     return " | ".join(words)
 
@@ -147,7 +148,11 @@ def agreement_table(lines: Sequence[dict[str, Any]]) -> Table | None:
 
 def agreement_cells(one: dict[str, Any]) -> list[str]:
     ratio = one["norm_ratio"]
-    return [f"{one['cosine']:.3f}", f"{100 * one['signs']:.1f} %", "–" if ratio is None else f"{ratio:.3g}"]
+    return [
+        diagnostics.in_words(one["cosine"]),
+        f"{100 * one['signs']:.1f} %",
+        "–" if ratio is None else f"{ratio:.3g}",
+    ]
 
 
 def seconds_line(lines: Sequence[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ FEWEST = (
 class Unit:
     """What the numbers of a table are: which values they can take and how they are written.
 
-    digits: decimals; None: as many as give the half width two digits. resolution: the smallest difference that one example can
+    digits: decimals; None: as many as the size of the numbers asks for. resolution: the smallest difference that one example can
     make (0: any). low, high: the least and the greatest possible value. signed: written with its sign.
     """
 
@@ -101,9 +101,10 @@ def in_words(found: Estimate, unit: Unit) -> str:
 
 
 def decimals(found: Estimate) -> int:
-    """So many that the half width has two digits, or a mean without interval four."""
-    size, digits = (found.half, 2) if found.half else (abs(found.mean), 4)
-    return min(max(digits - 1 - math.floor(math.log10(size)), 0), 12) if size and math.isfinite(size) else 2
+    """So many that the half width and the mean have two digits each, or a mean without interval four."""
+    sizes = [(abs(found.mean), 2), (found.half, 2)] if found.half else [(abs(found.mean), 4)]
+    wanted = [digits - 1 - math.floor(math.log10(size)) for size, digits in sizes if size and math.isfinite(size)]
+    return min(max([0, *wanted] if wanted else [2]), 12)
 
 
 def extreme(found: Estimate) -> bool:

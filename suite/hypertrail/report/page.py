@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .. import experiments
+from .. import diagnostics, experiments
 from ..engines import SPLITS
 from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
 from ..sections import Section
@@ -287,7 +287,8 @@ def agreement(one: View) -> list[str]:
         for kind, both in line["agreement"].items():
             total = both["total"]
             ratio = "–" if total["norm_ratio"] is None else f"{total['norm_ratio']:.3g}"
-            rows.append([str(line["meta_iteration"]), kind, f"{total['cosine']:.4f}", percent(total["signs"]), ratio,
+            cosine = diagnostics.in_words(total["cosine"], 4)
+            rows.append([str(line["meta_iteration"]), kind, cosine, percent(total["signs"]), ratio,
                          f"{total['difference']:.3g}", f"{total['norm']:.3g}", f"{total['reference_norm']:.3g}",
                          str(line["diagnostics"].get("N", ""))])  # fmt: skip
     return [AGREEMENT_WORDS, table(columns, rows)]
