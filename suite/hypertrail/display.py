@@ -17,7 +17,7 @@ from rich.table import Table
 from . import diagnostics
 from .engines import SPLITS
 from .sections import Section
-from .tuning import MetaIteration
+from .tuning import MetaIteration, warnings_of
 
 WIDTH = 400  # columns where there is no terminal: no table of a log file is cut
 
@@ -104,6 +104,7 @@ def line_of(record: MetaIteration) -> str:
     for kind, one in (record.agreement or {}).items():
         words.append(f"{kind}: cosine {diagnostics.in_words(one.total.cosine)} signs {100 * one.total.signs:.1f} %")
     words.append(f"{sum(c.seconds for c in record.costs.values()):.1f} s")
+    words += [f"WARNING: {sentence}" for sentence in record.warnings]
     return " | ".join(words)
 
 
@@ -178,6 +179,8 @@ def show_end(voice: Voice, lines: Sequence[dict[str, Any]], sections: Sequence[S
             show_table(voice, table(section.title, section.columns, section.rows))
         if section.text:
             voice.say(section.text)
+    for sentence in warnings_of(lines):
+        voice.say(f"warning: {sentence}")
     if lines:
         voice.say(seconds_line(lines))
     voice.say(f"report: {report}")

@@ -30,6 +30,7 @@ from ..arrays import write_atomic
 from ..errors import UsageError
 from ..interval import Estimate, Unit, estimate, in_words
 from ..rows import Row
+from ..tuning import warnings_of
 from . import gathering, grid
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def main(options: Options) -> int:
                 f"warning: {one.folder} has the same numbers as the run of seed {one.same}, which counts for both: "
                 f"{one.experiment} drew nothing at random"
             )
+    for one in (one for one in found if one.lines):
+        for sentence in warnings_of([line for line in runs.read_metrics(one.folder) if "meta_iteration" in line]):
+            complain(f"warning: {one.folder}: {sentence}")
     if not any(one.lines for one in found):
         raise UsageError(
             f"none of the {len(found)} runs is finished with numbers to collect; hypertrail status shows how far they are"

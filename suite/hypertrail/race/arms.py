@@ -37,6 +37,7 @@ from ..hyperparameters import Hyper
 from ..online import Adaptive, Online, Periodic, Plain
 from ..problem import Problem
 from ..runs import Run
+from ..vanished import vanished
 from .arm_records import Record, begun, count, digest, measure, measure_start, over, save
 
 EVERY = 120.0  # seconds of work that a kill may cost, and a block
@@ -87,6 +88,8 @@ class Arm:
                 within = f"between {one.bounds[0]:g} and {one.bounds[1]:g}" if one else "a kind that is declared"
                 raise UsageError(f"arm {self.name}: {kind} {value:g} at the start, expected {within}")
             hyper[kind] = {key: np.full_like(u, one.free(value)) for key, u in hyper[kind].items()}
+        for sentence in vanished(problem, hyper):
+            raise UsageError(f"arm {self.name}: {sentence} at the start; expected a larger start, or float64")
         return hyper
 
     def scheduled(self, problem: Problem, hyper: Hyper, done: float) -> Hyper:

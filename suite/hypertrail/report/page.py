@@ -19,6 +19,7 @@ from .. import diagnostics, experiments
 from ..engines import SPLITS
 from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
 from ..sections import Section
+from ..tuning import warnings_of
 from .catalogue import COST, CURVES, HYPER, HYPERGRADIENT
 from .view import View
 
@@ -136,6 +137,7 @@ class Page:
             f"<p>{escape(headline)}</p>" if headline else "",
             f"<p>{state(one)} <span class='soft'>{escape(where_and_when(one))}</span></p>",
             command(one),
+            doubts(one),
         ]
         parts: Parts = [("Start and end", [start_and_end(one)])]
         parts += [
@@ -168,7 +170,7 @@ class Page:
         parts += [(heading, self.figures(heading)) for heading in (CURVES, HYPER, HYPERGRADIENT)]
         parts += [(COST, [*self.figures(COST), costs(views), disk(views)])]
         for one in views:
-            inside = [command(one), *self.figures(one.letter)]
+            inside = [command(one), doubts(one), *self.figures(one.letter)]
             for section in self.own.get(one.letter, ()):
                 inside += [f"<h3>{escape(section.title)}</h3>", *self.own_section(section)]
             parts.append((one.label, inside))
@@ -244,6 +246,11 @@ def where_and_when(one: View) -> str:
 def started(one: View) -> str:
     """Date and time to the minute, as the machine of the run had them."""
     return str(one.env.get("time", ""))[:16].replace("T", " ")
+
+
+def doubts(one: View) -> str:
+    """What makes the numbers of the run doubtful, a paragraph each."""
+    return "".join(f"<p><strong>Warning: {escape(sentence)}.</strong></p>" for sentence in warnings_of(one.lines))
 
 
 def command(one: View) -> str:
