@@ -113,6 +113,11 @@ def extreme(found: Estimate) -> bool:
     return largest >= 1e7 or 0 < largest < 1e-4
 
 
+def too_few(n: int, word: str = "seed") -> str:
+    """'2 seeds: no verdict' where n is too few for one; else ''."""
+    return f"{n} {word}{'s' if n > 1 else ''}: no verdict" if n < FEWEST else ""
+
+
 def verdict(differences: Sequence[float], unit: Unit = Unit()) -> str:
     """helps, loses or ties: where the 95 % interval of paired differences lies (all below 0: helps).
 
@@ -120,7 +125,7 @@ def verdict(differences: Sequence[float], unit: Unit = Unit()) -> str:
     """
     n = len(differences)
     if n < FEWEST:
-        return f"{n} seed{'s' if n > 1 else ''}: no verdict"
+        return too_few(n)
     found = estimate([float(x) for x in differences], unit)
     if found.half is None:
         raise ValueError(f"{n} differences without an interval")

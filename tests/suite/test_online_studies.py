@@ -151,6 +151,36 @@ def test_the_gain_is_a_range_over_starts_and_draws():
     assert almeida_quadratic.gains([*found, part("b", 0, 9), part("b", 1, 9)], "turned", "b").max() == 0
 
 
+def test_one_draw_is_no_verdict_and_a_best_rate_at_the_edge_is_marked():
+    def part(draw, *regrets):
+        runs = [{"curve": [x], "diverged": None} for x in regrets]
+        return {"problem": "turned", "arm": "fixed", "draw": draw, "runs": runs}
+
+    rates = (0.001, 0.1, 1.9)
+    inside, last = (0.5, 0.2, 0.3), (0.5, 0.4, 0.3)
+    assert almeida_quadratic.remarks([part(0, *last)], "turned", rates) == [
+        "1 draw: no verdict",
+        "best fixed rate α 1.9 at the edge of the grid",
+    ]
+    three = [part(0, *inside), part(1, *inside), part(2, *last)]
+    assert almeida_quadratic.remarks(three, "turned", rates) == [
+        "best fixed rate α 0.1",
+        "best fixed rate α 1.9 at the edge of the grid",
+    ]
+
+
+def test_a_chosen_rate_at_the_edge_of_its_grid_is_marked():
+    def ends(*losses):
+        return [
+            {"optimiser": "sgd", "rate": α, "failed": None, "points": [{"metrics": {"select": {"loss": x}}}]}
+            for α, x in zip((1e-3, 1e-2, 1e-1), losses, strict=True)
+        ]
+
+    assert hd_mnist.at_edge(ends(0.3, 0.2, 0.1), "sgd") == " (α 0.1 at the edge of the grid)"
+    assert hd_mnist.at_edge(ends(0.3, 0.1, 0.2), "sgd") == ""
+    assert hd_mnist.at_edge([], "sgd") == ""
+
+
 def test_a_loss_of_ones_own_takes_what_the_engines_pass():
     takes, wanted = (inspect.signature(one.data_loss).parameters for one in (almeida_quadratic.Quadratic, Problem))
     assert list(takes) == list(wanted)

@@ -39,8 +39,9 @@ upper edge of its grid, is as good or better (the multiplicative rule loses to i
 chosen one, for Adam with the kept one (+.0004 ± .0005; multiplicative −.004 ± .009). α of SGD-HD ends below every good fixed
 one (.0006 to .004: short horizon), and with seed 0 it touches its lower bound for a while. On the perceptron it helps SGD and
 Nesterov much, for all ten epochs (α of SGD-HD wanders between .005 and its lower bound, where epoch 8 ends), and Adam is ahead
-of both. Adam's loss goes up and down from epoch to epoch, .065 to .098 from the third on, with HD .060 to .084: neither the
-distance from theirs nor that between the two means anything. One seed and no choice of α; the 100 epochs are not measured.
+of both: one seed, so this is no verdict. Adam's loss goes up and down from epoch to epoch, .065 to .098 from the third on, with
+HD .060 to .084: neither the distance from theirs nor that between the two means anything. No choice of α; the 100 epochs are not
+measured.
 The paper's numbers: in brackets above; for the perceptron after 100 epochs .1489, .0968, .0614, .0600, .0628, –.
 """
 
