@@ -18,13 +18,13 @@ from .hyperparameters import Hyper
 class Agreement:
     """Agreement of a with the reference b, arrays of `size` coordinates each.
 
-    cosine: <a, b> / (‖a‖ ‖b‖), in −1 … 1; both zero: 1, one of them zero: 0.
+    cosine: <a, b> / (‖a‖ ‖b‖), in −1 … 1; None where one of them is zero, or both: what is zero has no direction.
     signs: share of coordinates with sign a = sign b; a zero agrees with a zero and with nothing else.
     norm, reference_norm: ‖a‖, ‖b‖.  norm_ratio: ‖a‖ / ‖b‖; both zero: 1, only b zero: None (it has no value).
     difference: ‖a − b‖ / max(‖a‖, ‖b‖), in 0 … 2; both zero: 0.
     """
 
-    cosine: float
+    cosine: float | None
     signs: float
     norm_ratio: float | None
     difference: float
@@ -78,7 +78,7 @@ def agree(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Agreement:
         inner = float(sum(x @ y for x, y in zip(a, b, strict=True)))
         cosine = float(np.clip(inner / (root_of_squares(a) * root_of_squares(b)), -1.0, 1.0))
     else:
-        cosine = 1.0 if top_a == top_b else 0.0
+        cosine = None
     return Agreement(
         cosine=cosine,
         signs=equal / size if size else 1.0,
@@ -88,6 +88,11 @@ def agree(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Agreement:
         reference_norm=norm_b,
         size=size,
     )
+
+
+def in_words(cosine: float | None, digits: int = 3) -> str:
+    """A cosine for a table: '–' where it has no value."""
+    return "–" if cosine is None else f"{cosine:.{digits}f}"
 
 
 def flat(a: Any) -> np.ndarray:

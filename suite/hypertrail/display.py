@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import diagnostics
 from .engines import SPLITS
 from .sections import Section
-from .tuning import MetaIteration
+from .tuning import MetaIteration, warnings_of
 
 WIDTH = 400  # columns where there is no terminal: no table of a log file is cut
 
@@ -101,8 +102,9 @@ def line_of(record: MetaIteration) -> str:
     words += [f"{split} {m.loss:.4f} {100 * m.error:.2f} %" for split, m in record.metrics.items()]
     words.append(f"hyper loss {record.hyper_loss:.4f}")
     for kind, one in (record.agreement or {}).items():
-        words.append(f"{kind}: cosine {one.total.cosine:.3f} signs {100 * one.total.signs:.1f} %")
+        words.append(f"{kind}: cosine {diagnostics.in_words(one.total.cosine)} signs {100 * one.total.signs:.1f} %")
     words.append(f"{sum(c.seconds for c in record.costs.values()):.1f} s")
+    words += [f"WARNING: {sentence}" for sentence in record.warnings]
     return " | ".join(words)
 
 
@@ -147,7 +149,11 @@ def agreement_table(lines: Sequence[dict[str, Any]]) -> Table | None:
 
 def agreement_cells(one: dict[str, Any]) -> list[str]:
     ratio = one["norm_ratio"]
-    return [f"{one['cosine']:.3f}", f"{100 * one['signs']:.1f} %", "–" if ratio is None else f"{ratio:.3g}"]
+    return [
+        diagnostics.in_words(one["cosine"]),
+        f"{100 * one['signs']:.1f} %",
+        "–" if ratio is None else f"{ratio:.3g}",
+    ]
 
 
 def seconds_line(lines: Sequence[dict[str, Any]]) -> str:
@@ -173,6 +179,8 @@ def show_end(voice: Voice, lines: Sequence[dict[str, Any]], sections: Sequence[S
             show_table(voice, table(section.title, section.columns, section.rows))
         if section.text:
             voice.say(section.text)
+    for sentence in warnings_of(lines):
+        voice.say(f"warning: {sentence}")
     if lines:
         voice.say(seconds_line(lines))
     voice.say(f"report: {report}")

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -79,6 +81,7 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
 
     Inside `into` it is written elsewhere, in one or several formats; the file of the first format is returned.
     """
+    mark_lone_points(figure)
     place, formats, written = _place.get()
     if place is None:
         place, written = folder / "figures", []
@@ -89,3 +92,23 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
         written.append(file)
         figure.set_layout_engine("none")  # it stays as it was laid out for the first format: half the time of the next
     return files[0]
+
+
+def mark_lone_points(figure: Figure) -> None:
+    """Give a marker to every point of a line that has no neighbour: without one, a line through a single point draws nothing.
+
+    Lines that have a marker already, and those that are drawn without a line on purpose, stay as they are.
+    """
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            lone = lone_points(np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
+            if lone.size and line.get_marker() in ("None", "", None) and line.get_linestyle() != "None":
+                line.set_marker("o")
+                line.set_markevery(lone.tolist())
+
+
+def lone_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the finite points before and after which no finite point lies. x, y: (n,)."""
+    there = np.isfinite(x) & np.isfinite(y)
+    padded = np.concatenate([[False], there, [False]])
+    return np.flatnonzero(there & ~padded[:-2] & ~padded[2:])

@@ -34,6 +34,7 @@ from hypertrail_nets.layers import REGULARIZABLE, Input
 
 from .errors import UsageError
 from .hyperparameters import OF_EXAMPLES, Hyper, Hyperparameter, expand, hyper_shapes, initial_hyper
+from .vanished import refuse_vanished
 
 if TYPE_CHECKING:
     from hypertrail_data import BatchSchedule, Splits
@@ -164,6 +165,7 @@ class Problem:
             raise UsageError(
                 f"the schedule draws from {self.schedule.examples} examples, train has {len(self.splits.train)}"
             )
+        refuse_vanished(self)
         if self.valid_batch is not None and not 1 <= self.valid_batch <= len(self.splits.valid):
             raise UsageError(f"valid_batch {self.valid_batch}, expected 1 … {len(self.splits.valid)} (the valid split)")
         if "noise" in kinds and not get_noise_params(self.network):

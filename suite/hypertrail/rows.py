@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from . import experiments
 from .engines import SPLITS
+from .interval import Unit, percent
 from .runs import read_config, read_metrics
 
 Label = str | int | float
@@ -58,10 +59,31 @@ def of_meta_iteration(line: dict[str, Any]) -> Row:
 
 
 def of_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """{split: {loss, error, …}} → {split_loss, split_error}, the splits in their order."""
-    return {
-        f"{split}_{what}": metrics[split][what] for split in SPLITS if split in metrics for what in ("loss", "error")
-    }
+    """{split: {loss, error, examples}} → {split_loss, split_error, …, split_examples}, the splits in their order.
+
+    The examples say how fine an error rate can be (`unit_of`); they come last, as nobody looks at them first.
+    """
+    there = [split for split in SPLITS if split in metrics]
+    values = {f"{split}_{what}": metrics[split][what] for split in there for what in ("loss", "error")}
+    return values | {f"{split}_examples": metrics[split]["examples"] for split in there if "examples" in metrics[split]}
+
+
+def unit_of(name: str, examples: Mapping[str, float] | None = None) -> Unit:
+    """What a number of this name is, as a table shows it: errors in percent, all else as it was measured.
+
+    examples: {split: how many it has}, for the resolution of its error; without them an error may be any number from 0 to 100.
+    """
+    if name.endswith("_error"):
+        split = next((one for one in SPLITS if f"{one}_error" in name), "")
+        n = (examples or {}).get(split)
+        unit = percent(int(n)) if n else Unit(2, 0.0, 0.0, 100.0)
+        return unit.difference if name.startswith("minus_") else unit
+    if name.endswith("_cosine") or name == "cosine":
+        return Unit(low=-1.0, high=1.0)
+    return Unit(low=0.0, high=1.0) if name.endswith("_signs") or name in SHARES else Unit()
+
+
+SHARES = ("diverged", "failed", "arrived")  # truths, whose means over seeds are shares
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ import numpy as np
 from hypertrail_data import DataError
 
 from . import arrays, diagnostics, memory, outer, stopping
+from .blown_up import blown_up, norm
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
@@ -31,6 +32,7 @@ from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_lengths, refuse_plan, refuse_without_valid
 from .runs import TRAINING, Run
+from .vanished import vanished
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
 
@@ -51,7 +53,8 @@ class MetaIteration:
     hyper: in force while training; after, state: hyperparameters and outer state after the update. metrics: loss and error
     of every split that is not empty. hypergradient, exact, agreement: None in the closing record, exact and agreement
     also where nothing was compared. costs: by stage: train, evaluate, hypergradient, exact. losses: (T,) elementary loss of
-    each step before it was taken.
+    each step before it was taken. warnings: what makes its numbers doubtful, in sentences: a training that has blown up without
+    overflow, a hyperparameter that is 0 in the precision of the run.
     """
 
     index: int
@@ -66,6 +69,7 @@ class MetaIteration:
     agreement: dict[str, diagnostics.KindAgreement] | None = None
     costs: dict[str, Cost] = field(default_factory=dict)
     losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl."""
@@ -77,6 +81,8 @@ class MetaIteration:
             "cost": {stage: asdict(cost) for stage, cost in self.costs.items()},
             "hyper": {kind: summary(self.hyper[kind]) for kind in self.hyper},
         }
+        if self.warnings:
+            line["warnings"] = list(self.warnings)
         if self.hypergradient is not None:
             line["method"] = self.hypergradient.method
             line["diagnostics"] = plain(self.hypergradient.diagnostics)
@@ -136,6 +142,7 @@ def tune(
         training = engine.train(problem, hyper, kept, stage(report, k, "train", T), middle)
         end = partial(put_end, middle, training) if middle and from_middle(kept) else None
         costs = {"train": training.cost}
+        warnings = doubts(problem, hyper, training)
         clock = time.perf_counter()
         named = [s for s in SPLITS if len(getattr(problem.splits, s))]
         with let_go_after_failure(training):
@@ -146,7 +153,9 @@ def tune(
             with let_go_after_failure(training):
                 f = engine.hyper_loss(problem, training)
             let_go(training)
-            yield MetaIteration(k, T, metrics, f, hyper, hyper, state, costs=costs, losses=training.losses)
+            yield MetaIteration(
+                k, T, metrics, f, hyper, hyper, state, costs=costs, losses=training.losses, warnings=warnings
+            )
             return
         exact = agreement = None
         with let_go_after_failure(training):
@@ -164,7 +173,9 @@ def tune(
         if exact is not None:
             agreement = diagnostics.agreement(result.gradient, exact.gradient)
         after, state = outer.update(rule, problem.hyperparameters, hyper, result.gradient, state)
-        yield MetaIteration(k, T, metrics, f, hyper, after, state, result, exact, agreement, costs, training.losses)
+        yield MetaIteration(
+            k, T, metrics, f, hyper, after, state, result, exact, agreement, costs, training.losses, warnings
+        )
         hyper = after
 
 
@@ -227,6 +238,12 @@ def every_step(record: MetaIteration) -> dict[str, np.ndarray]:
         if one is not None:
             found[name] = one.adjoint_norms
     return found
+
+
+def doubts(problem: Problem, hyper: Hyper, training: Training) -> tuple[str, ...]:
+    """What makes the numbers of a training doubtful though they are finite, in sentences. Cost: a pass over weights and λ."""
+    lost = blown_up(norm(training.initial), norm(training.final), training.losses[0], training.losses[-1])
+    return (*([f"the training has blown up: {lost}"] if lost else []), *vanished(problem, hyper))
 
 
 def beginning(problem: Problem, rule: outer.Rule) -> Start:
@@ -369,14 +386,19 @@ def stage(
     return progress
 
 
+def warnings_of(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """'meta-iteration 3: the training has blown up: …' for every warning in these lines of metrics.jsonl."""
+    return [
+        f"meta-iteration {line['meta_iteration']}: {sentence}"
+        for line in lines
+        for sentence in line.get("warnings", ())
+    ]
+
+
 def summary(kind: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean and extremes of one kind's unconstrained arrays."""
     flat = np.concatenate([np.asarray(u, dtype=np.float64).reshape(-1) for u in kind.values()])
     return {"mean": float(flat.mean()), "min": float(flat.min()), "max": float(flat.max())}
-
-
-def norm(kind: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum(float((np.asarray(h, dtype=np.float64) ** 2).sum()) for h in kind.values())))
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:

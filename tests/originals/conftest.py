@@ -103,7 +103,7 @@ def started() -> Callable[..., h.Problem]:
 
 
 def named(problem: h.Problem, vectors: np.ndarray, only: str = "") -> dict[str, np.ndarray]:
-    """{parameter name: (…, *shape)} of vectors (…, n) that hold all parameters (whose names end with `only`) in the network's order."""
+    """{parameter name: (…, *shape)} of vectors (…, n): all parameters whose names end with `only`, in order."""
     params = [p for p in problem.params if p.name.endswith(only)]
     assert sum(p.size for p in params) == vectors.shape[-1]
     parts = np.split(vectors, np.cumsum([p.size for p in params])[:-1], axis=-1)

@@ -31,12 +31,15 @@ class Trajectory:
 class ClosedForm:
     """An engine without a network: f = ½ Σ (u + 3)², so the exact hypergradient is u + 3; drmad's is wrong by `error`.
 
-    trainings: what `train` was asked for. fails: meta-iteration at which the hypergradient becomes NaN.
+    trainings: what `train` was asked for. fails: meta-iteration at which the hypergradient becomes NaN. growth: ‖w_T‖ / ‖w_0‖.
+    zero: every hypergradient is 0.
     """
 
     name: str = "closed-form"
     error: float = 0.5
     fails: int | None = None
+    growth: float = 1.0
+    zero: bool = False
     trainings: list[SimpleNamespace] = field(default_factory=list)
 
     def train(self, problem: Problem, hyper: Any, keep: Any = "ends", progress: Any = None, midway: Any = None) -> Any:
@@ -47,7 +50,10 @@ class ClosedForm:
             keep.mkdir()
         cost = Cost(gradients=problem.steps, seconds=0.5, trajectory_bytes=0 if keep == "ends" else 1000)
         losses = np.linspace(2.0, self.hyper_loss(problem, SimpleNamespace(hyper=hyper)) / 1e4, problem.steps)
-        one = SimpleNamespace(problem=problem, hyper=hyper, keep=keep, trajectory=trajectory, cost=cost, losses=losses)
+        ends = {"initial": {"w": np.ones(4)}, "final": {"w": np.full(4, self.growth)}}
+        one = SimpleNamespace(
+            problem=problem, hyper=hyper, keep=keep, trajectory=trajectory, cost=cost, losses=losses, **ends
+        )
         self.trainings.append(one)
         return one
 
@@ -64,6 +70,8 @@ class ClosedForm:
             wrong = np.nan
         # The order of the keys is turned around, as JAX sorts them.
         gradient = {kind: {key: u + 3.0 + wrong for key, u in reversed(a.items())} for kind, a in hyper.items()}
+        if self.zero:
+            gradient = {kind: {key: 0.0 * u for key, u in a.items()} for kind, a in gradient.items()}
         cost = Cost(hvps=7, seconds=0.25)
         f = self.hyper_loss(problem, training)
         return Hypergradient(gradient, {}, {}, f, np.ones(7), method.name, cost, {"N": 7, "zero": []})
@@ -107,11 +115,18 @@ def make_problem() -> Any:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Make a finished run folder with the closed-form engine; keywords go to the Config of drmad-digits and to the engine."""
 
-    def make(path: Path | None = None, error: float = 0.5, fails: int | None = None, **fields: Any) -> Path:
+    def make(
+        path: Path | None = None,
+        error: float = 0.5,
+        fails: int | None = None,
+        growth: float = 1.0,
+        zero: bool = False,
+        **fields: Any,
+    ) -> Path:
         config = drmad_digits.Config(**{"meta_iterations": 3, "steps": 6, "outer_rate": 0.2, **fields})
         record = runs.config_record("drmad-digits", config)
         path = path or tmp_path_factory.mktemp("run") / "folder"
-        engine = ClosedForm(error=error, fails=fails)
+        engine = ClosedForm(error=error, fails=fails, growth=growth, zero=zero)
         problem = cli.build(drmad_digits, config)
         with runs.Run(path, record) as run:
             run.describe(["run", "drmad-digits"], engine.describe())

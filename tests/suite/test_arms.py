@@ -14,7 +14,20 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import L2, Adaptive, Dynamics, LearningRate, Plain, Problem, UsageError, arrays, engines, stopping
+from hypertrail import (
+    L2,
+    T1T2,
+    Adaptive,
+    Dynamics,
+    HypergradientDescent,
+    LearningRate,
+    Plain,
+    Problem,
+    UsageError,
+    arrays,
+    engines,
+    stopping,
+)
 from hypertrail.errors import Stopped
 from hypertrail.race import arm_records, arms
 from hypertrail.race.arms import Arm
@@ -51,16 +64,73 @@ def test_equal_budgets_are_fewer_steps_for_what_costs_more(cpu, tmp_path):
     price = 7 + 2 + 2 * 2  # n steps, M validation batches, K products at two gradients each: for both engines
     record = arms.train(cpu, problem, ADAPTIVE, BUDGET, tmp_path / "a.npz", every=2)
     assert record["price"] == price
-    n = BUDGET // record["price"]
-    assert record["gradients"] == n * record["price"] <= BUDGET < record["gradients"] + record["price"]
-    assert record["steps"] == n * (7 - 2)
-    assert record["block"]["steps"] == [7] * n
+    assert record["gradients"] == BUDGET
+    assert record["block"]["steps"] == [7] * 4 + [BUDGET - 4 * price], "what no block fits into is trained plainly"
+    assert record["steps"] == 4 * (7 - 2) + BUDGET - 4 * price
     plain = arms.train(cpu, problem, Arm("plain", Plain(7)), BUDGET, tmp_path / "b.npz", every=3)
-    assert (plain["steps"], plain["gradients"], plain["price"]) == (56, 56, 7)
-    assert [one["block"] for one in plain["points"]] == [2, 5, 7], "every third block, and the last"
+    assert (plain["steps"], plain["gradients"], plain["price"]) == (BUDGET, BUDGET, 7)
+    assert [one["block"] for one in plain["points"]] == [-1, 2, 5, 8], "the start, every third block, and the last"
+    assert [one["step"] for one in plain["points"]] == [0, 21, 42, 60]
     assert set(plain["points"][0]["metrics"]) == {"train", "valid", "select", "test"}
     assert plain["failed"] is None
     json.dumps(plain, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "block_steps"),
+    [
+        (T1T2(every=5, block=20, validation_batches=1), 60, [20, 20, 10]),  # 24 gradients a block, 12 for its half
+        (T1T2(every=5, block=20, validation_batches=1), 24, [20]),
+        (HypergradientDescent(block=25), 60, [25, 25, 10]),
+        (Plain(25), 60, [25, 25, 10]),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_every_arm_spends_its_budget_to_the_last_gradient(cpu, tmp_path, method, budget, block_steps):
+    kinds = (L2("network", 1e-3), LearningRate("network", 0.1))
+    record = arms.train(cpu, small(hyperparameters=kinds), Arm("a", method), budget, tmp_path / "a.npz", every=2)
+    assert record["gradients"] == budget
+    assert record["block"]["steps"] == block_steps
+    assert record["steps"] == sum(block_steps)
+    assert record["price"] == method.cost(small()).price
+
+
+def test_the_last_plain_steps_leave_the_hyperparameters_where_they_are(cpu, tmp_path):
+    problem = small(hyperparameters=(L2("network", 1e-3), LearningRate("network", 0.1)))
+    arm = Arm("a", T1T2(every=5, block=5, validation_batches=1))
+    record = arms.train(cpu, problem, arm, 20, tmp_path / "a.npz")
+    assert record["block"]["steps"] == [5, 5, 5, 2]
+    penalties = [mean for mean, *_ in record["hyper"]["l2"]["network"]]
+    assert len(penalties) == len(record["points"]) == 5
+    assert len(set(penalties[:4])) == 4, "the start and three moves"
+    assert penalties[4] == penalties[3]
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def test_the_start_is_measured_whatever_every_says(name, tmp_path):
+    """Its point is what the engine measures after a training of no step: a rate so small that one step changes nothing."""
+    engine, problem = engines.load(name), small(steps=20)
+    record = arms.train(engine, problem, Arm("plain", Plain(5)), 20, tmp_path / "a.npz", every=1000)
+    assert [point["step"] for point in record["points"]] == [0, 20]
+    still = small(
+        steps=1, hyperparameters=(L2("parameter", bounds=(1e-7, 1e-2)),), dynamics=Dynamics(learning_rate=1e-30)
+    )
+    training = engine.train(still, still.initial_hyper())
+    for split, found in record["points"][0]["metrics"].items():
+        assert found["loss"] == pytest.approx(engine.evaluate(still, training, split).loss, rel=1e-12)
+        assert found["error"] == engine.evaluate(still, training, split).error
+
+
+def test_what_blows_up_without_overflow_is_marked(cpu, tmp_path):
+    """A penalty so steep that w grows by a factor at each step, and in the end by far more than 1e4; all of it finite."""
+    problem = small(hyperparameters=(L2("network", 1.0, bounds=(1e-9, 1e9)), LearningRate("network", 0.1)))
+    wild = Arm("wild", Plain(5), (("l2", 1000.0),))
+    record = arms.train(cpu, problem, wild, 20, tmp_path / "a.npz")
+    assert record["failed"] is None
+    assert "‖w‖ grew from" in record["blown_up"]
+    assert record["norms"][-1] > 1e4 * record["norms"][0]
+    tame = arms.train(cpu, problem, Arm("tame", Plain(5), (("l2", 1e-4),)), 20, tmp_path / "b.npz")
+    assert tame["blown_up"] is None
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
@@ -182,7 +252,7 @@ def test_a_kill_costs_two_minutes_however_rarely_it_is_measured(cpu, tmp_path, m
     monkeypatch.setattr(arms.time, "monotonic", lambda: now[0])
     record = arms.train(cpu, small(), Arm("plain", Plain(6)), BUDGET, tmp_path / "a.npz", every=100, seen=seen)
     assert saved == [4, 7, 10]
-    assert len(record["points"]) == 1
+    assert [point["step"] for point in record["points"]] == [0, BUDGET]
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

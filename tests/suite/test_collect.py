@@ -9,34 +9,11 @@ import re
 
 import pytest
 
-from hypertrail import UsageError, cli, experiments, interval, rows, runs
+from hypertrail import UsageError, cli, experiments, rows, runs
 from hypertrail.launch import collect
 from hypertrail.rows import Row, means
 
 SMALL = {"depth": 4, "growth": 2, "blocks": 1, "train": 64, "valid": 32, "batch": 16}
-
-# Two-sided 95 %, from printed tables.
-PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
-
-
-@pytest.mark.parametrize(("ν", "t"), PRINTED.items())
-def test_quantiles_are_the_printed_ones(ν, t):
-    assert interval.quantile(ν) == pytest.approx(t, abs=5e-4)
-
-
-def test_quantiles_close_form():
-    """ν = 1 is Cauchy's distribution, ν = 2 has an inverse as well: t = p √(2 / (1 − p²))."""
-    assert interval.quantile(1) == pytest.approx(math.tan(math.pi * 0.95 / 2), rel=1e-10)
-    assert interval.quantile(2, 0.5) == pytest.approx(0.5 * math.sqrt(2 / 0.75), rel=1e-10)
-
-
-def test_an_interval_by_hand():
-    e = interval.estimate([1.0, 2.0, 6.0])
-    assert (e.n, e.mean) == (3, 3.0)
-    assert e.sd == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
-    assert e.half == pytest.approx(4.302653 * math.sqrt(7.0) / math.sqrt(3), rel=1e-6)
-    one = interval.estimate([2.5])
-    assert (one.n, one.mean, one.sd, one.half) == (1, 2.5, None, None)
 
 
 def table(path):
@@ -84,12 +61,16 @@ def test_runs_of_a_meta_loop_by_hand(make_run, tmp_path, capsys):
     assert (alone["n"], alone["mean"], alone["sd"], alone["low"], alone["high"]) == ("1", "0.75", "", "", "")
     assert {row["number"] for row in cells.values()} == {
         *("hyper_loss", "l2_cosine", "l2_signs", "l2_norm_ratio", "seconds"),
-        *(f"{split}_{what}" for split in ("train", "valid", "select", "test") for what in ("loss", "error")),
+        *(
+            f"{split}_{what}"
+            for split in ("train", "valid", "select", "test")
+            for what in ("loss", "error", "examples")
+        ),
     }
     cosine = [runs.read_metrics(one)[0]["agreement"]["l2"]["total"]["cosine"] for one in made[:3]]
     assert float(cells["0.1", "0", "l2_cosine"]["mean"]) == pytest.approx(sum(cosine) / 3)
     assert ("0.1", "3", "l2_cosine") not in cells  # the closing training has no hypergradient
-    assert re.search(r"outer-rate=0\.1 +3 +0\.75 ± 1\.6 ", said)
+    assert re.search(r"outer-rate=0\.1 +3 +0\.75 ± 1\.64 ", said)
     assert (tmp_path / "out" / "drmad-digits.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -120,11 +101,11 @@ def test_what_was_measured_is_no_axis_and_lines_without_one_are_drawn():
             collected(
                 seed,
                 *(
-                    ({"steps": T, "method": "a", "update": k}, {"cosine": T / 10 + k + seed})
+                    ({"steps": T, "method": "a", "update": k}, {"height": T / 10 + k + seed})
                     for T in (5, 9)
                     for k in (1, 0)
                 ),
-                ({"steps": 5, "method": "grid"}, {"cosine": 0.5}),
+                ({"steps": 5, "method": "grid"}, {"height": 0.5}),
             )
             for seed in (0, 1)
         ]
@@ -138,6 +119,77 @@ def test_what_was_measured_is_no_axis_and_lines_without_one_are_drawn():
     figure = collect.figure("study", found)
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 2]
     assert len(figure.axes[1].get_yticks()) == 3
+
+
+def errors_of(*errors, examples=50, name="test_error"):
+    found = [
+        collected(
+            seed, ({"update": 0}, {name: x, "test_examples": examples}), ({"update": 1}, {name: x, "seconds": 1.5})
+        )
+        for seed, x in enumerate(errors)
+    ]
+    return collect.groups(found)
+
+
+def test_an_error_is_no_finer_than_one_example_and_stays_within_a_hundred():
+    """Twice 20 % on 50 images is 20 ± 2, not ± 0; 60 and 100 % are not 80 ± 254."""
+    (row, *_) = collect.ends(errors_of(0.2, 0.2)[:1])[1]
+    assert row[1:] == ["2", "20.00 ± 2.00 %"]
+    wide = errors_of(0.6, 1.0)
+    assert collect.ends(wide[:1])[1][0][1:] == ["2", "80.00 (0.00 to 100.00) %"]
+    cell = next(row for row in collect.table_of_cells(wide) if row["number"] == "test_error")
+    assert (cell["mean"], cell["low"], cell["high"]) == (pytest.approx(0.8), 0.0, 1.0)
+    assert collect.ends(errors_of(0.0, 0.004, name="minus_tuned_test_error")[:1])[1][0][2] == "+0.20 ± 2.54 %"
+
+
+def test_bands_and_bars_stay_within_a_hundred(monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    band, bar = Axes.fill_between, Axes.errorbar
+
+    def fill_between(self, x, low, high, **look):
+        drawn.append((low, high))
+        return band(self, x, low, high, **look)
+
+    def errorbar(self, x, y, xerr=None, **look):
+        drawn.append(([x - xerr[0][0]], [x + xerr[1][0]]))
+        return bar(self, x, y, xerr=xerr, **look)
+
+    monkeypatch.setattr(Axes, "fill_between", fill_between)
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    collect.figure("study", errors_of(0.6, 1.0))
+    assert len(drawn) == 2
+    for low, high in drawn:
+        assert min(low) == pytest.approx(0)
+        assert max(high) == pytest.approx(100)
+
+
+def test_equal_runs_under_different_seeds_count_once(tmp_path, capsys):
+    """Rosenbrock draws nothing at random: two of its seeds were "526.4 ± 0, n 2, 95 % interval over seeds"."""
+    for seed in (0, 1):
+        lines = [{"update": 0, "start": 700.5, "end": 526.4, "norm": 3.25}]
+        write_study(tmp_path / "rosenbrock" / f"{seed}", "rosenbrock", seed, lines)
+    assert cli.main(["collect", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "has the same numbers as the run of seed 0" in said.err
+    assert "drew nothing at random" in said.err
+    assert "1 runs counted, 1 not" in said.out
+    assert "±" not in re.sub("mean ± 95 %.*", "", said.out)
+    assert {row["n"] for row in table(tmp_path / "collected" / "cells.csv")} == {"1"}
+    assert sorted(row["counts"] for row in table(tmp_path / "collected" / "runs.csv")) == ["False", "True"]
+
+
+def test_runs_that_only_took_other_times_are_equal_and_whole_numbers_are_no_evidence():
+    def run(seed, **values):
+        return collected(seed, ({"update": 0}, values))
+
+    def same(*found):
+        return [one.same for one in collect.equal_runs(found)]
+
+    assert same(run(0, end=0.5, seconds=1.0), run(1, end=0.5, seconds=2.0)) == [None, 0]
+    assert same(run(0, end=0.5), run(1, end=0.25), run(2, end=0.25)) == [None, None, 1]
+    assert same(run(0, diverged=1.0), run(1, diverged=1.0)) == [None, None]
 
 
 def test_many_curves_get_a_figure_for_each_value_of_a_label():

@@ -36,10 +36,10 @@ def test_zeros_agree_with_zeros_only():
 @pytest.mark.parametrize(
     ("a", "b", "cosine", "ratio", "difference"),
     [
-        ([0.0], [0.0], 1.0, 1.0, 0.0),
-        ([0.0], [2.0], 0.0, 0.0, 1.0),
-        ([2.0], [0.0], 0.0, None, 1.0),
-        ([], [], 1.0, 1.0, 0.0),
+        ([0.0], [0.0], None, 1.0, 0.0),
+        ([0.0], [2.0], None, 0.0, 1.0),
+        ([2.0], [0.0], None, None, 1.0),
+        ([], [], None, 1.0, 0.0),
     ],
 )
 def test_zero_norms_have_explicit_values(a, b, cosine, ratio, difference):

@@ -191,3 +191,44 @@ def test_the_same_picture_is_the_same_file_in_every_format(run_folder, tmp_path)
         assert one == two
         assert len(one) > 3000
     assert not (run_folder / "figures" / "norms.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("y", "lone"),
+    [
+        ([1.0], [0]),
+        ([1.0, 2.0], []),
+        ([np.nan, 1.0, np.nan], [1]),
+        ([1.0, np.nan, 2.0, 3.0], [0]),
+        ([], []),
+        ([np.nan], []),
+    ],
+    ids=str,
+)
+def test_a_point_without_a_neighbour_gets_a_marker(y, lone):
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.subplots()
+    (line,) = axes.plot(range(len(y)), y)
+    (own,) = axes.plot(range(len(y)), y, marker="x")
+    (bare,) = axes.plot(range(len(y)), y, linestyle="none")
+    figures.mark_lone_points(figure)
+    assert (line.get_marker(), own.get_marker(), bare.get_marker()) == ("o" if lone else "None", "x", "None")
+    assert line.get_markevery() == (lone or None)
+
+
+def test_a_curve_of_one_point_is_seen_in_the_file(tmp_path):
+    """The plots of a run with a small budget were empty: one measurement, a line without marker."""
+    from matplotlib.figure import Figure
+
+    def ink(points):
+        figure = Figure(figsize=(3, 2))
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.plot(range(points), [1.0] * points, color="black")
+        with Image.open(figures.save(tmp_path, f"{points}", figure)) as image:
+            return (np.asarray(image.convert("L")) < 100).sum()
+
+    assert ink(0) == 0
+    assert ink(1) > 20

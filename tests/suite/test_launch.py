@@ -44,23 +44,24 @@ def test_no_experiment_has_a_setting_of_the_name_of_a_launch_option():
 
 
 def test_a_dry_run_prints_every_run_and_the_script_and_writes_nothing(here, capsys):
-    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", "0:2", "--grid", "steps=5,6", "--dry-run", "--partition", "gpu",
+    words = ["launch", "almeida-quadratic", "--engine", "cpu", "--seeds", "0:2", "--grid", "steps=20,40", "--dry-run",
+             "--partition", "gpu",
              "--gpus", "2", "--cpus", "4", "--memory", "1.5", "--time", "2:00:00", "--at-once", "3", "--notice", "30",
              "--setup", "module load cuda", "--setup", "echo hello", "--sbatch", "account=me", "exclusive"]  # fmt: skip
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     commands = [shlex.split(line) for line in said.splitlines() if line.startswith("  hypertrail run")]
     assert [(one[one.index("--steps") + 1], one[one.index("--seed") + 1]) for one in commands] == [
-        ("5", "0"), ("5", "1"), ("6", "0"), ("6", "1"),
+        ("20", "0"), ("20", "1"), ("40", "0"), ("40", "1"),
     ]  # fmt: skip
     for one in commands:  # each is a command that run accepts, on the folder that its configuration names
-        config = cli.parse(experiments.load("rosenbrock").Config, one[3:], "", None)
-        record = runs.config_record("rosenbrock", config)
-        assert config.run_dir == here / "runs" / "rosenbrock" / f"launched-{record['hash']}-s{config.seed}"
+        config = cli.parse(experiments.load("almeida-quadratic").Config, one[3:], "", None)
+        record = runs.config_record("almeida-quadratic", config)
+        assert config.run_dir == here / "runs" / "almeida-quadratic" / f"launched-{record['hash']}-s{config.seed}"
     flags = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", said, flags=re.M))
     expected = {"partition": "gpu", "gpus-per-node": "2", "cpus-per-task": "4", "mem": "1536MB", "time": "120",
                 "array": "0-3%3", "signal": "USR2@30", "requeue": "", "account": "me", "exclusive": "",
-                "job-name": "hypertrail-rosenbrock", "open-mode": "append"}  # fmt: skip
+                "job-name": "hypertrail-almeida-quadratic", "open-mode": "append"}  # fmt: skip
     assert {key: flags.get(key) for key in expected} == expected
     script = said[said.index("#!/bin/bash") : said.index("nothing was submitted")]
     assert "\n# setup\nmodule load cuda\necho hello\n" in script
@@ -105,6 +106,10 @@ def test_one_run_is_no_array_and_no_requeue_is_said(here, capsys):
         (["--grid", "steps=5,05"], "steps=5 seed=0 and steps=05 seed=0 are the same run"),
         (["--stepz", "1"], "Unrecognized options: --stepz, 1; did you mean --steps?"),
         (["--seeds", "x"], "seeds 'x', expected"),
+        (
+            ["--seeds", "0:2"],
+            "seeds '0:2': rosenbrock draws nothing at random, its runs would be equal; expected one seed",
+        ),
         (["--gpus", "-1"], "gpus -1, expected at least 0"),
         (["--time", "2"], "notice 120, expected fewer seconds than the job has, 120; see --time"),
         (["--memory", "0"], "memory 0, expected a positive number of GiB"),
@@ -218,7 +223,7 @@ def test_which_gpus_there_are(tmp_path, monkeypatch, capsys, variable, listed, e
     there = 3 if expected is None else len(expected)  # nobody tells: not looked at
     assert gpus.shares(there, 1) == (expected or [str(i) for i in range(there)])
     assert gpus.shares(7, 0) == [""] * 7
-    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", f"0:{there + 1}", "--cluster", "local"]
+    words = ["launch", "almeida-quadratic", "--engine", "cpu", "--seeds", f"0:{there + 1}", "--cluster", "local"]
     if expected is not None:
         assert cli.main([*words, "--gpus", "1", "--at-once", "9"]) == 2
         said = capsys.readouterr().err
@@ -299,7 +304,7 @@ def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys,
             started(place, f"pid {place}")
 
     monkeypatch.setattr(submitting, "to_processes", leave)
-    words = ["launch", "rosenbrock", *ROSENBROCK, "--seeds", "0:3", "--cluster", "local", "--runs-dir"]
+    words = ["launch", "almeida-quadratic", "--engine", "cpu", "--seeds", "0:3", "--cluster", "local", "--runs-dir"]
     ends = ["DONE", "FAILED", ""]
     assert cli.main([*words, "a"]) == 75
     said = capsys.readouterr()

@@ -12,16 +12,15 @@ from hypertrail import UsageError, cli
 from hypertrail.adapting import refuse
 from hypertrail.experiments import _adaptive, adaptive_densenet, adaptive_digits, adaptive_mnist
 from hypertrail.hyperparameters import count
-from hypertrail.interval import with_half
 from hypertrail.online import Plain
-from hypertrail.race import race, report
+from hypertrail.race import drawing, race, report
 from hypertrail.race.arms import Arm
 from hypertrail_nets import count_params
 
 
 def record(select, test, valid=0.1, failed=None, name="plain", seconds=(9.0, 1.0, 1.0), steps=10):
     def metrics(error):
-        return {"error": error, "loss": error}
+        return {"error": error, "loss": error, "examples": 1000}
 
     ends = {"train": metrics(0.0), "valid": metrics(valid), "select": metrics(select), "test": metrics(test)}
     return {
@@ -31,6 +30,8 @@ def record(select, test, valid=0.1, failed=None, name="plain", seconds=(9.0, 1.0
         "schedule": "constant",
         "start": {},
         "seed": 0,
+        "budget": 36,
+        "gradients": 36,
         "price": steps + 2,
         "steps": 3 * steps,
         "block": {"steps": [steps] * 3, "processor": list(seconds), "seconds": list(seconds)},
@@ -72,8 +73,8 @@ def test_choices_are_made_on_select_and_judged_on_test(folder):
 def test_what_it_shows(folder):
     who, loss, cost, pictures = report.show(folder)
     assert [row[0] for row in who.rows] == ["a", "b", "method"]
-    assert [row[-1] for row in who.rows] == ["tuned", "ties", "helps"]
-    assert who.rows[2][5:8] == ["36.00 ± 63.53", "+26.00", "-9.00 ± 0.00"]
+    assert [row[-1] for row in who.rows] == ["tuned", "2 seeds: no verdict", "2 seeds: no verdict"]
+    assert who.rows[2][5:8] == ["36.00 (0.00 to 99.53)", "+26.00", "-9.00 ± 0.10"], "one example of 1,000"
     assert loss.rows[2][5:8] == ["360.0 ± 635.3", "+260.0", "-90.0 ± 0.0"]
     assert "Not finite with some seed, and out: a3, x" in who.text
     assert [row[-1] for row in cost.rows] == ["1.00", "1.00", "2.00"]
@@ -82,19 +83,84 @@ def test_what_it_shows(folder):
     assert all(path.stat().st_size > 10_000 for path in pictures.pictures.values())
 
 
-def test_intervals_and_verdicts():
-    assert with_half(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), ".3f") == "3.000 ± 1.963"  # t 2.7764
-    assert with_half(np.array([1.0]), "+.1f") == "+1.0"
-    hundred = np.arange(100.0)  # t 1.98422, which the normal distribution's 1.96 is not
-    assert with_half(hundred, ".2f") == f"49.50 ± {1.98422 * np.std(hundred, ddof=1) / 10:.2f}"
-    far = (
-        np.tile([0.0, 1.0], 10) - 0.5 + 0.235
-    )  # 20 seeds: mean .235, t 2.0930 · sd / √20 = .2401, and 1.96 would be .2248
-    assert race.verdict(far) == "ties"
-    assert race.verdict(np.array([-2.0, -2.1, -1.9])) == "helps"
-    assert race.verdict(np.array([2.0, 2.1, 1.9])) == "loses"
-    assert race.verdict(np.array([-1.0, 1.1, 0.2])) == "ties"
-    assert race.verdict(np.array([-1.0])) == "one seed"
+def race_of(folder, found, families, baselines, seeds):
+    (folder / "parts").mkdir(parents=True)
+    for name, ones in found.items():
+        for seed, one in zip(seeds, ones, strict=True):
+            (folder / "parts" / f"s{seed}-{name}.json").write_text(json.dumps(one | {"seed": seed}))
+    line = {"families": families, "baselines": baselines, "seeds": seeds, "budget": 36, "clock": "processor"}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return race.read(folder)
+
+
+def three(select, test, **more):
+    return [record(select, test + i / 1000) | more for i in range(3)]
+
+
+def verdicts_of(result):
+    return {row[0]: row[-1] for row in report.ranks(result, "error", 100, 2)}
+
+
+def test_a_start_at_the_edge_of_its_grid_is_marked_beside_the_verdict(tmp_path):
+    """Three rates and one penalty: the tuned one is the largest rate, the method's the middle one; a single arm has no grid."""
+    found = {
+        f"{name}-{rate}": three(select, test, start={"learning_rate": rate, "l2": 1e-3})
+        for name, rate, select, test in (
+            ("plain", 0.1, 0.3, 0.3), ("plain", 0.3, 0.2, 0.2), ("plain", 1.0, 0.1, 0.1),
+            ("m", 0.1, 0.3, 0.3), ("m", 0.3, 0.2, 0.2), ("m", 1.0, 0.3, 0.3),
+        )
+    }  # fmt: skip
+    found["one"] = three(0.2, 0.3, start={"learning_rate": 1.0})
+    families = {"plain": list(found)[:3], "m": list(found)[3:6], "one": ["one"]}
+    assert verdicts_of(race_of(tmp_path, found, families, ["plain"], [0, 1, 2])) == {
+        "plain": "tuned; α 1 at the edge of the grid",
+        "m": "loses",
+        "one": "loses",
+    }
+
+
+def test_the_grid_of_a_method_is_what_differs_in_numbers_alone():
+    """Δ 10 among 10 and 50 is at the edge; another method, or another word, is no point of the grid."""
+    settings = {
+        "a": {"name": "rtho", "every": 10, "restart": False},
+        "b": {"name": "rtho", "every": 50, "restart": False},
+        "c": {"name": "rtho", "every": 5, "restart": True},
+        "d": {"name": "marthe", "every": 1, "restart": False},
+    }
+    records = {name: [record(0.1, 0.1) | {"method": method}] for name, method in settings.items()}
+    assert race.edge_of("a", list(records), records) == "Δ 10 at the edge of the grid"
+    assert race.edge_of("d", list(records), records) == ""
+
+
+def test_unequal_budgets_and_lost_trainings_are_said_beside_the_verdict(tmp_path):
+    """A whole block of 12 gradients is missing; one step of it, two gradients, would not be worth a word."""
+    found = {
+        "plain": three(0.1, 0.1),
+        "short": three(0.2, 0.2, gradients=24),
+        "nearly": three(0.2, 0.2, gradients=34),
+        "lost": [record(0.2, 0.2), record(0.2, 0.2), record(0.2, 0.2) | {"blown_up": "‖w‖ grew from 1 to 4e28"}],
+    }
+    result = race_of(tmp_path, found, {name: [name] for name in found}, ["plain"], [0, 1, 2])
+    assert verdicts_of(result) == {
+        "plain": "tuned",
+        "short": "loses; only 24 of 36 gradients",
+        "nearly": "loses",
+        "lost": "loses; blown up with seed 2",
+    }
+    assert "blown up with some seed: lost" in report.standings(result).text
+
+
+def test_the_start_and_a_single_measurement_are_drawn(tmp_path):
+    start = {split: {"error": 0.9, "loss": 2.3, "examples": 1000} for split in ("train", "valid", "select", "test")}
+    ones = [record(0.1, 0.1) for _ in range(3)]
+    for one in ones:
+        one["points"].insert(0, {"block": -1, "gradients": 0, "step": 0, "metrics": start})
+    result = race_of(tmp_path, {"plain": ones}, {"plain": ["plain"]}, ["plain"], [0, 1, 2])
+    (line,) = drawing.errors(result).axes[0].get_lines()
+    assert list(line.get_xdata()) == [0, 30]
+    assert list(line.get_ydata()) == pytest.approx([90, 10])
+    alone = race_of(tmp_path / "alone", {"plain": [record(0.1, 0.1)]}, {"plain": ["plain"]}, ["plain"], [0])
+    assert len(drawing.errors(alone).axes[0].get_lines()[0].get_xdata()) == 1
 
 
 def test_no_seed_chooses_on_test_images_of_another():
@@ -188,7 +254,7 @@ def test_adaptive_digits(tmp_path, capsys):
     for one in result.runners:
         assert one.family in said
         assert one.family in page
-        assert one.first["gradients"] <= 160
+        assert one.first["gradients"] == 160
     pictures = {p.stem for p in (tmp_path / "run" / "figures").iterdir()}
     assert {"race-error", "race-splits", "race-gap", "race-overhead", "race-l2-adaptive-131-4"} <= pictures
     assert "race-learning_rate-only-l2-moves-cosine-rates" not in pictures

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hypertrail import NumericalFailure, arrays, cli, runs
+from hypertrail import NumericalFailure, arrays, cli, experiments, runs
 from hypertrail.experiments import rosenbrock
 
 
@@ -93,3 +93,15 @@ def test_their_fraction_of_the_momentum_gives_their_loss(engine, as_published, p
 
 def test_their_fraction():
     assert rosenbrock.fraction(0.99, np) == 64881 / 65536
+
+
+def test_it_draws_nothing_whatever_the_seed(tmp_path):
+    """What it declares: the same numbers to the last digit, and `launch` refuses several seeds."""
+    found = []
+    for seed in ("0", "7"):
+        words = ["--engine", "cpu", "--steps", "5", "--updates", "1", "--seed", seed, "--run-dir", str(tmp_path / seed)]
+        assert cli.main(["run", "rosenbrock", *words]) == 0
+        found.append(runs.read_metrics(tmp_path / seed))
+    assert found[0] == found[1]
+    assert not experiments.draws(rosenbrock)
+    assert [name for name in experiments.names() if not experiments.draws(experiments.load(name))] == ["rosenbrock"]

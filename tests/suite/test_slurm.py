@@ -305,7 +305,7 @@ def test_what_slurm_refuses_is_one_line(slurm):
 
 
 def test_the_script_of_a_dry_run_is_what_is_submitted(slurm):
-    words = ("launch", "rosenbrock", "--engine", "cpu", "--steps", "5", "--seeds", "20:22", "--setup", "true")
+    words = ("launch", "rosenbrock", "--engine", "cpu", "--grid", "steps=5,6", "--setup", "true")
     shown = slurm.hypertrail(*words, "--dry-run")
     shown = shown[shown.index("#!/bin/bash") : shown.index("\nnothing was submitted")]
     said = slurm.hypertrail(*words)

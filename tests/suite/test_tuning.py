@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,12 +22,16 @@ from hypertrail import (
     Reversible,
     UsageError,
     arrays,
+    cli,
+    display,
     outer,
+    rows,
     runs,
     tuning,
 )
 from hypertrail.methods import parse_method
 from hypertrail.records import Metrics
+from hypertrail.report import writing
 from hypertrail.tuning import tune
 
 
@@ -96,6 +101,45 @@ def test_states_are_kept_only_where_they_are_needed_and_let_go(problem, engine, 
     assert [r.agreement is None for r in records] == (
         [True] * 3 if method == Exact() or not compare else [False, False, True]
     )
+
+
+def test_a_training_that_has_blown_up_without_overflow_is_said(problem, engine, rule):
+    """‖w‖ grew to 4e28 times its start: finite, with a finite loss, and not a word was said."""
+    engine.growth = 4e28
+    records = list(tune(problem, engine, Exact(), rule, 1))
+    for record in records:
+        (sentence,) = record.warnings
+        assert sentence.startswith("the training has blown up: ‖w‖ grew from 2 to 8e+28")
+        assert record.as_json()["warnings"] == [sentence]
+    assert tuning.warnings_of([r.as_json() for r in records])[1].startswith("meta-iteration 1: the training has")
+    engine.growth = 100.0
+    assert [r.warnings for r in tune(problem, engine, Exact(), rule, 1)] == [(), ()]
+    assert "warnings" not in next(tune(problem, engine, Exact(), rule, 1)).as_json()
+
+
+def test_what_has_blown_up_is_in_log_report_and_collection(make_run, tmp_path, capsys):
+    folder = make_run(tmp_path / "drmad-digits" / "a", growth=4e28)
+    sentence = "the training has blown up: ‖w‖ grew from 2 to 8e+28"
+    page = writing.write_report(folder).read_text(encoding="utf-8")
+    assert page.count(f"Warning: meta-iteration 0: {sentence}") == 1
+    display.show_end(display.Voice(), runs.read_metrics(folder), [], folder)
+    assert capsys.readouterr().out.count(sentence) == 4, "a training before each of three updates and one after them"
+    assert cli.main(["collect", str(tmp_path)]) == 0
+    assert sentence in capsys.readouterr().err
+
+
+def test_two_hypergradients_of_zero_have_no_cosine(make_run, tmp_path, capsys):
+    """It was 1.000: the same direction. Tables show a dash, figures a gap, collections nothing."""
+    folder = make_run(tmp_path / "drmad-digits" / "a", zero=True)
+    lines = runs.read_metrics(folder)
+    assert lines[0]["agreement"]["l2"]["total"]["cosine"] is None
+    display.show_end(display.Voice(), lines, [], folder)
+    assert re.search(r"l2 +0 +– +100.0 %", capsys.readouterr().out)
+    page = writing.write_report(folder).read_text(encoding="utf-8")
+    assert "<td>l2</td><td>–</td><td>100.00 %</td>" in page
+    assert not any("l2_cosine" in row.values for row in rows.of_run(folder))
+    assert cli.main(["compare", str(folder), str(folder)]) == 0
+    assert "–" in capsys.readouterr().out
 
 
 def test_the_length_of_training_may_change(problem, engine, rule):

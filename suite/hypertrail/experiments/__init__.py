@@ -4,6 +4,7 @@ An experiment is a module with
 
     __doc__     what it shows, in its first line; command, minutes, hardware, expected and published numbers
     Config      a frozen dataclass of everything that can be set
+    DRAWS       False where it draws nothing at random, so that its seed changes nothing (optional; without it, it draws)
 
 and one of two forms. A meta loop (Config extends _common.Common), which hypertrail.tuning drives:
 
@@ -56,6 +57,11 @@ def headline(name: str) -> str:
 def is_study(module: ModuleType) -> bool:
     """Whether the experiment drives itself, rather than being driven by the meta loop."""
     return hasattr(module, "study")
+
+
+def draws(module: ModuleType) -> bool:
+    """Whether the experiment draws random numbers: if it does not, runs of several seeds are one run, and have no interval."""
+    return getattr(module, "DRAWS", True)
 
 
 def load(name: str) -> ModuleType:

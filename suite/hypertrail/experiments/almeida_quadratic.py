@@ -35,12 +35,13 @@ the batch). Almeida's rule then gains nothing over the best fixed rate from a st
 .40 across them); along the axes it gains from better starts, 3.1 to 11 in two draws and 2.2 to 3.9 in the third, across them
 up to 2.3. Hypergradient descent with a bold β gains little, but always, where there is noise. And the best fixed rate is known
 only after five runs; but β and k are settings too, and with k .01 or β .01 half of the gain is gone.
+No verdict: the problems without noise are one draw each, and there the best fixed rate is 1.9, at the edge of the five.
 The paper's number: none that we could lay beside it (Almeida, Langlois, Amaral, Plakhov 1998).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ import numpy as np
 from .. import engines, figures
 from ..adapting import numpy_state
 from ..checks import at_least, multiple, positive
+from ..edges import edge
 from ..errors import NumericalFailure
 from ..hyperparameters import LearningRate
+from ..interval import too_few
 from ..online import OSGM, Almeida, HypergradientDescent, Online, Plain
 from ..problem import Dynamics, Problem
 from ..race.arms import Arm
@@ -206,6 +209,8 @@ def study(config: Config, run: Run, voice: Voice) -> None:
             f"{name}, draw {draw}: least regret from its worst start has {best['arm']}, {worst(best['runs']):.3g}; "
             f"the best fixed rate's is {spread(gains(found[-len(arms) :], name, best['arm']))} times its, start by start"
         )
+    for name in PROBLEMS:
+        voice.say(f"{name}: {'; '.join(remarks(found, name, config.rates))}")
     run.append({"tolerance": config.tolerance, "rates": list(config.rates), "runs": found})
 
 
@@ -266,6 +271,15 @@ def gains(found: list[dict[str, Any]], name: str, label: str) -> np.ndarray:
     return np.min(of["fixed"], axis=1, keepdims=True) / np.array(of[label])
 
 
+def remarks(found: list[dict[str, Any]], name: str, rates: Sequence[float]) -> list[str]:
+    """What weakens a verdict on this problem: too few draws of it, and a best fixed rate at the edge of the rates."""
+    fixed = [part for part in found if part["problem"] == name and part["arm"] == "fixed"]
+    best = [rates[int(np.argmin([regret(run) for run in part["runs"]]))] for part in fixed]
+    points = [{"learning_rate": rate} for rate in rates]
+    marks = dict.fromkeys(f"best fixed rate {edge(points, {'learning_rate': rate}) or f'α {rate:g}'}" for rate in best)
+    return [mark for mark in (too_few(len(fixed), "draw"), *marks) if mark]
+
+
 def spread(gains: np.ndarray) -> str:
     """From the least to the most."""
     low, high = (f"{x:.2g}" for x in (gains.min(), gains.max()))
@@ -292,7 +306,8 @@ def show(folder: Path) -> list[Section]:
             f"Regret, and in brackets the gradients until f is below {tolerance:g} of its start, for each step size at the start"
             + (" (medians over the draws)." if noisy else ".")
             + " Equal budgets of gradients: a step of HDM costs two, of the others one. Gain: the regret of the best fixed rate "
-            f"over that of the rule, least to most over the starts{' and the draws' * noisy}."
+            f"over that of the rule, least to most over the starts{' and the draws' * noisy}. "
+            + f"{'; '.join(remarks(found, name, rates))}."
         )
         sections.append(
             Section(name[0].upper() + name[1:], words, ["", *(f"{rate:g}" for rate in rates), "gain"], rows)

@@ -191,7 +191,11 @@ def of_engine(engine: str, mine: dict[str, dict[str, Any]]) -> Section:
                 f"{whole(line) / whole(yard):.1f}",
                 f"{line['reverse'] / yard['reverse']:.1f}",
             ]
-            row += [f"{line['bytes'] / 1e6:.2f}", f"{line['bytes'] / yard['bytes']:.1f}", f"{line['cosine']:.3f}"]
+            row += [
+                f"{line['bytes'] / 1e6:.2f}",
+                f"{line['bytes'] / yard['bytes']:.1f}",
+                diagnostics.in_words(line["cosine"]),
+            ]
         else:
             row += ["–", f"{whole(line) / whole(yard):.1f}", *["–"] * 4]
         rows.append(row)

@@ -41,6 +41,7 @@ The paper's number: none for MNIST; there a phone recogniser, where RTHO beat ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -51,8 +52,10 @@ import numpy as np
 
 from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple
+from ..errors import UsageError
 from ..hyperparameters import L2, LearningRate, Momentum
-from ..interval import with_half
+from ..interval import Unit, verdict, with_half
+from ..interval import percent as per_cent
 from ..keeping import Checkpoints
 from ..methods import Exact
 from ..online import MARTHE, RTHO, Online, Plain
@@ -74,7 +77,8 @@ BLOCK = 200
 # name → (α, μ, λ) at the start
 STARTS = {"slow": (0.003, 0.5, 1e-5), "over-regularised": (0.03, 0.5, 1e-2)}
 KINDS = ("learning_rate", "momentum", "l2")
-GRID = ((0.01, 0.03, 0.1, 0.3), (0.5, 0.9), (1e-5, 1e-4, 1e-3))
+# Wide enough to contain its best point: a narrower one had it in a corner (.3, .5, 1e-3).
+GRID = ((0.01, 0.03, 0.1, 0.3, 1.0), (0.1, 0.5, 0.9, 0.97), (1e-4, 1e-3, 1e-2))
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,10 @@ class Config(Study):
 
     repeats: int = 3
     """How many seeds, from `seed` on; each has its own splits, first weights and batches."""
-    every: tuple[int, ...] = (10, 50, 200)
-    """Δ, steps between two moves of RTHO; each divides 200. The middle one is also that of the other moving rules."""
+    every: tuple[int, ...] = (2, 5, 10, 50, 200)
+    """Δ, steps between two moves of RTHO; each divides 200."""
+    others: int = 50
+    """Δ of the other moving rules, and of the RTHO whose end is kept in a training of its own; one of `every`."""
     outer_rate: float = 0.05
     """Adam's, for ln α, logit μ and log10 λ."""
     mu: float = 0.99
@@ -112,10 +118,8 @@ class Config(Study):
         at_least("repeats", self.repeats, 1)
         for every in self.every:
             divisor("every", every, BLOCK, "the steps between two records")
-
-    @property
-    def middle(self) -> int:
-        return self.every[len(self.every) // 2]
+        if self.others not in self.every:
+            raise UsageError(f"others {self.others}, expected one of every: {', '.join(map(str, self.every))}")
 
 
 def problem(config: Config) -> Problem:
@@ -145,7 +149,7 @@ def problem(config: Config) -> Problem:
 
 def moving(config: Config) -> dict[str, Online]:
     """label → rule, all with blocks of the same length."""
-    rule, Δ = outer.Adam(config.outer_rate), config.middle
+    rule, Δ = outer.Adam(config.outer_rate), config.others
     return {
         **{f"RTHO, Δ {every}": RTHO(every=every, block=BLOCK, outer=rule) for every in config.every},
         f"RTHO, Δ {Δ}, emptied": RTHO(every=Δ, block=BLOCK, outer=rule, restart=True),
@@ -194,7 +198,7 @@ def of_seed(config: Config, run: Run, voice: Voice, engine: Any, here: Problem) 
         for a, (label, method) in enumerate(moving(config).items()):
             record = train(label, Arm(f"start-{s}-moved-{a}", method, start(point)))
             voice.say(f"{seed}, {name}, {label}: {outcome(record)}")
-            if method == RTHO(every=config.middle, block=BLOCK, outer=method.outer) and not record["failed"]:
+            if method == RTHO(every=config.others, block=BLOCK, outer=method.outer) and not record["failed"]:
                 end = np.clip(path(record)[-1], *bounds(here, KINDS))
                 again = train("its end, kept", Arm(f"start-{s}-again", Plain(BLOCK), start(end)))
                 voice.say(f"{seed}, {name}, its end kept from the beginning: {outcome(again)}")
@@ -211,7 +215,7 @@ def start(point: Any) -> tuple[tuple[str, float], ...]:
 
 
 def path(record: dict[str, Any]) -> np.ndarray:
-    """(points, 3): α, μ, λ at the start and at each measurement."""
+    """(points, 3): α, μ, λ at each measurement, the start among them."""
     u = {kind: np.array([x[0] for x in record["hyper"][kind]["network"]]) for kind in KINDS}
     return np.stack([np.exp(u["learning_rate"]), 1 / (1 + np.exp(-u["momentum"])), 10 ** u["l2"]], axis=1)
 
@@ -229,19 +233,62 @@ def runner(found: list[dict[str, Any]], prefix: str) -> Runner | None:
 
 
 def verdicts(found: list[dict[str, Any]]) -> list[str]:
-    """For each start: the moving rule that select chooses, its test error, and how far that is from the chosen of the grid."""
+    """For each start: the moving rule that select chooses, its test error, and how far that is from the chosen of the grid and
+    from a random search in the grid that costs as much as one run of the rule."""
     grid, lines = runner(found, "grid-"), []
     for s, name in enumerate(STARTS):
         best = runner(found, f"start-{s}-moved-")
         if best is None:
             lines.append(f"{name}: every moving rule diverged with some seed")
             continue
-        line = f"{name}: select chooses {best.first['label']}, test error {with_half(percent(best), '.2f')} %"
+        unit, errors = unit_of(best), percent(best)
+        marks = "".join(f" ({remark})" for remark in race.remarks(best))
+        line = f"{name}: select chooses {best.first['label']}{marks}, test error {with_half(errors, unit)} %"
         if grid is not None:
-            apart = with_half(percent(best) - percent(grid), "+.2f")
-            line += f"; less that of the grid, {with_half(percent(grid), '.2f')} %: {apart}"
+            apart, marks = errors - percent(grid), "".join(f" ({remark})" for remark in race.remarks(grid))
+            line += f"; less that of the grid, {with_half(percent(grid), unit)} %{marks}: "
+            line += f"{with_half(apart, unit.difference)}, {verdict(apart, unit.difference)}"
+        n, searched = searches(found, best)
+        if n:
+            apart = errors - searched
+            line += f"; less that of a random search for the same gradients, the best of {n} trainings of the grid, "
+            line += (
+                f"{with_half(searched, unit)} %: {with_half(apart, unit.difference)}, {verdict(apart, unit.difference)}"
+            )
         lines.append(line)
     return lines
+
+
+def searches(found: list[dict[str, Any]], moved: Runner) -> tuple[int, np.ndarray]:
+    """How many trainings of the grid a run of this rule pays for, and (seeds,) the test error in percent that a random search
+    of so many ends with: on average over all choices of n points of the grid, in each the lowest error on `select` wins.
+
+    With the points in the order of their errors on select, the k-th (from 0) of N wins in C(N − 1 − k, n − 1) of C(N, n)
+    choices. One search for each seed; a training that diverged loses to all others. (0, …) where a run pays for none or all.
+    """
+    out = []
+    for record in moved.records:
+        points = [one for one in found if one["label"] == "grid" and one["seed"] == record["seed"]]
+        whole = [one for one in points if not one["failed"] and one["points"]]
+        price = points[0]["budget"] if points else 0
+        n = record["gradients"] // price if price else 0
+        if not 1 <= n <= len(whole):
+            return 0, np.zeros(0)
+        ends = sorted(((end(one, "select"), end(one, "test")) for one in whole), key=lambda pair: pair[0])
+        N = len(points)
+        chances = [math.comb(N - 1 - k, n - 1) / math.comb(N, n) for k in range(len(ends))]
+        out.append(100 * float(np.average([test for _, test in ends], weights=chances)))
+    return n, np.array(out)
+
+
+def end(record: dict[str, Any], split: str) -> float:
+    """The error at the end."""
+    return record["points"][-1]["metrics"][split]["error"]
+
+
+def unit_of(one: Runner) -> Unit:
+    """Test errors in percent."""
+    return per_cent(one.examples("test"))
 
 
 def percent(one: Runner, split: str = "test") -> np.ndarray:
@@ -257,7 +304,7 @@ def check(engine: Any, problem: Problem, config: Config, moved: bool) -> Iterato
 
     Moves after 1, 2, 4, … times Δ steps. Cost: T gradients and m T products, and for each of them a training with its exact pass.
     """
-    Δ, first = config.middle, STARTS["slow"]
+    Δ, first = config.others, STARTS["slow"]
     here = problem.with_(precision="float64", steps=config.steps)
     rule = outer.Adam(config.outer_rate) if moved else outer.GradientDescent(1e-300)
     hyper = Arm("check", Plain(), start(first)).first_hyper(here)
@@ -345,11 +392,11 @@ def row(label: str, same: list[dict[str, Any]], grid: Runner | None) -> list[str
     if any(one["failed"] for one in same):
         return [label, "diverged", "", "", "", *last]
     mine = Runner(label, same[0]["arm"], same, "seconds")
-    less = (
-        with_half(percent(mine) - percent(grid), "+.2f") if grid is not None and len(grid.records) == len(same) else ""
-    )
+    unit, less = unit_of(mine), ""
+    if grid is not None and len(grid.records) == len(same):
+        less = with_half(percent(mine) - percent(grid), unit.difference)
     select, valid = (f"{percent(mine, split).mean():.2f}" for split in ("select", "valid"))
-    return [label, with_half(percent(mine), ".2f"), less, select, valid, *last]
+    return [label, with_half(percent(mine), unit), less, select, valid, *last]
 
 
 def look(label: str, labels: list[str]) -> dict[str, Any]:
@@ -370,11 +417,11 @@ def draw_paths(found: list[dict[str, Any]]) -> Figure:
         mine = of_start(found, s)
         labels = [one["label"] for one in mine if one["label"] not in ("kept", "its end, kept")]
         for one in mine:
-            steps, values = [0, *(point["step"] for point in one["points"])], path(one)
-            for axes, x in zip(panels, values.T, strict=False):
-                axes.plot(steps[: len(x)], x[: len(steps)], label=one["label"], **look(one["label"], labels))
+            steps = [point["step"] for point in one["points"]]
+            for axes, x in zip(panels, path(one).T, strict=False):
+                axes.plot(steps, x, label=one["label"], **look(one["label"], labels))
             error = [100 * point["metrics"]["test"]["error"] for point in one["points"]]
-            panels[3].plot(steps[1:], error, **look(one["label"], labels))
+            panels[3].plot(steps, error, **look(one["label"], labels))
         for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title if s == 0 else "")
             axes.set_yscale("linear" if title.startswith("Momentum") else "log")
@@ -437,7 +484,7 @@ def numbers(folder: Path) -> list[Row]:
 def at_points(words: dict[str, str], one: dict[str, Any]) -> list[Row]:
     """A row for each measurement of a run."""
     rows = []
-    for point, values in zip(one["points"], path(one)[1:], strict=True):
+    for point, values in zip(one["points"], path(one), strict=True):
         metrics = of_metrics(point["metrics"])
         first = {"test_error": metrics["test_error"], "test_loss": metrics["test_loss"], "diverged": False}
         rows.append(Row(words | {"step": point["step"]}, first | metrics | dict(zip(KINDS, values, strict=True))))

@@ -43,8 +43,9 @@ import numpy as np
 
 from .. import engines, figures, outer
 from ..checks import at_least, divisor, multiple, positive
+from ..edges import edge
 from ..hyperparameters import L2, LN10, Noise
-from ..interval import with_half
+from ..interval import Unit, percent, verdict, with_half
 from ..online import T1T2, Plain
 from ..problem import Dynamics, Problem
 from ..race import arms
@@ -154,7 +155,7 @@ def study(config: Config, run: Run, voice: Voice) -> None:
         at = replace(config, seed=seed)
         of_seed(at, run, voice, engine, here if seed == config.seed else built(problem, at), grid, runs)
     run.append({"grid": grid, "runs": runs})
-    for line in verdict(grid, runs):
+    for line in verdicts(grid, runs):
         voice.say(line)
 
 
@@ -227,21 +228,46 @@ def of_seeds(runs: list[dict[str, Any]], way: str, of: Callable[[list[float]], A
     return 100 * np.array([of(test_errors([one for one in runs if one["seed"] == seed], way)) for seed in seeds])
 
 
-def verdict(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[str]:
+def verdicts(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[str]:
     """The means of the ways, and how far moving is from keeping, training anew from keeping, and both from the grid."""
-    lines, kept = [], of_seeds(runs, "kept")
-    best = 100 * np.array([one["metrics"]["test"]["error"] for one in best_of(grid)])
-    if len(best):
-        lines.append(f"grid, chosen on select: test error {with_half(best, '.2f')} %")
+    lines, kept, best = [], of_seeds(runs, "kept"), best_of(grid)
+    unit = percent(examples(grid, runs))
+    chosen = 100 * np.array([one["metrics"]["test"]["error"] for one in best])
+    if best:
+        here = edge([point(one) for one in grid], point(best[0]))
+        lines.append(f"grid, chosen on select: test error {with_half(chosen, unit)} %{f' ({here})' if here else ''}")
     for way, words in WAYS.items():
         values = of_seeds(runs, way)
-        line = f"{words}: {with_half(values, '.2f')} %" if np.isfinite(values).all() else f"{words}: diverged once"
-        if np.isfinite(values - kept).all() and way != "kept":
-            line += f"; less kept {with_half(values - kept, '+.2f')}"
-        if len(best) and np.isfinite(values).all():
-            line += f"; less the grid's {with_half(values - best, '+.2f')}"
+        if not np.isfinite(values).all():
+            lines.append(f"{words}: diverged once")
+            continue
+        line = f"{words}: {with_half(values, unit)} %"
+        lost = sum(bool(one[way].get("blown_up")) for one in runs)
+        line += f" ({lost} of {len(runs)} blown up)" if lost else ""
+        for name, others in (("kept", kept), ("the grid's", chosen)):
+            if way != "kept" or name != "kept":
+                line += less(name, values, others, unit)
         lines.append(line)
     return lines
+
+
+def less(name: str, values: np.ndarray, others: np.ndarray, unit: Unit) -> str:
+    """'; less kept +0.50 ± 0.52, ties', seed by seed; '' where there is nothing to compare with."""
+    if len(others) != len(values) or not np.isfinite(others).all():
+        return ""
+    difference = values - others
+    return f"; less {name} {with_half(difference, unit.difference)}, {verdict(difference, unit.difference)}"
+
+
+def point(one: dict[str, Any]) -> dict[str, float]:
+    """Where in the grid a training is."""
+    return {kind: one[kind] for kind in KINDS}
+
+
+def examples(grid: list[dict[str, Any]], runs: list[dict[str, Any]]) -> int:
+    """How many examples the test split has; 1 where every training diverged."""
+    ends = [one["metrics"] for one in grid] + [one[way]["metrics"] for one in runs for way in WAYS]
+    return next((metrics["test"]["examples"] for metrics in ends if metrics), 1)
 
 
 def trajectory(record: dict[str, Any]) -> np.ndarray:
@@ -256,13 +282,17 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "metrics": record["points"][-1]["metrics"] if good else None,
         "failed": record["failed"],
+        "blown_up": record["blown_up"],
         "steps": record["steps"],
+        "gradients": record["gradients"],
         "seconds": float(np.sum(record["block"]["seconds"][1:])),
     }
 
 
 def errors(one: dict[str, Any]) -> str:
-    return f"{100 * one['metrics']['test']['error']:.2f} %" if one["metrics"] else "diverged"
+    if not one["metrics"]:
+        return "diverged"
+    return f"{100 * one['metrics']['test']['error']:.2f} %{' (blown up)' if one.get('blown_up') else ''}"
 
 
 # -- what it shows ------------------------------------------------------------------------------------------------------
@@ -288,7 +318,7 @@ def show(folder: Path) -> list[Section]:
     words = (
         "Test error after the same budget of gradients. The grid's point is chosen by its mean error on `select`; T1–T2 "
         f"looks at `valid` only. Over {seeds} seed{'s (each the mean of its starts; ±: 95 % interval)' * (seeds > 1)}: "
-        + ". ".join(verdict(grid, runs))
+        + ". ".join(verdicts(grid, runs))
         + "."
     )
     columns = ["", "λ, σ start", "λ, σ end", *WAYS.values()]

@@ -2,11 +2,13 @@
 
     runs.csv      one row per run: experiment, seed, settings that differ, state, folder, numbers of its last line
     lines.csv     one row per line of metrics of every finished run
-    cells.csv     one row per cell, line and number: n, mean, standard deviation, 95 % interval (Student's t) over the seeds
+    cells.csv     one row per cell, line and number: n, mean, standard deviation, 95 % interval (Student's t) over the seeds;
+                  no interval is narrower than one example, and none leaves the values that are possible
     <experiment>.png    curves and ends, by cell; where they are many <experiment>-<label>-<value>.png
 
-A cell is what runs of one experiment have in common when seeds are left aside. Only finished runs count. What a line is about and
-what was measured the experiment says itself (rows.py). The end of a number is the last line that has it.
+A cell is what runs of one experiment have in common when seeds are left aside. Only finished runs count, and of runs of one cell
+whose numbers are all the same, whatever their seeds, only the first: what draws nothing at random has no scatter. What a line is
+about and what was measured the experiment says itself (rows.py). The end of a number is the last line that has it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +28,9 @@ from hypertrail_data import DataError
 from .. import figures, rows, runs
 from ..arrays import write_atomic
 from ..errors import UsageError
-from ..interval import Estimate, estimate
+from ..interval import Estimate, Unit, estimate, in_words
 from ..rows import Row
+from ..tuning import warnings_of
 from . import gathering, grid
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ class Collected:
     cell: Cell
     lines: list[Row]
     why: str = ""
+    same: int | None = None  # the seed of the run of the same cell that has the same numbers, and counts
 
 
 def main(options: Options) -> int:
@@ -72,6 +76,15 @@ def main(options: Options) -> int:
     found = collect(options.folders)
     for reason in dict.fromkeys(one.why for one in found if one.why):
         complain(f"warning: left out: {reason}")
+    for one in found:
+        if one.same is not None:
+            complain(
+                f"warning: {one.folder} has the same numbers as the run of seed {one.same}, which counts for both: "
+                f"{one.experiment} drew nothing at random"
+            )
+    for one in (one for one in found if one.lines):
+        for sentence in warnings_of([line for line in runs.read_metrics(one.folder) if "meta_iteration" in line]):
+            complain(f"warning: {one.folder}: {sentence}")
     if not any(one.lines for one in found):
         raise UsageError(
             f"none of the {len(found)} runs is finished with numbers to collect; hypertrail status shows how far they are"
@@ -94,7 +107,7 @@ def main(options: Options) -> int:
             write_atomic(file, image.getvalue())
             screen.print(table(f"{title}: at the end, mean ± 95 % interval over seeds (Student's t)", *ends(mine)))
             print(f"figure: {file}")
-    left = sum(not one.lines for one in found)
+    left = sum(not one.lines or one.same is not None for one in found)
     reasons = "unfinished, or the same as another" + (", or left out" if any(one.why for one in found) else "")
     print(f"{len(found) - left} runs counted" + (f", {left} not ({reasons})" if left else ""))
     print(f"tables: {out / 'runs.csv'}, {out / 'lines.csv'}, {out / 'cells.csv'}")
@@ -120,7 +133,40 @@ def collect(folders: Sequence[Path]) -> list[Collected]:
         cell = tuple((key, plain(config.get(key))) for key in fields[one.experiment])
         mine, why = lines.get(one.folder, ([], ""))
         out.append(Collected(one.folder, one.experiment, one.seed, runs.status(one.folder), cell, mine, why))
+    return equal_runs(out)
+
+
+def equal_runs(found: Sequence[Collected]) -> list[Collected]:
+    """The same runs, those marked whose numbers are all equal to those of a run of their cell that comes before."""
+    out: list[Collected] = []
+    for one in found:
+        twin = next(
+            (
+                other for other in out
+                if (other.experiment, other.cell) == (one.experiment, one.cell) and other.same is None
+                and other.seed != one.seed and equal(other.lines, one.lines)
+            ),
+            None,
+        )  # fmt: skip
+        out.append(one if twin is None else replace(one, same=twin.seed))
     return out
+
+
+def equal(a: Sequence[Row], b: Sequence[Row]) -> bool:
+    """Whether two runs found the same, clocks and memory left out. Whole numbers alone are no evidence: two seeds may both have
+    diverged, or made the same count of errors."""
+    measured = [
+        [
+            (labels, {name: x for name, x in values.items() if not any(word in name for word in MACHINE)})
+            for labels, values in run
+        ]
+        for run in (a, b)
+    ]
+    return measured[0] == measured[1] and any(x % 1 for _, values in measured[0] for x in values.values())
+
+
+# Numbers with one of these in their names say how fast or how large, not what was found.
+MACHINE = ("seconds", "bytes", "training", "reverse")
 
 
 def lines_of(begun: Sequence[gathering.Found]) -> dict[Path, tuple[list[Row], str]]:
@@ -170,14 +216,20 @@ class Group:
     def labels(self) -> dict[str, Any]:
         return dict(self.cell) | dict(self.about)
 
-    def estimates(self) -> dict[str, Estimate]:
-        return {name: estimate(values) for name, values in self.numbers.items()}
+    def unit(self, name: str) -> Unit:
+        """What the number of this name is; errors in percent."""
+        counts = {key.removesuffix("_examples"): min(x) for key, x in self.numbers.items() if key.endswith("_examples")}
+        return rows.unit_of(name, counts)
+
+    def estimate(self, name: str) -> Estimate:
+        """Over the seeds, in the unit of the number: errors in percent."""
+        return estimate([scale(name) * x for x in self.numbers[name]], self.unit(name))
 
 
 def groups(found: Sequence[Collected]) -> list[Group]:
     """In the order in which the lines come."""
     out: dict[tuple[str, Cell, Cell], Group] = {}
-    for one in found:
+    for one in (one for one in found if one.same is None):
         before: list[dict[str, Any]] = []
         for about, numbers in one.lines:
             times = before.count(about)  # lines of one run that say nothing about how they differ
@@ -228,7 +280,7 @@ def table_of_runs(found: Sequence[Collected]) -> list[dict[str, Any]]:
     out = []
     for one in found:
         row = {"experiment": one.experiment, "seed": one.seed, **dict(one.cell), "state": one.state}
-        row |= {"folder": str(one.folder), "counts": bool(one.lines)}
+        row |= {"folder": str(one.folder), "counts": bool(one.lines) and one.same is None}
         out.append(row | beside(row, *(one.lines[-1] if one.lines else ())))
     return out
 
@@ -245,11 +297,13 @@ def table_of_lines(found: Sequence[Collected]) -> list[dict[str, Any]]:
 def table_of_cells(found: Sequence[Group]) -> list[dict[str, Any]]:
     out = []
     for group in found:
-        for name, e in group.estimates().items():
-            low, high = (None, None) if e.half is None else (e.mean - e.half, e.mean + e.half)
+        for name in group.numbers:
+            e, factor = group.estimate(name), scale(name)
             row = {"experiment": group.experiment, **dict(group.cell)}
             row |= beside(row, dict(group.about))
-            out.append(row | {"number": name, "n": e.n, "mean": e.mean, "sd": e.sd, "low": low, "high": high})
+            of = {"mean": e.mean, "sd": e.sd, "low": e.low, "high": e.high}
+            of = {key: None if x is None else x / factor for key, x in of.items()}
+            out.append(row | {"number": name, "n": e.n, **of})
     return out
 
 
@@ -272,8 +326,8 @@ def ends(found: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Of every series the last line that has the number."""
     names, table = shown(found), []
     for series, line in drawn(found).items():
-        last = {name: estimate(one.numbers[name]) for name in names if (one := end(line, name)) is not None}
-        n = max(e.n for e in last.values())
+        last = {name: one for name in names if (one := end(line, name)) is not None}
+        n = max(len(one.numbers[name]) for name, one in last.items())
         table.append([series or "all", str(n), *(words(name, last.get(name)) for name in names)])
     return ["settings", "n", *names], table
 
@@ -289,19 +343,23 @@ def drawn(found: Sequence[Group]) -> dict[str, list[Group]]:
     return {key: line for key, line in curves(found).items() if any(end(line, name) for name in names)}
 
 
-def words(name: str, e: Estimate | None) -> str:
-    """Errors in percent."""
-    if e is None:
+def words(name: str, one: Group | None) -> str:
+    """Mean and interval; errors in percent."""
+    if one is None:
         return ""
-    factor, unit = (100, " %") if name.endswith("_error") else (1, "")
-    half = "" if e.half is None else f" ± {factor * e.half:.2g}"
-    return f"{factor * e.mean:.4g}{half}{unit}"
+    return in_words(one.estimate(name), one.unit(name)) + (" %" if scale(name) == 100 else "")
+
+
+def scale(name: str) -> int:
+    """What a number is multiplied by to be shown: errors are shares, and shown in percent."""
+    return 100 if name.endswith("_error") else 1
 
 
 def shown(found: Sequence[Group]) -> list[str]:
     """The numbers for the eye: of a meta loop hyper loss, the error that was not optimised and the cosine with the exact
     hypergradient, of a study its first three that move."""
-    names = list(dict.fromkeys(name for group in found for name in group.numbers))
+    there = dict.fromkeys(name for group in found for name in group.numbers)
+    names = [name for name in there if not name.endswith("_examples")]
     if not all("meta_iteration" in dict(group.about) for group in found):
         moving = [one for one in names if len({value for group in found for value in group.numbers.get(one, ())}) > 1]
         return (moving or names)[:3]
@@ -334,13 +392,11 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     for panels in grid_of[1:] if lines else ():
         panels[0].sharex(grid_of[0][0])
     for name, panels in zip(names, grid_of, strict=True):
-        factor, label = (
-            (100, f"{name.replace('_', ' ')} (%)") if name.endswith("_error") else (1, name.replace("_", " "))
-        )
+        label = name.replace("_", " ") + (" (%)" if scale(name) == 100 else "")
         for i, ((which, line), shade) in enumerate(zip(series.items(), shades, strict=False)):
             if lines:
-                draw_along(panels[0], name, factor, str(axis), line, shade, which)
-            draw_end(panels[-1], name, factor, i, end(line, name), shade)
+                draw_along(panels[0], name, str(axis), line, shade, which)
+            draw_end(panels[-1], name, i, end(line, name), shade)
         if lines:
             at = [float(x) for one in found if (x := dict(one.about).get(axis)) is not None]
             panels[0].set(xlabel=str(axis).replace("_", "-"), ylabel=label)
@@ -360,28 +416,25 @@ def figure(experiment: str, found: Sequence[Group]) -> Figure:
     return out
 
 
-def draw_along(axes: Any, name: str, factor: float, axis: str, line: list[Group], shade: Any, which: str) -> None:
+def draw_along(axes: Any, name: str, axis: str, line: list[Group], shade: Any, which: str) -> None:
     there = [one for one in line if name in one.numbers and axis in dict(one.about)]
     if not there:
         return
     x = [dict(one.about)[axis] for one in there]
-    e = [estimate(one.numbers[name]) for one in there]
+    e = [one.estimate(name) for one in there]
     n = sorted({one.n for one in e})
     label = f"{which or 'all'}  (n = {n[0] if len(n) == 1 else f'{n[0]} to {n[-1]}'})"
-    mean = [factor * one.mean for one in e]
-    axes.plot(x, mean, color=shade, marker=".", label=label)
-    half = [factor * (one.half or 0.0) for one in e]
-    axes.fill_between(
-        x, [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)],
-        color=shade, alpha=0.18, linewidth=0,
-    )  # fmt: skip
+    axes.plot(x, [one.mean for one in e], color=shade, marker=".", label=label)
+    low = [one.mean if one.low is None else one.low for one in e]
+    high = [one.mean if one.high is None else one.high for one in e]
+    axes.fill_between(x, low, high, color=shade, alpha=0.18, linewidth=0)
 
 
-def draw_end(axes: Any, name: str, factor: float, i: int, one: Group | None, shade: Any) -> None:
+def draw_end(axes: Any, name: str, i: int, one: Group | None, shade: Any) -> None:
     if one is None:
         return
-    e = estimate(one.numbers[name])
-    values = [factor * value for value in one.numbers[name]]
+    e = one.estimate(name)
+    values = [scale(name) * value for value in one.numbers[name]]
     axes.plot(values, [i + 0.18] * e.n, color=shade, marker="|", linestyle="none", alpha=0.7)
-    half = None if e.half is None else factor * e.half
-    axes.errorbar(factor * e.mean, i - 0.08, xerr=half, color=shade, marker="o", markersize=5, capsize=3)
+    around = None if e.low is None or e.high is None else [[e.mean - e.low], [e.high - e.mean]]
+    axes.errorbar(e.mean, i - 0.08, xerr=around, color=shade, marker="o", markersize=5, capsize=3)

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -80,6 +81,7 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     """
     options, settings = read(experiment, words)
     module = experiments.load(experiment)
+    refuse_seeds(experiment, module, options.seeds)
     planned = plan(experiment, module.Config, options, settings)
     asked = resources(options, experiment)
     base = runs_dir(planned)
@@ -144,6 +146,14 @@ def plan(experiment: str, config: type, options: Options, settings: list[str]) -
             raise UsageError(f"grid: {title(first[run.hash])} and {title(run)} are the same run; leave one out")
         first[run.hash] = run
     return planned
+
+
+def refuse_seeds(experiment: str, module: ModuleType, text: str) -> None:
+    """UsageError for several seeds of an experiment that draws nothing at random: its runs would all be equal."""
+    if len(grid.seeds(text)) > 1 and not experiments.draws(module):
+        raise UsageError(
+            f"seeds {text!r}: {experiment} draws nothing at random, its runs would be equal; expected one seed"
+        )
 
 
 def title(run: Planned) -> str:

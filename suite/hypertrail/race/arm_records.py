@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays
-from ..adapting import Block, State, gather, numpy_state
+from ..adapting import Adapted, Block, State, numpy_state
+from ..blown_up import blown_up, norm
 from ..engines import SPLITS, Engine
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import NETWORK, Hyper
@@ -28,8 +29,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def over(record: Record) -> bool:
-    """Whether no further block fits into the budget."""
-    return record["price"] > 0 and record["gradients"] + record["price"] > record["budget"]
+    """Whether the budget is spent to the last gradient."""
+    return record["gradients"] >= record["budget"]
 
 
 def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tuple[Record, State | None]:
@@ -49,20 +50,19 @@ def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tu
         if any(record[key] != first[key] for key in first):
             raise UsageError(f"{path} is of another arm than {arm.name} with a budget of {budget}; remove it")
         return record, saved["state"]
-    spread = spreads(arm, arm.first_hyper(problem))
     return first | {
-        "steps": 0, "gradients": 0, "hvps": 0, "price": 0, "failed": None,
+        "steps": 0, "gradients": 0, "hvps": 0, "price": 0, "failed": None, "blown_up": None, "norms": [],
         "block": {"steps": [], "loss": [], "hyper_loss": [], "seconds": [], "processor": []},
         "points": [],
-        "hyper": {kind: {key: [one] for key, one in tensors.items()} for kind, tensors in spread.items()},
+        "hyper": {},
         "evaluation_seconds": 0.0,
     }, None  # fmt: skip
 
 
 def count(record: Record, block: Block, processor: float) -> None:
-    """A block is done: what it cost, and its losses."""
-    record["price"] = block.cost.price
-    record["gradients"] += record["price"]
+    """A block is done: what it cost, and its losses. The price of a block is that of the first one, which is whole."""
+    record["price"] = record["price"] or block.cost.price
+    record["gradients"] += block.cost.price
     record["hvps"] += block.cost.hvps
     record["steps"] = int(block.state["step"])
     for key, value in {
@@ -75,20 +75,45 @@ def count(record: Record, block: Block, processor: float) -> None:
         record["block"][key].append(value)
 
 
-def measure(record: Record, engine: Engine, problem: Problem, block: Block, arm: Arm) -> None:
-    """Loss and error of every split after a block, and how the hyperparameters spread there."""
+def measure_start(record: Record, engine: Engine, problem: Problem, arm: Arm) -> None:
+    """What the network does before its first step: the point of step 0, with the declared start of every hyperparameter."""
+    hyper = arm.first_hyper(problem)
+    values = problem.values(hyper)
+    initial = problem.scaled(problem.initial_weights(), values)
+    start = Adapted(
+        final=initial,
+        weights=problem.effective(np, initial, values),
+        velocity=problem.initial_velocity(),
+        running=problem.initial_running(),
+        hyper=hyper,
+        losses=np.zeros(0),
+        hyper_losses=np.zeros(0),
+        blocks=[],
+        steps=0,
+        inputs=values["training_input"]["x"] if "training_input" in values else None,
+    )
+    measure(record, engine, problem, start, arm, block=-1)
+
+
+def measure(record: Record, engine: Engine, problem: Problem, here: Adapted, arm: Arm, block: int) -> None:
+    """Loss and error of every split after this block (−1: before the first), and how the hyperparameters spread there.
+
+    Raises NumericalFailure where a loss is not finite. A training that has blown up without overflow is marked.
+    """
     clock = time.perf_counter()
-    here = gather(problem, [block])
     metrics = {s: asdict(engine.evaluate(problem, here, s)) for s in SPLITS if len(getattr(problem.splits, s))}
     if not all(np.isfinite(one["loss"]) for one in metrics.values()):
         split = next(s for s, one in metrics.items() if not np.isfinite(one["loss"]))
-        raise NumericalFailure(f"loss on {split}", block.stop)
+        raise NumericalFailure(f"loss on {split}", here.steps)
     record["points"].append(
-        {"block": block.index, "step": record["steps"], "gradients": record["gradients"], "metrics": metrics}
+        {"block": block, "step": record["steps"], "gradients": record["gradients"], "metrics": metrics}
     )
+    record["norms"].append(norm(here.final))
+    first = record["points"][0]["metrics"]["train"]["loss"]
+    record["blown_up"] = blown_up(record["norms"][0], record["norms"][-1], first, metrics["train"]["loss"])
     for kind, tensors in spreads(arm, here.hyper).items():
         for key, one in tensors.items():
-            record["hyper"][kind][key].append(one)
+            record["hyper"].setdefault(kind, {}).setdefault(key, []).append(one)
     record["evaluation_seconds"] += time.perf_counter() - clock
 
 

@@ -8,10 +8,13 @@ The budget is counted in gradients of the elementary loss, the Hessian-vector pr
 that costs more takes fewer steps, plain training takes `budget` of them. Validation batches count as one gradient each, so give
 them the size of the training batch (Problem.valid_batch). problem.steps is the budget: no arm takes more steps than that.
 
-Every `every` blocks the network is measured on all splits with the deterministic forward. What the next block starts from is
-put on the disk after each measurement, after any block that ends two minutes after the last time, and after any block at which
-a signal asks to stop: one file that appears whole or not at all. A process killed anywhere goes on from there and ends
-with the same bits (on a CPU); only the seconds are others.
+Every arm spends its budget to the last gradient. When no whole block fits any more, a shorter block of the same method
+follows where the method has one, and then plain steps that leave the hyperparameters where they are (`affordable`).
+
+The network is measured on all splits with the deterministic forward before the first step, every `every` blocks, and at the
+end. What the next block starts from is put on the disk after each measurement, after any block that ends two minutes after the
+last time, and after any block at which a signal asks to stop: one file that appears whole or not at all. A process killed
+anywhere goes on from there and ends with the same bits (on a CPU); only the seconds are others.
 """
 
 from __future__ import annotations
@@ -20,21 +23,22 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .. import arrays, stopping
-from ..adapting import Block, State, moved_kinds, refuse
+from ..adapting import Block, State, gather, moved_kinds, refuse
 from ..engines import Engine
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import Hyper
-from ..online import Adaptive, Online
+from ..online import Adaptive, Online, Periodic, Plain
 from ..problem import Problem
 from ..runs import Run
-from .arm_records import Record, begun, count, digest, measure, over, save
+from ..vanished import vanished
+from .arm_records import Record, begun, count, digest, measure, measure_start, over, save
 
 EVERY = 120.0  # seconds of work that a kill may cost, and a block
 
@@ -84,6 +88,8 @@ class Arm:
                 within = f"between {one.bounds[0]:g} and {one.bounds[1]:g}" if one else "a kind that is declared"
                 raise UsageError(f"arm {self.name}: {kind} {value:g} at the start, expected {within}")
             hyper[kind] = {key: np.full_like(u, one.free(value)) for key, u in hyper[kind].items()}
+        for sentence in vanished(problem, hyper):
+            raise UsageError(f"arm {self.name}: {sentence} at the start; expected a larger start, or float64")
         return hyper
 
     def scheduled(self, problem: Problem, hyper: Hyper, done: float) -> Hyper:
@@ -149,19 +155,22 @@ def train(
     every: int = 1,
     seen: Callable[[int, int], None] | None = None,
 ) -> Record:
-    """Blocks while the next one fits into the budget; goes on from `path` where it is there, and leaves the last state there.
+    """Blocks until the budget is spent; goes on from `path` where it is there, and leaves the last state there.
 
     every: blocks between two measurements. seen(gradients spent, budget) after each block. Returns
 
         arm, schedule, method, start, seed, budget, every       what was asked
-        steps, gradients, hvps, price       where it ended, what it has cost, the price of one block
+        steps, gradients, hvps, price       where it ended, what it has cost, the price of the first block, which is whole
         failed                              None, or what was not finite, and at which step
+        blown_up                            None, or in words how far a finite training has left where it began (blown_up.py)
+        norms                               ‖w‖ at each point
         block                               {"steps", "loss", "hyper_loss", "seconds", "processor"}: a list each, one entry
                                             per block; steps: taken in it; losses: means; seconds on the wall and of the
                                             processor: the first block after a start compiles
-        points                              [{"block", "step", "gradients", "metrics": {split: {"loss", "error", …}}}]
-        hyper                               {kind: {tensor: [[mean, 5, 25, 50, 75, 95 %], …]}}, unconstrained; the start, then
-                                            one for each point; one tensor, 'network', where the method moves nothing
+        points                              [{"block", "step", "gradients", "metrics": {split: {"loss", "error", …}}}]; the
+                                            first is the start, before any step (block −1)
+        hyper                               {kind: {tensor: [[mean, 5, 25, 50, 75, 95 %], …]}}, unconstrained, one for each
+                                            point; one tensor, 'network', where the method moves nothing
         evaluation_seconds                  spent in measuring
         digest                              sha256 of all that the last state holds; None where it failed
 
@@ -172,11 +181,13 @@ def train(
     record, state = begun(problem, arm, budget, every, path)
     if not over(record):
         try:
+            if not record["points"]:
+                measure_start(record, engine, problem, arm)
             clock, saved = time.process_time(), time.monotonic()
             for block in blocks(engine, problem, arm, state, record):
                 count(record, block, time.process_time() - clock)
                 if (block.index + 1) % every == 0 or over(record):
-                    measure(record, engine, problem, block, arm)
+                    measure(record, engine, problem, gather(problem, [block]), arm, block.index)
                     saved = -math.inf
                 if time.monotonic() - saved >= EVERY:
                     save(path, record, block.state)
@@ -198,15 +209,37 @@ def moves(method: Online, kind: str) -> bool:
 
 
 def blocks(engine: Engine, problem: Problem, arm: Arm, state: State | None, record: Record) -> Iterator[Block]:
-    """Every block there is, the learning rates set before each where the arm has a schedule. `record` counts what is spent."""
+    """Every block that the budget has room for, the learning rates set before each where the arm has a schedule.
+
+    `record` counts what is spent: the caller adds each block to it before it asks for the next.
+    """
     hyper = arm.first_hyper(problem)
-    if arm.schedule == "constant":
-        yield from engine.adapt(problem, hyper, arm.method, state=state)
-        return
-    while True:
-        done = record["gradients"] / record["budget"]
-        if state is not None:
-            state = state | {"hyper": arm.scheduled(problem, state["hyper"], done)}
-        one = list(engine.adapt(problem, arm.scheduled(problem, hyper, done), arm.method, state=state, blocks=1))
-        yield one[0]
-        state = one[0].state
+    while (left := record["budget"] - record["gradients"]) > 0:
+        method = affordable(problem, arm.method, left)
+        if state is not None and type(method) is not type(arm.method):
+            state = state | {"memory": {}}  # what the arm's own method remembers is no business of a plain step
+        number, now = left // method.cost(problem).price, hyper
+        if arm.schedule != "constant":
+            done, number = record["gradients"] / record["budget"], 1
+            now = arm.scheduled(problem, hyper, done)
+            if state is not None:
+                state = state | {"hyper": arm.scheduled(problem, state["hyper"], done)}
+        for block in engine.adapt(problem, now, method, state=state, blocks=number):
+            state = block.state
+            yield block
+
+
+def affordable(problem: Problem, method: Online, left: int) -> Online:
+    """The method with the longest block, up to its own, that costs at most `left` gradients (left ≥ 1).
+
+    Periodic methods have blocks of whole periods. Where not even the shortest block fits, and for Adaptive, whose block is part
+    of the method, `left` plain steps: one gradient each, and no hyperparameter moves.
+    """
+    if method.cost(problem).price <= left:
+        return method
+    period = method.every if isinstance(method, Periodic) else 1
+    for steps in range(getattr(method, "block", 0) - period, 0, -period):
+        shorter = replace(method, block=steps)  # type: ignore[call-arg]
+        if shorter.cost(problem).price <= left:
+            return shorter
+    return Plain(left)

@@ -48,7 +48,9 @@ def errors(result: Result) -> Figure:
         right.plot(runner.seconds / runner.first["price"] * x, 100 * y.mean(axis=0), **look)
     left.set(title="For the same gradients", xlabel="gradient evaluations", ylabel="test error (%)", yscale="log")
     right.set(title="For the same time", xlabel=f"seconds ({CLOCKS[result.clock]}, without compilation)")
-    percent_axis(left, np.concatenate([100 * curve(one, "test")[1].mean(axis=0) for one in result.runners]))
+    percent_axis(
+        left, np.concatenate([100 * after_start(curve(one, "test")[1].mean(axis=0)) for one in result.runners])
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
@@ -62,14 +64,15 @@ def splits(result: Result) -> Figure:
     rows = -(-n // columns)
     figure = Figure(figsize=(9.5, 0.6 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    shown: list[np.ndarray] = []
+    shown: list[np.ndarray] = []  # what the axis must hold
     for i, (axes, runner) in enumerate(zip(grid.flat, result.runners, strict=False)):
         axes.tick_params(labelbottom=i + columns >= n)
         for split in (s for s in SPLITS if s in runner.first["points"][0]["metrics"]):
             x, y = curve(runner, split)
-            shown.append(100 * y.mean(axis=0))
+            mean = 100 * y.mean(axis=0)
+            shown.append(after_start(mean))
             look = {key: figures.STYLE[split][key] for key in ("color", "linestyle")}
-            axes.plot(x, shown[-1], label=split, linewidth=1.3, **look)
+            axes.plot(x, mean, label=split, linewidth=1.3, **look)
         axes.set_title(runner.family, fontsize=8.5)
     for axes in list(grid.flat)[n:]:
         axes.set_visible(False)
@@ -131,7 +134,7 @@ def layers(record: Record, kind: str) -> Figure:
     if len(names) > PANELS:
         weights = [name for name in names if name.endswith("/W")] or names
         names = [weights[i] for i in np.unique(np.linspace(0, len(weights) - 1, PANELS).round().astype(int))]
-    n, x = len(names), np.array([0, *(point["gradients"] for point in record["points"])])
+    n, x = len(names), np.array([point["gradients"] for point in record["points"]])
     columns = min(n, 4)
     rows = -(-n // columns)
     figure = Figure(figsize=(9.5, max(3.0, 1.7 * rows + 0.8)), layout="constrained")
@@ -161,6 +164,12 @@ def curve(runner: Runner, split: str, key: str = "error") -> tuple[np.ndarray, n
     """(gradients (n,), values (seeds, n)) at the measurements."""
     values = [[point["metrics"][split][key] for point in record["points"]] for record in runner.records]
     return np.array([point["gradients"] for point in runner.first["points"]]), np.array(values)
+
+
+def after_start(values: np.ndarray) -> np.ndarray:
+    """A curve without its start, which is drawn but may leave the picture: nine tenths of ten classes are wrong there. All of a
+    curve that has no more than two points."""
+    return values[1:] if len(values) > 2 else values
 
 
 def looks(result: Result) -> list[tuple[Runner, dict[str, Any]]]:

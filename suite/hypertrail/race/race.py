@@ -5,6 +5,9 @@ on the SELECT split runs for it (ties: the lower loss); an arm that failed with 
 families, on select again, is the tuned schedule that all others are compared with, on TEST, seed by seed: a seed gives all arms
 the same splits, first weights and batches.
 
+What weakens a verdict stands beside it (`remarks`): a choice at the edge of its grid, a training that has blown up, a budget
+that was not spent. Fewer than three seeds give no verdict.
+
 Everything is read back from parts/*.json and from one line of metrics.jsonl, which names the families.
 """
 
@@ -15,13 +18,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..edges import edge
 from ..engines import Engine
 from ..errors import UsageError
-from ..interval import estimate
 from ..problem import Problem
 from ..runs import Run, read_metrics
 from .arm_records import Record
@@ -97,21 +100,30 @@ def in_words(record: Record) -> str:
         return record["failed"]
     end = record["points"][-1]["metrics"]
     errors = ", ".join(f"{split} {100 * one['error']:.2f} %" for split, one in end.items())
-    return f"{record['steps']} steps, {record['gradients']} gradients | {errors}"
+    lost = f" | blown up: {record['blown_up']}" if record.get("blown_up") else ""
+    return f"{record['steps']} steps, {record['gradients']} gradients | {errors}{lost}"
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What runs for a family: its chosen arm, one record for each seed."""
+    """What runs for a family: its chosen arm, one record for each seed.
+
+    edge: in words, where the arm lies on the edge of the family's grid; '' where it does not.
+    """
 
     family: str
     arm: str
     records: list[Record]
     clock: str
+    edge: str = ""
 
     def at_end(self, split: str, key: str = "error") -> np.ndarray:
         """(seeds,) of the last measurement."""
         return np.array([record["points"][-1]["metrics"][split][key] for record in self.records])
+
+    def examples(self, split: str) -> int:
+        """How many examples the split has."""
+        return int(self.first["points"][-1]["metrics"][split]["examples"])
 
     @property
     def seconds(self) -> float:
@@ -134,6 +146,7 @@ class Result:
     runners: list[Runner]
     tuned: Runner | None
     failed: list[str]
+    blown_up: list[str]
     plain_seconds: float
     clock: str
     budget: int
@@ -162,6 +175,7 @@ def read(folder: Path) -> Result:
         runners=runners,
         tuned=min(candidates, key=merit, default=None),
         failed=[name for name, ones in records.items() if any(one["failed"] for one in ones)],
+        blown_up=[name for name, ones in records.items() if any(one.get("blown_up") for one in ones)],
         plain_seconds=float(np.median(plain)) if plain else math.nan,
         clock=clock,
         budget=line["budget"],
@@ -177,11 +191,26 @@ def later(record: Record, key: str) -> list[float]:
 def choose(family: str, names: Sequence[str], records: Mapping[str, list[Record]], clock: str) -> Runner | None:
     """The family's arm with the lowest error on select; None where every one failed."""
     whole = [
-        Runner(family, name, records[name], clock)
+        Runner(family, name, records[name], clock, edge_of(name, names, records))
         for name in names
         if not any(one["failed"] or not one["points"] for one in records[name])
     ]
     return min(whole, key=merit, default=None)
+
+
+def edge_of(name: str, names: Sequence[str], records: Mapping[str, list[Record]]) -> str:
+    """Where this arm lies on the edge of the grid that it was chosen from: the arms that differ from it in numbers alone."""
+    point, words = setting(records[name][0])
+    same = [setting(records[other][0]) for other in names]
+    return edge([numbers for numbers, theirs in same if theirs == words], point)
+
+
+def setting(record: Record) -> tuple[dict[str, float], dict[str, Any]]:
+    """What was set for an arm: its numbers (start and method, by name), and all else."""
+    method = record["method"]
+    numbers = {key: x for key, x in method.items() if isinstance(x, int | float) and not isinstance(x, bool)}
+    words = {key: x for key, x in method.items() if key not in numbers} | {"schedule": record["schedule"]}
+    return numbers | record["start"], words
 
 
 def merit(runner: Runner) -> tuple[float, float]:
@@ -189,9 +218,18 @@ def merit(runner: Runner) -> tuple[float, float]:
     return float(runner.at_end("select").mean()), float(runner.at_end("select", "loss").mean())
 
 
-def verdict(difference: np.ndarray) -> str:
-    """helps, loses or ties: where the 95 % interval of the paired differences of error lies (below 0: helps)."""
-    found = estimate(difference.tolist())
-    if found.half is None:
-        return "one seed"
-    return "helps" if found.mean + found.half < 0 else "loses" if found.mean - found.half > 0 else "ties"
+def remarks(runner: Runner) -> list[str]:
+    """What weakens a verdict about this runner, in words, to stand beside it; [] where nothing does."""
+    out = [runner.edge] if runner.edge else []
+    lost = [str(one["seed"]) for one in runner.records if one.get("blown_up")]
+    if lost:
+        out.append(f"blown up with seed {', '.join(lost)}")
+    short = [one for one in runner.records if one["budget"] - one["gradients"] > price_of_a_step(one)]
+    if short:
+        out.append(f"only {min(one['gradients'] for one in short):,} of {short[0]['budget']:,} gradients")
+    return out
+
+
+def price_of_a_step(record: Record) -> int:
+    """Gradients of one elementary step, rounded up: how far a spent budget may be from the whole."""
+    return -(-record["price"] // record["block"]["steps"][0])

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import figures
-from ..interval import with_half
+from ..edges import SIGNS
+from ..interval import Unit, percent, verdict, with_half
 from ..rows import Row, of_metrics
 from ..sections import Section
 from . import drawing
-from .race import Result, read, verdict
-
-SIGNS = {"learning_rate": "α", "l2": "λ"}
+from .race import Result, Runner, read, remarks
 
 
 def show(folder: Path) -> list[Section]:
@@ -35,10 +34,13 @@ def standings(result: Result) -> Section:
         f"Errors in percent after {result.budget:,} gradient evaluations (a Hessian-vector product counts as two), mean over "
         f"{n} seed{'s' if n > 1 else ''}; ±: half of the 95 % interval. Starts are chosen on select, never on test. − valid: "
         "test less valid, how far the valid split is overfitted. − tuned: test less that of the tuned schedule, the best "
-        "baseline on select, paired seed by seed; 'ties': its interval holds 0."
+        "baseline on select, paired seed by seed; 'ties': its interval holds 0. No half width is less than one example. At the "
+        "edge: the grid of starts may be too small to hold its best point."
     )
     if result.failed:
         text += f" Not finite with some seed, and out: {', '.join(result.failed)}."
+    if result.blown_up:
+        text += f" Finite, but blown up with some seed: {', '.join(result.blown_up)}."
     return Section("Who is best: error", text, columns("error, %"), ranks(result, "error", 100, 2))
 
 
@@ -55,16 +57,22 @@ def ranks(result: Result, key: str, scale: float, digits: int) -> list[list[str]
     rows = []
     for one in result.runners:
         start = " ".join(f"{SIGNS.get(kind, kind)} {value:g}" for kind, value in one.first["start"].items())
+        unit = percent(one.examples("test"), digits) if key == "error" else Unit(digits)
         at = {split: scale * one.at_end(split, key) for split in ("train", "valid", "select", "test")}
         row = [one.family, start, *(f"{at[split].mean():.{digits}f}" for split in ("train", "valid", "select"))]
-        row += [with_half(at["test"], f".{digits}f"), f"{(at['test'] - at['valid']).mean():+.{digits}f}"]
+        row += [with_half(at["test"], unit), f"{(at['test'] - at['valid']).mean():+.{digits}f}"]
         if result.tuned is None or one is result.tuned:
-            row += ["", "tuned" if result.tuned else ""]
+            row += ["", judged("tuned" if result.tuned else "", one)]
         else:
             difference = at["test"] - scale * result.tuned.at_end("test", key)
-            row += [with_half(difference, f"+.{digits}f"), verdict(difference)]
+            row += [with_half(difference, unit.difference), judged(verdict(difference, unit.difference), one)]
         rows.append(row)
     return rows
+
+
+def judged(word: str, runner: Runner) -> str:
+    """A verdict, and beside it what weakens it."""
+    return "; ".join([word, *remarks(runner)] if word else remarks(runner))
 
 
 def prices(result: Result) -> Section:

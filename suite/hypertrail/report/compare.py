@@ -371,7 +371,8 @@ def gradient_rows(found: list[Pair]) -> list[list[str]]:
     for pair in found:
         for i, (kind, one) in enumerate(pair.agreement.items()):
             worst = max(one.layers, key=lambda name, of=one: of.layers[name].difference)
-            out.append(["" if i else str(pair.index), kind, f"{one.total.difference:.1e}", f"{one.total.cosine:.6f}",
+            cosine = diagnostics.in_words(one.total.cosine, 6)
+            out.append(["" if i else str(pair.index), kind, f"{one.total.difference:.1e}", cosine,
                         f"{100 * one.total.signs:.2f} %", worst, f"{one.layers[worst].difference:.1e}"])  # fmt: skip
     return out
 

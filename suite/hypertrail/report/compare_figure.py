@@ -122,7 +122,7 @@ def hypergradients(axes: Axes, found: Sequence[Pair]) -> None:
         colour = RUNS[i % len(RUNS)]
         for label, linestyle, marker, values in (
             ("relative error", "-", "o", [one.difference for one in of]),
-            ("1 − cosine", "--", "s", [1 - one.cosine for one in of]),
+            ("1 − cosine", "--", "s", [np.nan if one.cosine is None else 1 - one.cosine for one in of]),
             ("unequal signs", ":", "^", [1 - one.signs for one in of]),
         ):
             axes.plot(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .. import experiments
+from .. import diagnostics, experiments
 from ..engines import SPLITS
 from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
 from ..sections import Section
+from ..tuning import warnings_of
 from .catalogue import COST, CURVES, HYPER, HYPERGRADIENT
 from .view import View
 
@@ -136,6 +137,7 @@ class Page:
             f"<p>{escape(headline)}</p>" if headline else "",
             f"<p>{state(one)} <span class='soft'>{escape(where_and_when(one))}</span></p>",
             command(one),
+            doubts(one),
         ]
         parts: Parts = [("Start and end", [start_and_end(one)])]
         parts += [
@@ -168,7 +170,7 @@ class Page:
         parts += [(heading, self.figures(heading)) for heading in (CURVES, HYPER, HYPERGRADIENT)]
         parts += [(COST, [*self.figures(COST), costs(views), disk(views)])]
         for one in views:
-            inside = [command(one), *self.figures(one.letter)]
+            inside = [command(one), doubts(one), *self.figures(one.letter)]
             for section in self.own.get(one.letter, ()):
                 inside += [f"<h3>{escape(section.title)}</h3>", *self.own_section(section)]
             parts.append((one.label, inside))
@@ -246,6 +248,11 @@ def started(one: View) -> str:
     return str(one.env.get("time", ""))[:16].replace("T", " ")
 
 
+def doubts(one: View) -> str:
+    """What makes the numbers of the run doubtful, a paragraph each."""
+    return "".join(f"<p><strong>Warning: {escape(sentence)}.</strong></p>" for sentence in warnings_of(one.lines))
+
+
 def command(one: View) -> str:
     path = one.folder / COMMAND
     return f"<pre>{escape(path.read_text(encoding='utf-8').strip())}</pre>" if path.is_file() else ""
@@ -287,7 +294,8 @@ def agreement(one: View) -> list[str]:
         for kind, both in line["agreement"].items():
             total = both["total"]
             ratio = "–" if total["norm_ratio"] is None else f"{total['norm_ratio']:.3g}"
-            rows.append([str(line["meta_iteration"]), kind, f"{total['cosine']:.4f}", percent(total["signs"]), ratio,
+            cosine = diagnostics.in_words(total["cosine"], 4)
+            rows.append([str(line["meta_iteration"]), kind, cosine, percent(total["signs"]), ratio,
                          f"{total['difference']:.3g}", f"{total['norm']:.3g}", f"{total['reference_norm']:.3g}",
                          str(line["diagnostics"].get("N", ""))])  # fmt: skip
     return [AGREEMENT_WORDS, table(columns, rows)]

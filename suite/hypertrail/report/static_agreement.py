@@ -55,7 +55,7 @@ def agreement_panel(axes: Axes, panel: tuple[str, str, str, float, str], kind: s
         total = [number(both["total"][key]) * scale for _, both in found]
         tensors = np.array([[number(x[key]) * scale for x in both["layers"].values()] for _, both in found])
         if views[0].alone and tensors.shape[1] > 1:
-            low, high = (np.nanquantile(tensors, q, axis=1) for q in (0.1, 0.9))
+            low, high = (quantile_of_numbers(tensors, q) for q in (0.1, 0.9))
             axes.fill_between(k, low, high, color=BLUE, alpha=0.18, linewidth=0, label="10–90 % of the tensors")
             drawn += [*tensors.ravel()]
         said = "all coordinates" if views[0].alone else label(one)
@@ -135,6 +135,12 @@ def agreement_map(one: View, names: Sequence[tuple[str, str]], key: str) -> np.n
             for kind, name in names
         ]
     )
+
+
+def quantile_of_numbers(table: np.ndarray, q: float) -> np.ndarray:
+    """(rows,): the quantile of the numbers in each row, NaN left out; NaN where a row has none."""
+    rows = [row[np.isfinite(row)] for row in table]
+    return np.array([np.quantile(row, q) if row.size else np.nan for row in rows])
 
 
 def number(value: float | None) -> float:
