@@ -232,6 +232,7 @@ def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, v
         config.trajectory,
         voice.report,
         voice.finished,
+        problem_for(module, config, problem),
     )
 
 
@@ -374,6 +375,11 @@ def build(module: ModuleType, config: Any) -> Any:
 def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], int] | None:
     """T of each meta-iteration, where the experiment says so itself."""
     return (lambda k: module.steps(config, problem, k)) if hasattr(module, "steps") else None
+
+
+def problem_for(module: ModuleType, config: Any, problem: Any) -> Callable[[int], Any] | None:
+    """The problem of each meta-iteration, where the experiment takes another one each time."""
+    return (lambda k: module.problem_for(config, problem, k)) if hasattr(module, "problem_for") else None
 
 
 @contextlib.contextmanager

@@ -162,6 +162,11 @@ class Problem:
         """A new problem with some fields changed (compiles anew)."""
         return replace(self, **changes)
 
+    def reseeded(self, seed: int) -> Problem:
+        """The same problem with other initial weights, batches and masks: all that its seed draws, but the split. It compiles
+        nothing anew."""
+        return self.with_(seed=seed, schedule=replace(self.schedule, seed=seed))
+
     @cached_property
     def params(self) -> tuple[Parameter, ...]:
         return tuple(get_all_params(self.network, trainable=True))

@@ -65,6 +65,15 @@ def refuse_lengths(problem: Problem, lengths: Sequence[int]) -> None:
         )
 
 
+def refuse_other_shapes(problem: Problem, shapes: dict[str, dict[str, tuple[int, ...]]], k: int) -> None:
+    """Raise UsageError where the problem of meta-iteration k declares other hyperparameters than the first one."""
+    if problem.hyper_shapes() != shapes:
+        raise UsageError(
+            f"the problem of meta-iteration {k} declares hyperparameters of other kinds or shapes than the one before; "
+            "change its seed, batches or examples only"
+        )
+
+
 def refuse_hyper(problem: Problem, hyper: Hyper) -> None:
     """Raise UsageError for arrays that are not in the shapes of the declarations (those of another T, for instance)."""
     for kind, arrays in problem.hyper_shapes().items():

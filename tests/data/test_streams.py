@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from hypertrail_data import STREAMS, generator, words
+from hypertrail_data import STREAMS, derived_seed, generator, words
 
-PINNED = {"init": 305369112, "split": 681396160, "batches": 396636610, "noise": 479537206, "hyper": 801363470}
+PINNED = {
+    "init": 305369112,
+    "split": 681396160,
+    "batches": 396636610,
+    "noise": 479537206,
+    "hyper": 801363470,
+    "updates": 479385552,
+    "held-out": 421935236,
+}
 PINNED_WORDS = [3842200183, 1588825544]
 
 
@@ -16,7 +24,7 @@ def test_values_never_change():
 
 
 def test_streams_seeds_and_keys_are_independent():
-    assert STREAMS == ("init", "split", "batches", "noise", "hyper")
+    assert STREAMS == ("init", "split", "batches", "noise", "hyper", "updates", "held-out")
     seen = {
         generator(seed, name, *key).bytes(16)
         for seed in range(3)
@@ -24,7 +32,15 @@ def test_streams_seeds_and_keys_are_independent():
         for key in ((), (0,), (1,), (0, 0))
     }
     assert len(seen) == 3 * len(STREAMS) * 4
-    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 15
+    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 3 * len(STREAMS)
+
+
+def test_derived_seeds_are_pinned_and_never_those_of_a_neighbour():
+    assert derived_seed(7, "updates", 3) == 170293346183968085
+    drawn = {derived_seed(seed, name, k) for seed in range(20) for name in ("updates", "held-out") for k in range(50)}
+    assert len(drawn) == 20 * 2 * 50
+    assert all(0 <= seed < 2**63 for seed in drawn)
+    assert generator(derived_seed(0, "updates", 1), "init").normal() != generator(1, "init").normal()
 
 
 def test_same_seed_same_numbers():
@@ -34,7 +50,7 @@ def test_same_seed_same_numbers():
     assert np.array_equal(words(np.int64(3), "noise"), words(3, "noise"))
 
 
-@pytest.mark.parametrize("call", [generator, words])
+@pytest.mark.parametrize("call", [generator, words, derived_seed])
 def test_misuse(call):
     with pytest.raises(ValueError, match=r"'nosie'.*init, split, batches, noise, hyper"):
         call(0, "nosie")
