@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hypertrail.hyperparameters import OF_EXAMPLES, Hyper
+from hypertrail.hyperparameters import OF_EXAMPLES, OF_THE_START, Hyper
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem, Values
 
@@ -186,9 +186,8 @@ class Compiled:
         }
 
     def initial_weights(self, values: Values) -> dict[str, np.ndarray]:
-        """The scaled w_0 of these values, on the host: one product per scalar, rounded alike wherever it is asked for."""
-        sigma = {kind: jax.tree.map(np.asarray, one) for kind, one in values.items() if kind == "initial_scale"}
-        return self.problem.scaled(self.problem.initial_weights(), sigma)
+        """w_0 of these values, on the host: one product and sum per scalar, rounded alike wherever it is asked for."""
+        return self.problem.scaled(self.problem.initial_weights(), jax.tree.map(np.asarray, of_the_start(values)))
 
     def inputs(self, values: Values) -> np.ndarray | None:
         """The learned images of these values, on the host; None where none are learned."""
@@ -211,10 +210,10 @@ class Compiled:
         return jax.vjp(lambda h: self.problem.declared_values(h, jnp), hyper)[1](dvalues)[0]
 
     def _pull_start(self, dvalues: Values, values: Values, drawn: Tree, dw: Tree) -> Values:
-        """Adjoint of w_0 = σ · (drawn w_0), for the end of the reverse pass: dvalues with dσ += dw_0 · (drawn w_0)."""
-        scales = {"initial_scale": values["initial_scale"]}
-        more = jax.vjp(lambda scales: self.problem.scaled(drawn, scales), scales)[1](dw)[0]
-        return {**dvalues, "initial_scale": add(dvalues["initial_scale"], more["initial_scale"])}
+        """Adjoint of w_0 = σ · (drawn w_0) + u, for the end of the reverse pass: dvalues with dσ += dw_0 · (drawn w_0) and
+        du += dw_0."""
+        more = jax.vjp(lambda start: self.problem.scaled(drawn, start), of_the_start(values))[1](dw)[0]
+        return dvalues | {kind: add(dvalues[kind], one) for kind, one in more.items()}
 
     def _weights(self, w: Tree, values: Values) -> Tree:
         return self.problem.effective(jnp, w, self.complete(values))
@@ -338,6 +337,11 @@ class Compiled:
         t = np.arange(start, stop, dtype=np.int32)
         factors = self.problem.dynamics.factors(self.problem.steps)[start:stop].astype(self.problem.dtype)
         return self.problem.schedule.indices(start, stop), (t, t, factors)
+
+
+def of_the_start(values: Values) -> Values:
+    """The values that act on w_0 alone; none of them: {}."""
+    return {kind: one for kind, one in values.items() if kind in OF_THE_START}
 
 
 def norm(tree: Tree) -> Array:

@@ -25,14 +25,14 @@ import numpy as np
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import MEASURED_STEPS, DrMAD, Exact, Method, Truncated
-from hypertrail.problem import Problem, Values
+from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse, refuse_hyper
 from hypertrail_data import MemoryTrajectory
 from hypertrail_nets import get_all_layers
 
 from . import devices
-from .compiled import CHUNK_BYTES, FREE, Compiled, chunk_length, precision, unlike
+from .compiled import CHUNK_BYTES, FREE, Compiled, chunk_length, of_the_start, precision, unlike
 from .drmad import line
 from .evaluation import batches_of
 from .keeping import SHARE, cut, free_memory
@@ -71,7 +71,8 @@ def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "end
         S, T = len(problems), problems[0].steps
         values = programs.values(stack(hypers))
         apart = programs.apart(values)
-        initial = [p.scaled(p.initial_weights(), scales(v)) for p, v in zip(problems, apart, strict=True)]
+        starts = [jax.tree.map(np.asarray, of_the_start(one)) for one in apart]
+        initial = [p.scaled(p.initial_weights(), start) for p, start in zip(problems, starts, strict=True)]
         w0, v0 = stack(initial), stack([p.initial_velocity() for p in problems])
         state = (w0, v0, stack([p.initial_running() for p in problems]))
         kept = [MemoryTrajectory() for _ in problems]
@@ -125,8 +126,8 @@ def hypergradient(
             f"{method.name} for runs side by side, expected exact, truncated or drmad-{' -'.join(LINES)}; take it run by run"
         )
     refuse_counts(problems, hypers, trainings)
-    for problem, training in zip(problems, trainings, strict=True):
-        refuse(problem, training, method)
+    for problem, training, hyper in zip(problems, trainings, hypers, strict=True):
+        refuse(problem, training, method, hyper)
         if not isinstance(method, DrMAD) and isinstance(training.trajectory, Checkpointed | Undoable):
             raise UsageError("runs side by side read every state: train with keep='memory', or go back run by run")
     started = time.perf_counter()
@@ -143,7 +144,7 @@ def hypergradient(
             (dw, dv, dvalues), norms = walk_lines(programs, adjoint, problems, trainings, method, values)
         else:
             (dw, dv, dvalues), norms = walk_states(programs, adjoint, trainings, method, values)
-        if first.declared("initial_scale"):
+        if of_the_start(values):
             drawn = stack([p.initial_weights() for p in problems])
             dvalues = programs.pull_start(dvalues, values, drawn, dw)
         gradients = jax.tree.map(
@@ -293,10 +294,6 @@ class Together:
 def stack(trees: Sequence[Tree]) -> Tree:
     """One tree whose arrays have a leading axis of runs."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def scales(values: Values) -> Values:
-    return {kind: jax.tree.map(np.asarray, one) for kind, one in values.items() if kind == "initial_scale"}
 
 
 # -- what must hold -----------------------------------------------------------------------------------------------------

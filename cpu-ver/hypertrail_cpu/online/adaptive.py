@@ -107,7 +107,7 @@ class AdaptiveRule(Rule):
             if s == 0:
                 moved[kind] = hyper[kind]
                 continue
-            moved[kind] = {key: one.clip(x + s * direction[key]) for key, x in hyper[kind].items()}
+            moved[kind] = {key: one.project(x + s * direction[key]) for key, x in hyper[kind].items()}
             for key in averaged & moved[kind].keys():
                 moved[kind][key] = over_classes(moved[kind][key])
         return moved, {"u": u} if m else {}
