@@ -191,6 +191,8 @@ def into_folder(
                     lines: list[dict[str, Any]] = []
                 else:
                     lines = tune(module, config, problem, engine, run, voice)
+                    if hasattr(module, "after"):
+                        module.after(config, problem, engine, run, voice)
             own = own_sections(path)
             display.show_end(voice, lines, own, write_report(path, "done", own))
             summary = {} if study else {"meta_iterations": config.meta_iterations}
