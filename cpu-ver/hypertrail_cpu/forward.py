@@ -106,7 +106,7 @@ def forward_mode(
 ) -> Hypergradient:
     """Exact hypergradient by Z ← A Z + B beside a training that is done again from the w_0 of `training` (and v_0 = 0).
 
-        ẇ_0 = σ̇ · (drawn w_0), v̇_0 = 0
+        ẇ_0 = σ̇ · (drawn w_0) + u̇, v̇_0 = 0
         for t = 0 … T−1, for each column:    ġ = H ẇ + (∂²L/∂λ∂w) λ̇;   (ẇ, v̇) = tangent of the step
         df/dλ_j = ⟨∇f(w_T), ẇ⟩ + ⟨∂f/∂λ, λ̇⟩
 
@@ -122,7 +122,11 @@ def forward_mode(
     columns = list(directions(problem, hyper, values))
     drawn = problem.initial_weights()
     v0 = problem.initial_velocity()
-    Z = [(problem.scaled(drawn, {"initial_scale": dot.get("initial_scale", zero)}), v0) for _, _, dot in columns]
+    # The start is linear in σ and u together, so its tangent is the start itself with σ̇ and u̇; not declared, they are 0.
+    still = {"initial_scale": zero, "initial_weight": zero}
+    Z = [
+        (problem.scaled(drawn, still | {kind: dot[kind] for kind in still if kind in dot}), v0) for _, _, dot in columns
+    ]
     final, T = w0, problem.steps
     for one in forward(problem, values, w0, v0):
         t = one.t

@@ -11,6 +11,7 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import VerificationFailure
 from hypertrail.hyperparameters import Hyper, collapse
+from hypertrail.mantissa import arrival, refuse_arrival
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
 from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
@@ -44,7 +45,7 @@ def hypergradient(
     zero everywhere, which is suspicious; and what `walk` adds.
     """
     clock = time.perf_counter()
-    refuse(problem, training, method)
+    refuse(problem, training, method, hyper)
     problem = in_float64(problem)
     if isinstance(training.trajectory, Undoable):
         problem, hyper = rounded(problem, hyper)
@@ -97,6 +98,8 @@ def walk(
         return result, {}
     if isinstance(method, FloatReversed):
         result = go(undone(), T)
+        if not method.beyond:
+            check_arrival(result, training, method)
         begin = float64(training.initial)
         drift = norm({p: result.w[p] - begin[p] for p in begin}) / max(norm(begin), 1e-300)
         return result, {"drift": drift}
@@ -105,6 +108,7 @@ def walk(
         K = tail_of(method, problem.values(hyper)["momentum"].values(), T)
         tail = go(undone(), K, to=T - K) if K else None
         if K == T:
+            check_arrival(tail, training, method)
             return tail, {"tail": K}
         w = tail.w if tail else final
         rest = line_before_tail(problem, hyper, training, method, w, T - K)
@@ -116,11 +120,19 @@ def walk(
     return go(one, len(one), how=method.step), {}
 
 
+def check_arrival(result: Adjoint, training: Training, method: Method) -> None:
+    """VerificationFailure where steps that were undone in floats did not lead back to (w_0, 0)."""
+    distance = arrival(result.w, result.v, training.initial, training.final, training.velocity)
+    refuse_arrival(method.name, distance, "float64", "use exact, or take fewer steps")
+
+
 def at_start(problem: Problem, result: Adjoint) -> None:
-    """What w_0 = σ · (drawn w_0) says of an initial scale, once the walk is at w_0: dσ += dw_0 · (drawn w_0)."""
+    """What w_0 = σ · (drawn w_0) + u says of σ and u, once the walk is at w_0: dσ += dw_0 · (drawn w_0), du += dw_0."""
     if problem.declared("initial_scale"):
         drawn = problem.initial_weights()
         add(result.dvalues, {"initial_scale": {p: result.dw[p] * one for p, one in drawn.items()}})
+    if problem.declared("initial_weight"):
+        add(result.dvalues, {"initial_weight": result.dw})
 
 
 def true_states(problem: Problem, hyper: Hyper, training: Training) -> Provider:

@@ -153,7 +153,7 @@ class Undone:
         for t = T−1 … 0:    w −= α v;   g = ∇L(w, batch_t);   v ← (v + (1−γ) g) / γ
 
     Damped dynamics only. dtype: what w and v are rounded to after each line (gradients stay float64), to see what the machine
-    precision does: all is lost after about mantissa / log2(1/γ) steps (float32: 158 / 302 / 706 at γ = .9 / .95 / .98).
+    precision does: all is lost after about mantissa / log2(1/γ) steps (float32: 158 / 324 / 823 at γ = .9 / .95 / .98).
     Memory: one state. Cost: one gradient a step, handed over. Source: Maclaurin et al. 2015, algorithm 2; thesis (DrMAD2's tail).
     """
 

@@ -27,6 +27,7 @@ from hypertrail.errors import OutOfRange, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.problem import Problem
 from hypertrail.records import Params, Undoable
+from hypertrail.refusals import refuse_momenta, refuse_reversible
 
 Array = Any
 POINT = 52  # binary digits after the point
@@ -68,16 +69,12 @@ def fraction(gamma: float) -> tuple[int, int]:
     """(n, d) = (⌈γ 2^16⌉, 2^16): n/d ≥ γ by at most 1/d ≤ 1.53e-5, and γ itself where it is such a fraction (.5, .75).
 
     The authors' code has d = 2^16 // fix(γ + 1), n = fix(γ d + 1), which rounds those up too. Four roundings are taken off
-    before: logit γ and back must not make a .75 the next fraction. n ≥ 1 even for the smallest γ.
-    Raises UsageError for a γ that is not in (0, 1), or so close to 1 that n/d would be 1.
+    before: logit γ and back must not make a .75 the next fraction.
+    Raises UsageError for a γ outside 2^-16 … 1 − 2^-16 (`refusals.refuse_momenta`).
     """
-    if not 0.0 < gamma < 1.0:
-        raise UsageError(f"exact reversal divides by the momentum: it is {gamma:g}, expected a number between 0 and 1")
+    refuse_momenta([np.asarray(gamma)])
     d = 2**DENOMINATOR
-    n = math.ceil(gamma * d * (1 - 4 * np.finfo(float).eps))
-    if n >= d:
-        raise UsageError(f"momentum {gamma} is 1 when rounded up to a fraction of 2^{DENOMINATOR}; make it smaller")
-    return n, d
+    return min(math.ceil(gamma * d * (1 - 4 * np.finfo(float).eps)), d - 1), d
 
 
 def fractions(problem: Problem, hyper: Hyper) -> dict[str, np.ndarray]:
@@ -90,12 +87,9 @@ def rounded(problem: Problem, hyper: Hyper) -> tuple[Problem, Hyper]:
     """The same problem with the momentum that fixed point can have, the effective γ = n/d, wherever γ appears: in (1−γ) too.
 
     So what is differentiated is the damped dynamics with the effective γ, not one with two momenta.
-    UsageError for dynamics other than 'damped', and as `fraction`.
+    UsageError for dynamics other than 'damped' and for momenta outside 2^-16 … 1 − 2^-16, declared bounds included.
     """
-    if problem.dynamics.kind != "damped":
-        raise UsageError(
-            f"exact reversal is for the damped dynamics, not for {problem.dynamics.kind}; use Checkpoints()"
-        )
+    refuse_reversible(problem)
     declared = problem.declared("momentum")
     if declared is None:
         n, d = fraction(problem.dynamics.momentum)

@@ -7,7 +7,7 @@ Reverse,  i = N−1 … 0:   batch, rates → g if it is needed → (dw, dv, u, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from .training import BLOCK, batch, norm, rates, seen
 
 @dataclass(frozen=True)
 class Adjoint:
-    """Where the reverse pass arrives: dw_0, dv_0, dλ = {kind: {name: d/d value}}, f, ‖dw‖ before each step, the last w it was
-    handed (w_0 if the provider tells the truth)."""
+    """Where the reverse pass arrives: dw_0, dv_0, dλ = {kind: {name: d/d value}}, f, ‖dw‖ before each step, the last state
+    (w, v) it was handed (w_0 and v_0 if the provider tells the truth; v is empty where it is not asked for)."""
 
     dw: Params
     dv: Params
@@ -36,6 +36,7 @@ class Adjoint:
     hyper_loss: float
     norms: np.ndarray
     w: Params
+    v: Params = field(default_factory=dict)
 
 
 def reverse(
@@ -78,7 +79,7 @@ def reverse(
     sign = -1.0 if problem.dynamics.kind == "heavy-ball" else 1.0  # of α v in w ← w ± α v
     norms = list(adj.norms)
     total = len(norms) + N
-    i, w = to + N, final
+    i, w, v = to + N, final, adj.v
     for i, batch_step, rate_step, w, v, g in provider.backwards():
         norms.append(check(dw, i))
         x, y = batch(problem, batch_step)
@@ -116,7 +117,7 @@ def reverse(
             f"the reverse pass took {len(norms) - total + N} steps down to step {i}, expected {N} down to step {to}"
         )
     check(dw, to)
-    return Adjoint(dw, dv, dvalues, adj.hyper_loss, np.array(norms), w)
+    return Adjoint(dw, dv, dvalues, adj.hyper_loss, np.array(norms), w, v)
 
 
 def start(problem: Problem, values: Values, final: Params) -> Adjoint:

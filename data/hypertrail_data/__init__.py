@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .schedule import BatchSchedule
     from .splits import Split, Splits, make_splits
     from .store import StoredTrajectory
-    from .streams import STREAMS, generator, words
+    from .streams import STREAMS, derived_seed, generator, words
     from .trajectory import MemoryTrajectory, Segment, Trajectory
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "UnverifiedData",
+    "derived_seed",
     "generator",
     "load",
     "make_splits",
@@ -46,7 +47,7 @@ _HOME = {
     "schedule": ("BatchSchedule",),
     "splits": ("Split", "Splits", "make_splits"),
     "store": ("StoredTrajectory",),
-    "streams": ("STREAMS", "generator", "words"),
+    "streams": ("STREAMS", "derived_seed", "generator", "words"),
     "trajectory": ("MemoryTrajectory", "Segment", "Trajectory"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = ("init", "split", "batches", "noise", "hyper", "line")
+STREAMS = ("init", "split", "batches", "noise", "hyper", "updates", "held-out", "line")
 
 
 def _sequence(seed: int, name: str, key: tuple[int, ...]) -> np.random.SeedSequence:
@@ -33,3 +33,12 @@ def words(seed: int, name: str, n: int = 2) -> np.ndarray:
     Raises ValueError for a negative seed or a name that is not in ``STREAMS``.
     """
     return _sequence(seed, name, ()).generate_state(n, np.uint32)
+
+
+def derived_seed(seed: int, name: str, *key: int) -> int:
+    """A seed of its own, 0 .. 2^63 - 1, for entry ``key`` of the stream ``name``: of one update of a run, say.
+
+    Seeds that are derived from neighbouring seeds have nothing in common, which ``seed + key`` would not give. Raises
+    ValueError for a negative seed or a name that is not in ``STREAMS``.
+    """
+    return int(_sequence(seed, name, key).generate_state(1, np.uint64)[0] >> np.uint64(1))

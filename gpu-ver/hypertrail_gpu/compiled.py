@@ -1,15 +1,18 @@
 """A problem on the device: its data, and its programs, compiled once.
 
-Everything that changes between meta-iterations (weights, hyperparameters, batch indices, learning rate factors, the
-number of line steps) is an argument of a program; everything that does not (network, dynamics, shapes) is compiled
-in. So the second meta-iteration compiles nothing. In this package "compiled Theano function" means one of these.
+Everything that changes between meta-iterations (weights, hyperparameters, data, the key of the masks, batch indices,
+learning rate factors, the number of line steps) is an argument of a program; everything that does not (network, dynamics,
+shapes) is compiled in. So the second meta-iteration compiles nothing, and neither does a problem that differs from an earlier
+one in its seed, its batches or its examples alone. In this package "compiled Theano function" means one of these.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hypertrail.hyperparameters import OF_EXAMPLES, Hyper
+from hypertrail.hyperparameters import OF_EXAMPLES, OF_THE_START, Hyper
 from hypertrail.methods import MEASURED_STEPS, LineStep
 from hypertrail.problem import Problem, Values
 
@@ -29,6 +32,7 @@ from .stepping import large, step
 
 Array = Any
 Tree = Any
+Batch = tuple[Array, Array, tuple[Array, Array]]  # images, labels, and the two words that key the masks
 
 CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
 CHUNK_BYTES = 256 << 20
@@ -42,14 +46,41 @@ def precision(problem: Problem) -> Iterator[None]:
         yield
 
 
+REMEMBERED = 4  # problems whose programs and data stay on the device
+_remembered: OrderedDict[tuple[Problem, devices.Layout], Compiled] = OrderedDict()
+
+
 def compiled(problem: Problem) -> Compiled:
-    """The programs of this very problem object on the devices in use; the last four are remembered, with their data there."""
-    return _compiled(problem, devices.layout())
+    """The programs of this very problem object on the devices in use; the last four are remembered, with their data there.
+
+    A problem that differs from a remembered one in nothing but its data and seeds (`unlike`) gets that one's programs.
+    """
+    key = problem, devices.layout()
+    if key not in _remembered:
+        relative = next((one for one in reversed(_remembered.values()) if one.serves(*key)), None)
+        _remembered[key] = Compiled(*key) if relative is None else relative.for_data_of(problem)
+        if len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+    _remembered.move_to_end(key)
+    return _remembered[key]
 
 
-@lru_cache(maxsize=4)
-def _compiled(problem: Problem, layout: devices.Layout) -> Compiled:
-    return Compiled(problem, layout)
+FREE = ("seed", "splits", "schedule")  # in which two problems may differ that share their programs
+
+
+def unlike(a: Problem, b: Problem) -> list[str]:
+    """What keeps two problems from sharing compiled programs: the names of the fields that differ, or the sizes of the data."""
+    names = [name for name in a.__dataclass_fields__ if name not in FREE and getattr(a, name) != getattr(b, name)]
+    if type(a) is not type(b):
+        names.append("type")
+    if sizes(a) != sizes(b):
+        names.append(f"sizes of splits and batch, {sizes(a)} and {sizes(b)}")
+    return names
+
+
+def sizes(problem: Problem) -> tuple[int, ...]:
+    s = problem.splits
+    return (len(s.train), len(s.valid), len(s.select), len(s.test), problem.schedule.batch)
 
 
 class Compiled:
@@ -63,9 +94,7 @@ class Compiled:
         self.keeps_velocity = problem.needs_velocity()
         self.inner = Inner(self.loss, self.update, has_aux=True)
         self.large = large(problem, layout)
-        train = problem.splits.train
-        self.train_data = self.put(train.x, problem.dtype), self.put(train.y)
-        self.valid_data = self.put(problem.valid_batches())
+        self.train_data, self.valid_data = self.data_of(problem)
         self.chunk = chunk_length(problem)
         self.disk_chunk = chunk_length(problem, DISK_BYTES)
         self.state_bytes = state_bytes(problem)
@@ -83,11 +112,38 @@ class Compiled:
         self.hyper_loss = self.jit(self._hyper_loss)
         self.metrics = self.jit(self._metrics)
 
+    def data_of(self, problem: Problem) -> tuple[Tree, Tree]:
+        """What the programs read of a problem, on the device: (images, labels, key of the masks) of the train split, and the
+        validation batches (x, y)."""
+        train = problem.splits.train
+        return (
+            (self.put(train.x, problem.dtype), self.put(train.y), self.put(problem.noise_key)),
+            self.put(problem.valid_batches()),
+        )
+
+    def serves(self, problem: Problem, layout: devices.Layout) -> bool:
+        """Whether these programs are what would be compiled for the other problem."""
+        same = layout == self.layout and not unlike(self.problem, problem)
+        return same and (self.large, self.chunk) == (large(problem, layout), chunk_length(problem))
+
+    def for_data_of(self, problem: Problem) -> Compiled:
+        """The same programs for another problem that they serve. Splits that are the same object are on the
+        device once. Programs that other modules have built (`program`) are not shared: forward mode, implicit differentiation,
+        exact reversal and the online methods compile anew."""
+        other = copy.copy(self)
+        other.problem, other.others = problem, {}
+        if problem.splits is self.problem.splits:
+            other.train_data = *self.train_data[:2], self.put(problem.noise_key)
+        else:
+            other.train_data, other.valid_data = other.data_of(problem)
+        return other
+
     # -- the elementary problem, in the form functional.py takes: hyper = the values of the declared kinds as the batch
     #    sees them, and t = (step, row of per-step values, learning rate factor)
 
-    def loss(self, w: Tree, values: Values, batch: tuple[Array, Array], t: tuple) -> tuple[Array, Tree]:
-        return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0])
+    def loss(self, w: Tree, values: Values, batch: Batch, t: tuple) -> tuple[Array, Tree]:
+        x, y, key = batch
+        return losses.elementary_loss(self.problem, w, self.complete(values), x, y, t[0], key)
 
     def update(self, w: Tree, v: Tree, g: Tree, values: Values, t: tuple) -> tuple[Tree, Tree]:
         advance = rule(self.problem.dynamics, t[0])
@@ -109,13 +165,14 @@ class Compiled:
         """The declared values and the constants of the kinds that are not declared."""
         return {**self.problem.constants(jnp), **values}
 
-    def batch(self, values: Values, data: Tree, indices: Array) -> tuple[Values, tuple[Array, Array]]:
-        """(values as these rows of the train split see them, (x, y)).
+    def batch(self, values: Values, data: Tree, indices: Array) -> tuple[Values, Batch]:
+        """(values as these rows of the train split see them, (x, y, key of the masks)).
 
         What is differentiated is the batch's own rows of an example weight or learned image, never the whole array.
         """
         indices = self.layout.share(indices)
-        return self.problem.seen(values, indices), self.layout.share((data[0][indices], data[1][indices]))
+        x, y, key = data
+        return self.problem.seen(values, indices), (*self.layout.share((x[indices], y[indices])), key)
 
     def collect(self, dvalues: Values, more: Values, indices: Array) -> Values:
         """dvalues += more, the derivatives of a batch's rows into these rows (repeated ones add up).
@@ -130,9 +187,8 @@ class Compiled:
         }
 
     def initial_weights(self, values: Values) -> dict[str, np.ndarray]:
-        """The scaled w_0 of these values, on the host: one product per scalar, rounded alike wherever it is asked for."""
-        sigma = {kind: jax.tree.map(np.asarray, one) for kind, one in values.items() if kind == "initial_scale"}
-        return self.problem.scaled(self.problem.initial_weights(), sigma)
+        """w_0 of these values, on the host: one product and sum per scalar, rounded alike wherever it is asked for."""
+        return self.problem.scaled(self.problem.initial_weights(), jax.tree.map(np.asarray, of_the_start(values)))
 
     def inputs(self, values: Values) -> np.ndarray | None:
         """The learned images of these values, on the host; None where none are learned."""
@@ -155,10 +211,10 @@ class Compiled:
         return jax.vjp(lambda h: self.problem.declared_values(h, jnp), hyper)[1](dvalues)[0]
 
     def _pull_start(self, dvalues: Values, values: Values, drawn: Tree, dw: Tree) -> Values:
-        """Adjoint of w_0 = σ · (drawn w_0), for the end of the reverse pass: dvalues with dσ += dw_0 · (drawn w_0)."""
-        scales = {"initial_scale": values["initial_scale"]}
-        more = jax.vjp(lambda scales: self.problem.scaled(drawn, scales), scales)[1](dw)[0]
-        return {**dvalues, "initial_scale": add(dvalues["initial_scale"], more["initial_scale"])}
+        """Adjoint of w_0 = σ · (drawn w_0) + u, for the end of the reverse pass: dvalues with dσ += dw_0 · (drawn w_0) and
+        du += dw_0."""
+        more = jax.vjp(lambda start: self.problem.scaled(drawn, start), of_the_start(values))[1](dw)[0]
+        return dvalues | {kind: add(dvalues[kind], one) for kind, one in more.items()}
 
     def _weights(self, w: Tree, values: Values) -> Tree:
         return self.problem.effective(jnp, w, self.complete(values))
@@ -293,8 +349,8 @@ class Compiled:
         dw, dv, dvalues = adjoint
         _, gamma = self.rates(values, t)
         u = {name: -(1 - gamma[name]) * one for name, one in dw.items()}
-        seen, batch = self.batch(values, data, indices)
-        hvp, mixed = losses.second_order(self.problem, w, self.complete(seen), *batch, t[0], u)
+        seen, (x, y, key) = self.batch(values, data, indices)
+        hvp, mixed = losses.second_order(self.problem, w, self.complete(seen), x, y, t[0], u, key)
         return add(dw, hvp), dv, self.collect(dvalues, mixed, indices)
 
     def _hyper_gradient(self, w: Tree, values: Values, batches: Tree) -> tuple:
@@ -316,6 +372,11 @@ class Compiled:
         t = np.arange(start, stop, dtype=np.int32)
         factors = self.problem.dynamics.factors(self.problem.steps)[start:stop].astype(self.problem.dtype)
         return self.problem.schedule.indices(start, stop), (t, t, factors)
+
+
+def of_the_start(values: Values) -> Values:
+    """The values that act on w_0 alone; none of them: {}."""
+    return {kind: one for kind, one in values.items() if kind in OF_THE_START}
 
 
 def norm(tree: Tree) -> Array:

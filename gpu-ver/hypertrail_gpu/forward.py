@@ -1,6 +1,6 @@
 """Forward mode: the derivative of the state with respect to every hyperparameter, carried along with the training.
 
-    Z_0 = ∂(w_0, v_0)/∂λ (0 but for an initial scale),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
+    Z_0 = ∂(w_0, v_0)/∂λ (0 but for an initial scale or weight),   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∂f/∂w · Z_T + ∂f/∂λ
 
 with A_t = ∂(step)/∂(w, v) and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse
 gradient-based hyperparameter optimization", ICML 2017, section 3.2 and algorithm 2.
@@ -23,7 +23,7 @@ from hypertrail.methods import Forward
 from hypertrail.problem import Problem
 from hypertrail.records import Hypergradient, Training, Undoable, hypergradient_cost
 
-from .compiled import Compiled, compiled, precision
+from .compiled import Compiled, compiled, of_the_start, precision
 from .functional import step
 from .reversal import with_effective_momentum
 
@@ -53,13 +53,9 @@ def forward_mode(
         ways = columns | jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), still)
         w, v = jax.tree.map(jnp.asarray, (programs.initial_weights(values), problem.initial_velocity()))
         Z = jax.tree.map(lambda one: jnp.zeros((m, *one.shape), one.dtype), (w, v))
-        if problem.declared("initial_scale"):
-            Z = (
-                programs.program("forward mode at w_0", lambda: programs.jit(jax.vmap(problem.scaled, (None, 0))))(
-                    problem.initial_weights(), columns
-                ),
-                Z[1],
-            )
+        if of_the_start(values):
+            start = programs.program("forward mode at w_0", lambda: programs.jit(start_tangents(problem)))
+            Z = start(problem.initial_weights(), of_the_start(values), of_the_start(columns)), Z[1]
         advance = programs.program("forward mode", lambda: programs.jit(chunk(programs)))
         for start in range(0, problem.steps, programs.chunk):
             stop = min(start + programs.chunk, problem.steps)
@@ -87,6 +83,15 @@ def forward_mode(
             "zero": [k for k, one in gradient.items() if not any(map(np.any, one.values()))],
         },
     )
+
+
+def start_tangents(problem: Problem) -> Any:
+    """(drawn w_0, values, their m columns) → the m columns of ∂w_0."""
+
+    def tangents(drawn: Tree, values: Tree, columns: Tree) -> Tree:
+        return jax.vmap(lambda dot: jax.jvp(lambda one: problem.scaled(drawn, one), (values,), (dot,))[1])(columns)
+
+    return tangents
 
 
 def chunk(programs: Compiled) -> Any:

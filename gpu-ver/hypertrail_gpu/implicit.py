@@ -75,9 +75,9 @@ def implicit(problem: Problem, hyper: Hyper, training: Training, method: Implici
 def full_loss(programs: Compiled, w: Tree, values: Tree, data: Tree) -> Any:
     """L over the whole training split: dropout off, penalties included."""
     problem, values = programs.problem, programs.complete(values)
-    data = programs.layout.share(data)
+    x, y = programs.layout.share(data[:2])
     weights = problem.effective(jnp, w, values)
-    return problem.data_loss(OPS, weights, *data, step=None, values=values) + problem.penalty(jnp, w, values)
+    return problem.data_loss(OPS, weights, x, y, step=None, values=values) + problem.penalty(jnp, w, values)
 
 
 def products(programs: Compiled) -> Any:

@@ -42,7 +42,14 @@ def elementary_gradient(
 
 
 def second_order(
-    problem: Problem, w: Mapping[str, Array], values: Values, x: Array, y: Array, step: Any, u: Mapping[str, Array]
+    problem: Problem,
+    w: Mapping[str, Array],
+    values: Values,
+    x: Array,
+    y: Array,
+    step: Any,
+    u: Mapping[str, Array],
+    key: Any = None,
 ) -> tuple[dict[str, Array], Values]:
     """((∂²L/∂w²) u, (∂²L/∂value∂w)ᵀ u), the second for every kind in `values` (zero for those L does not contain).
 
@@ -50,7 +57,7 @@ def second_order(
     """
 
     def gradients(w: Mapping[str, Array]) -> tuple[Any, Any]:
-        return jax.grad(lambda w, values: elementary_loss(problem, w, values, x, y, step)[0], (0, 1))(w, values)
+        return jax.grad(lambda w, values: elementary_loss(problem, w, values, x, y, step, key)[0], (0, 1))(w, values)
 
     return jax.jvp(gradients, (w,), (u,))[1]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,14 +25,14 @@ import numpy as np
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.methods import EXACT_STEP, MEASURED_STEPS, DrMAD, Exact, Method, Truncated
-from hypertrail.problem import Problem, Values
+from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse, refuse_hyper
 from hypertrail_data import MemoryTrajectory
 from hypertrail_nets import get_all_layers
 
-from . import devices, losses
-from .compiled import CHUNK_BYTES, Compiled, chunk_length, precision
+from . import devices
+from .compiled import CHUNK_BYTES, FREE, Compiled, chunk_length, of_the_start, precision, unlike
 from .drmad import line
 from .evaluation import batches_of
 from .keeping import SHARE, cut, free_memory
@@ -45,13 +44,11 @@ Array = Any
 Tree = Any
 
 LINES = ("C1", "C2", "C3", "C4")
-# In which two runs may differ; in all else they are the same problem.
-FREE = ("seed", "splits", "schedule")
 
 
 def seeds(problem: Problem, numbers: Iterable[int]) -> tuple[Problem, ...]:
     """The problem with these seeds, of initial weights, batches and masks; the split stays."""
-    return tuple(problem.with_(seed=s, schedule=replace(problem.schedule, seed=s)) for s in numbers)
+    return tuple(problem.reseeded(seed) for seed in numbers)
 
 
 def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "ends") -> list[Training]:
@@ -74,7 +71,8 @@ def train(problems: Sequence[Problem], hypers: Sequence[Hyper], keep: str = "end
         S, T = len(problems), problems[0].steps
         values = programs.values(stack(hypers))
         apart = programs.apart(values)
-        initial = [p.scaled(p.initial_weights(), scales(v)) for p, v in zip(problems, apart, strict=True)]
+        starts = [jax.tree.map(np.asarray, of_the_start(one)) for one in apart]
+        initial = [p.scaled(p.initial_weights(), start) for p, start in zip(problems, starts, strict=True)]
         w0, v0 = stack(initial), stack([p.initial_velocity() for p in problems])
         state = (w0, v0, stack([p.initial_running() for p in problems]))
         kept = [MemoryTrajectory() for _ in problems]
@@ -130,8 +128,8 @@ def hypergradient(
     if isinstance(method, DrMAD) and method.choices.on:
         raise UsageError(f"{method.name} for runs side by side: choices of the original programs; take it run by run")
     refuse_counts(problems, hypers, trainings)
-    for problem, training in zip(problems, trainings, strict=True):
-        refuse(problem, training, method)
+    for problem, training, hyper in zip(problems, trainings, hypers, strict=True):
+        refuse(problem, training, method, hyper)
         if not isinstance(method, DrMAD) and isinstance(training.trajectory, Checkpointed | Undoable):
             raise UsageError("runs side by side read every state: train with keep='memory', or go back run by run")
     started = time.perf_counter()
@@ -148,7 +146,7 @@ def hypergradient(
             (dw, dv, dvalues), norms = walk_lines(programs, adjoint, problems, trainings, method, values)
         else:
             (dw, dv, dvalues), norms = walk_states(programs, adjoint, trainings, method, values)
-        if first.declared("initial_scale"):
+        if of_the_start(values):
             drawn = stack([p.initial_weights() for p in problems])
             dvalues = programs.pull_start(dvalues, values, drawn, dw)
         gradients = jax.tree.map(
@@ -194,14 +192,14 @@ def walk_states(
     programs: Together, adjoint: Tree, trainings: Sequence[Training], method: Method, values: Tree
 ) -> tuple[Tree, list[np.ndarray]]:
     """`reverse.reverse_states`, all runs in step."""
-    T = programs.keyed.problem.steps
+    T = programs.first.problem.steps
     first = max(T - method.steps, 0) if isinstance(method, Truncated) else 0
     norms = np.empty((len(trainings), T))
-    providers = [Stored(one, programs.chunk, programs.keyed.problem.dtype).backwards(first) for one in trainings]
+    providers = [Stored(one, programs.chunk, programs.first.problem.dtype).backwards(first) for one in trainings]
     for pieces in zip(*providers, strict=True):
         start, stop, _ = pieces[0]
         states = [states for _, _, states in pieces]
-        if programs.keyed.keeps_velocity and not all(any(k.startswith("v/") for k in one) for one in states):
+        if programs.first.keeps_velocity and not all(any(k.startswith("v/") for k in one) for one in states):
             raise UsageError(
                 "a trajectory holds no velocities, which learning rate and momentum need; train again with these "
                 "hyperparameters declared"
@@ -228,8 +226,7 @@ def walk_lines(
     lines = [line(p, t, method) for p, t in zip(problems, trainings, strict=True)]
     lengths = np.array([N for _, N in lines])
     norms = np.empty((len(lines), max(lengths)))
-    keyed = [one._replace(t=(*one.t, *keys(p, len(one.rho)))) for p, (one, _) in zip(problems, lines, strict=True)]
-    paths = stack(keyed)
+    paths = stack([one for one, _ in lines])
     for stop in range(max(lengths), 0, -LINE_SPAN):
         start = max(stop - LINE_SPAN, 0)
         span = np.minimum(start, lengths).astype(np.int32), np.minimum(stop, lengths).astype(np.int32)
@@ -240,20 +237,6 @@ def walk_lines(
 
 
 # -- the programs ---------------------------------------------------------------------------------------------------------
-
-
-class Keyed(Compiled):
-    """The programs of a problem whose mask key comes with the step: t = (step, row, factor, and the two words of the key)."""
-
-    def __init__(self, problem: Problem, layout: devices.Layout) -> None:
-        super().__init__(problem, layout)
-        self.large = []  # a walk by rows is not for `vmap`
-
-    def loss(self, w: Tree, values: Values, batch: tuple[Array, Array], t: tuple) -> tuple[Array, Tree]:
-        return losses.elementary_loss(self.problem, w, self.complete(values), *batch, t[0], t[3:])
-
-    def rates(self, values: Values, t: tuple) -> tuple[dict[str, Array], dict[str, Array]]:
-        return super().rates(values, t[:3])
 
 
 def together(problems: tuple[Problem, ...]) -> Together:
@@ -274,21 +257,19 @@ class Together:
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         refuse_unlike(problems)
         self.problems = problems
-        self.keyed = p = Keyed(problems[0], devices.Layout())
+        self.first = p = Compiled(problems[0], devices.Layout())
+        p.large = []  # a walk by rows is not for `vmap`
         self.chunk = chunk_length(problems[0], CHUNK_BYTES // len(problems))
         self.inputs = p.inputs
+        keys = stack([one.noise_key for one in problems])
         if all(one.splits is problems[0].splits for one in problems):
-            self.data, self.valid, axis = p.train_data, p.valid_data, None
+            (x, y, _), self.valid, own = p.train_data, p.valid_data, None
         else:
             splits = [one.splits.train for one in problems]
-            x, y = stack([one.x for one in splits]), stack([one.y for one in splits])
-            self.data, self.valid, axis = (
-                (x.astype(problems[0].dtype), y),
-                stack([one.valid_batches() for one in problems]),
-                0,
-            )
-        t = (None, None, None, 0, 0)
-        xs, origins = (0, t), ((None, 0),)
+            x, y = stack([one.x for one in splits]).astype(problems[0].dtype), stack([one.y for one in splits])
+            self.valid, own = stack([one.valid_batches() for one in problems]), 0
+        self.data, axis = (x, y, keys), (own, own, 0)
+        xs, origins = (0, None), ((None, 0),)
 
         def runs(f: Any, *axes: Any) -> Any:
             return jax.jit(jax.vmap(f, axes))
@@ -301,30 +282,20 @@ class Together:
         reverse = jax.vmap(p._reverse_chunk, (0, 0, 0, axis, xs))
         self.reverse_chunk = jax.jit(lambda adjoint, states, *rest: reverse(adjoint, stack(states), *rest))
         self.reverse_line = runs(partial(p._reverse_line, EXACT_STEP), 0, 0, 0, axis, 0)
-        self.hyper_gradient = runs(p._hyper_gradient, 0, 0, axis)
+        self.hyper_gradient = runs(p._hyper_gradient, 0, 0, own)
         self.metrics = runs(p._metrics, 0, 0, 0)
         S = len(problems)
         self.apart = jax.jit(lambda tree: [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(S)])
 
     def steps(self, start: int, stop: int) -> tuple:
-        """`Compiled.steps`, the indices and keys with an axis of runs in front."""
-        _, t = self.keyed.steps(start, stop)
-        indices = np.stack([p.schedule.indices(start, stop) for p in self.problems])
-        return indices, (*t, *np.stack([keys(p, stop - start) for p in self.problems], axis=1))
-
-
-def keys(problem: Problem, steps: int) -> np.ndarray:
-    """(2, steps) uint32: the two words of the mask key, at every step."""
-    return np.repeat(np.array(problem.noise_key, np.uint32)[:, None], steps, axis=1)
+        """`Compiled.steps`, the indices with an axis of runs in front."""
+        _, t = self.first.steps(start, stop)
+        return np.stack([p.schedule.indices(start, stop) for p in self.problems]), t
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
     """One tree whose arrays have a leading axis of runs."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def scales(values: Values) -> Values:
-    return {kind: jax.tree.map(np.asarray, one) for kind, one in values.items() if kind == "initial_scale"}
 
 
 # -- what must hold -----------------------------------------------------------------------------------------------------
@@ -342,26 +313,18 @@ def refuse_counts(problems: Sequence[Problem], *others: Sequence[Any]) -> None:
 def refuse_unlike(problems: Sequence[Problem]) -> None:
     a = problems[0]
     for b in problems[1:]:
-        unlike = [key for key in a.__dataclass_fields__ if key not in FREE and getattr(a, key) != getattr(b, key)]
-        if sizes(a) != sizes(b):
-            unlike.append(f"sizes of splits and batch, {sizes(a)} and {sizes(b)}")
-        if unlike:
+        if differences := unlike(a, b):
             raise UsageError(
-                f"runs side by side may differ in {', '.join(FREE)}; these differ in {', '.join(unlike)}. "
+                f"runs side by side may differ in {', '.join(FREE)}; these differ in {', '.join(differences)}. "
                 "Make them of one problem: many.seeds(problem, …), problem.with_(seed=…)"
             )
-
-
-def sizes(problem: Problem) -> tuple[int, ...]:
-    s = problem.splits
-    return (len(s.train), len(s.valid), len(s.select), len(s.test), problem.schedule.batch)
 
 
 def bytes_needed(programs: Together, states: bool) -> int:
     """An estimate of what the runs have on the device: kept states, eight of each run at work (w, v, g, adjoints, values),
     three times the activations of a batch (forward, backward, tangent), and data of their own."""
-    p = programs.keyed.problem
-    kept = p.steps * programs.keyed.state_bytes if states else 0
+    p = programs.first.problem
+    kept = p.steps * programs.first.state_bytes if states else 0
     activations = sum(math.prod(layer.shape) for layer in get_all_layers(p.network)) * p.dtype.itemsize
     weights = sum(one.size for one in p.params) * p.dtype.itemsize
     own = sum(one.nbytes for one in jax.tree.leaves((programs.data, programs.valid)))

@@ -13,6 +13,7 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
+from hypertrail.mantissa import arrival, refuse_arrival
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, ends_at, tail_of
 from hypertrail.outer import refuse_nonfinite
 from hypertrail.problem import Problem
@@ -20,7 +21,7 @@ from hypertrail.records import Checkpointed, Hypergradient, Training, Undoable, 
 from hypertrail.refusals import refuse
 from hypertrail_data import StoredTrajectory
 
-from .compiled import Compiled, compiled
+from .compiled import Compiled, compiled, of_the_start
 from .drmad import distance, first_distances, line, line_before_tail, pieces
 from .forward import forward_mode
 from .implicit import implicit
@@ -41,7 +42,7 @@ def hypergradient(
     other methods: see hypertrail.methods.
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
     """
-    refuse(problem, training, method)
+    refuse(problem, training, method, hyper)
     end = ends_at(method, problem.steps)
     if isinstance(method, Forward):
         result = forward_mode(problem, hyper, training, method, progress)
@@ -66,7 +67,7 @@ def hypergradient(
         adjoint = (dw, jax.tree.map(jnp.asarray, problem.initial_velocity()), dvalues)
         adjoint, norms, more = walk(programs, adjoint, training, method, values, progress)
         dw, dv, dvalues = adjoint
-        if problem.declared("initial_scale"):
+        if of_the_start(values):
             dvalues = programs.pull_start(dvalues, values, problem.initial_weights(), dw)
         gradient = jax.tree.map(lambda a: np.asarray(a, np.float64), programs.pull_back(hyper, dvalues))
         dw, dv = jax.tree.map(np.asarray, (dw, dv))
@@ -107,7 +108,9 @@ def walk(
             lines = [line(problem, training, method, first_distances(programs, training, values, method))]
         return *reverse_lines(programs, adjoint, lines, values, method.step, progress), more
     if isinstance(method, FloatReversed):
-        w, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
+        w, v, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
+        if not method.beyond:
+            check_arrival(problem, w, v, training, method)
         zero = {name: np.zeros(()) for name in training.initial}
         with np.errstate(over="ignore", invalid="ignore"):  # it may be anywhere
             drift = distance(training.initial, w) / max(distance(zero, training.initial), 1e-300)
@@ -130,13 +133,21 @@ def tail_then_line(
     T = programs.problem.steps
     gammas = programs.complete(values)["momentum"].values()
     first = T - tail_of(method, map(np.asarray, gammas), T)
-    w, adjoint, tail_norms = undo(programs, adjoint, training, values, first, progress)
+    w, v, adjoint, tail_norms = undo(programs, adjoint, training, values, first, progress)
     if first == 0:
+        check_arrival(programs.problem, w, v, training, method)
         return adjoint, tail_norms, {"tail": T}
     speeds = first_distances(programs, training, values, method)
     lines = [line_before_tail(programs.problem, training, method, jax.tree.map(np.asarray, w), T - first, speeds)]
     adjoint, line_norms = reverse_lines(programs, adjoint, lines, values, method.step, progress)
     return adjoint, np.concatenate([line_norms, tail_norms]), {"tail": T - first}
+
+
+def check_arrival(problem: Problem, w: Tree, v: Tree, training: Training, method: Method) -> None:
+    """VerificationFailure where steps that were undone in floats did not lead back to (w_0, 0)."""
+    w, v = jax.tree.map(np.asarray, (w, v))
+    distance = arrival(w, v, training.initial, training.final, training.velocity)
+    refuse_arrival(method.name, distance, problem.precision, "use exact, or take fewer steps")
 
 
 def check(gradient: Hyper, step: int = 0) -> None:

@@ -28,7 +28,7 @@ from hypertrail.keeping import Reversible
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training, Undoable
-from hypertrail.refusals import refuse_reversible
+from hypertrail.refusals import refuse_momenta, refuse_reversible
 
 from .compiled import Compiled, compiled, moved, norm
 from .functional import linearise, pull, zeros
@@ -319,15 +319,9 @@ def fractions_of(programs: Compiled, values: Tree) -> dict[str, Array]:
     momentum = programs.complete(values)["momentum"]
     hair = 1 - 4 * float(np.finfo(programs.problem.dtype).eps)
     gammas = {name: np.asarray(one, np.float64) for name, one in momentum.items()}
+    refuse_momenta(gammas.values())
     numerators = {name: np.ceil(gamma * DENOMINATOR * hair) for name, gamma in gammas.items()}
-    for name, n in numerators.items():
-        outside = ~((n > 0) & (n < DENOMINATOR))  # NaN too
-        if np.any(outside):
-            raise UsageError(
-                f"exact reversal needs a momentum between 2^-{EXPONENT} and 1 − 2^-{EXPONENT}, "
-                f"got {float(gammas[name][outside][0])}; lower its bounds, or keep the states"
-            )
-    return {name: jnp.asarray(n, jnp.int64) for name, n in numerators.items()}
+    return {name: jnp.asarray(np.minimum(n, DENOMINATOR - 1), jnp.int64) for name, n in numerators.items()}
 
 
 def at_step(programs: Compiled, fractions: Tree, t: Tree) -> Tree:

@@ -67,8 +67,8 @@ def reverse_states(
 
 def undo(
     programs: Compiled, adjoint: Tree, training: Training, values: Tree, first: int, progress: Progress | None
-) -> tuple[Tree, Tree, np.ndarray]:
-    """Backward from (w_T, v_T) by undoing the steps in floating point, to step `first`. Returns w there as well."""
+) -> tuple[Tree, Tree, Tree, np.ndarray]:
+    """Backward from (w_T, v_T) by undoing the steps in floating point, to step `first`. Returns (w, v) there as well."""
     T = programs.problem.steps
     norms = np.empty(T)
     w, v = jax.tree.map(jnp.asarray, (training.final, training.velocity))
@@ -83,7 +83,7 @@ def undo(
         finite(norms, start, stop)
         if progress:
             progress(T - start, T - first)
-    return state[0], state[2:], norms[first:]
+    return state[0], state[1], state[2:], norms[first:]
 
 
 def reverse_lines(

@@ -7,6 +7,7 @@ from .hyperparameters import (
     L2,
     ExampleWeight,
     InitialScale,
+    InitialWeight,
     LearningRate,
     Momentum,
     Noise,
@@ -17,6 +18,7 @@ from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
 from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent, Plain
 from .problem import Dynamics, Problem
+from .projections import Box, BudgetSum, Simplex
 from .records import Cost, Hypergradient, Metrics, Training
 
 __version__ = "0.1.0"
@@ -30,6 +32,8 @@ __all__ = [
     "T1T2",
     "Adaptive",
     "Almeida",
+    "Box",
+    "BudgetSum",
     "Checkpoints",
     "Clarke",
     "Cost",
@@ -43,6 +47,7 @@ __all__ = [
     "HypergradientDescent",
     "Implicit",
     "InitialScale",
+    "InitialWeight",
     "Last",
     "LearningRate",
     "Metrics",
@@ -52,6 +57,7 @@ __all__ = [
     "Plain",
     "Problem",
     "Reversible",
+    "Simplex",
     "Training",
     "TrainingInput",
     "Truncated",

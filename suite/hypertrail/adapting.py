@@ -20,7 +20,7 @@ import numpy as np
 from hypertrail_nets import Layer, Parameter
 
 from .errors import UsageError
-from .hyperparameters import LN10, Hyper, count
+from .hyperparameters import LN10, OF_THE_START, Hyper, count
 from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Plain
 from .problem import Problem
 from .records import Cost, Params
@@ -212,10 +212,16 @@ def refuse(problem: Problem, method: Online) -> None:
         if one.per_step and not plain:
             raise UsageError(f"{method.name} moves {one.kind} while the network trains; declare it without per_step")
     kinds = moved_kinds(problem, method)
-    if "initial_scale" in kinds:
+    if start := [kind for kind in kinds if kind in OF_THE_START]:
         raise UsageError(
-            f"{method.name} moves what is in force while the network trains, w_0 is past: no initial_scale"
+            f"{method.name} moves what is in force while the network trains, w_0 is past: no {' and '.join(start)}"
         )
+    for one in problem.hyperparameters:
+        if one.kind in kinds and one.couples:
+            raise UsageError(
+                f"{method.name} clips each number for itself, {one.kind} has a projection of all of them together; use Box(), or "
+                "move it between whole trainings"
+            )
     if not kinds and not plain:
         declared = ", ".join(h.kind for h in problem.hyperparameters)
         raise UsageError(

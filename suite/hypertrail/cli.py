@@ -191,6 +191,8 @@ def into_folder(
                     lines: list[dict[str, Any]] = []
                 else:
                     lines = tune(module, config, problem, engine, run, voice)
+                    if hasattr(module, "after"):
+                        module.after(config, problem, engine, run, voice)
             own = own_sections(path)
             display.show_end(voice, lines, own, write_report(path, "done", own))
             summary = {} if study else {"meta_iterations": config.meta_iterations}
@@ -232,6 +234,7 @@ def tune(module: ModuleType, config: Any, problem: Any, engine: Any, run: Any, v
         config.trajectory,
         voice.report,
         voice.finished,
+        problem_for(module, config, problem),
     )
 
 
@@ -374,6 +377,11 @@ def build(module: ModuleType, config: Any) -> Any:
 def steps_of(module: ModuleType, config: Any, problem: Any) -> Callable[[int], int] | None:
     """T of each meta-iteration, where the experiment says so itself."""
     return (lambda k: module.steps(config, problem, k)) if hasattr(module, "steps") else None
+
+
+def problem_for(module: ModuleType, config: Any, problem: Any) -> Callable[[int], Any] | None:
+    """The problem of each meta-iteration, where the experiment takes another one each time."""
+    return (lambda k: module.problem_for(config, problem, k)) if hasattr(module, "problem_for") else None
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ REPRESENTATION = {
     "momentum": "logit γ (momentum)",
     "transform": "t (weight = z · eᵗ)",
     "initial_scale": "ln σ (scale of w₀)",
-    "example_weight": "logit of the example's weight",
+    "initial_weight": "u (added to w₀)",
+    "example_weight": "the example's weight, or its logit",
     "training_input": "pixel, as the network sees it",
     "noise": "ln σ (noise in training)",
 }

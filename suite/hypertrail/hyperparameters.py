@@ -1,4 +1,4 @@
-"""Hyperparameters: kind, representation, sharing level, bounds.
+"""Hyperparameters: kind, representation, sharing level, bounds and projections.
 
 A hyperparameter is declared (`L2(level="parameter", init=1e-4)`), held as unconstrained arrays u, and used as values.
 Representation: value = e.g. 10^u. Sharing: one value for the network, a tensor, an output unit, an input unit or each
@@ -23,6 +23,7 @@ from hypertrail_nets import Parameter
 from hypertrail_nets.layers import NOISE, REGULARIZABLE
 
 from .errors import UsageError
+from .projections import Box, Projection
 
 Array = Any
 Arrays = dict[str, Array]  # what one declaration holds
@@ -35,7 +36,7 @@ LN10 = float(np.log(10.0))
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One declared kind. init and bounds are VALUES (not logarithms); bounds are kept by clipping u after each move.
+    """One declared kind. init and bounds are VALUES (not logarithms); bounds are kept by `project`, after each move.
 
     level: network, layer (one per tensor), unit (per output unit), input (per input unit), parameter.
     per_step: one value for each of the T elementary steps (learning rate and momentum only).
@@ -98,7 +99,10 @@ class Hyperparameter:
             "parameter": param.shape,
         }[self.level]
 
-    def clip(self, u: np.ndarray) -> np.ndarray:
+    couples: ClassVar[bool] = False  # whether `project` looks at all numbers of an array together
+
+    def project(self, u: np.ndarray) -> np.ndarray:
+        """The nearest array that this declaration allows, in the shape and dtype of u: clipped to the bounds, or projected."""
         with np.errstate(all="ignore"):
             low, high = (self.free(np.asarray(b, dtype=np.float64)) for b in self.bounds)
         return np.clip(u, low, high).astype(np.asarray(u).dtype)
@@ -232,6 +236,22 @@ class InitialScale(Hyperparameter):
     free, value, slope = L1.free, L1.value, L1.slope
 
 
+@dataclass(frozen=True)
+class InitialWeight(Hyperparameter):
+    """u of w_0 = drawn w_0 + u, u = 0 at first: the initial weights themselves, tensors that are drawn as zeros included.
+
+    Together with an InitialScale: w_0 = σ · (drawn w_0) + u. Its hypergradient is the adjoint at the end of the reverse pass,
+    df/du = dw_0, summed over what shares a u; so it is for methods that arrive at w_0. Shape of u for a tensor of w: that of w
+    (level parameter), one for each unit (units,), one for the tensor (). Source: Maclaurin et al. 2015, algorithm 2, which
+    returns dw_0; docs/exact.md.
+    """
+
+    level: str = "parameter"
+    init: float = 0.0
+    kind: ClassVar[str] = "initial_weight"
+    levels: ClassVar[tuple[str, ...]] = ("layer", "unit", "parameter")
+
+
 class OfExamples(Hyperparameter):
     """A kind that lives on the training examples: one array, one row per example of the train split, under `key`.
 
@@ -251,26 +271,67 @@ class OfExamples(Hyperparameter):
 
 @dataclass(frozen=True)
 class ExampleWeight(OfExamples):
-    """a_i of the elementary loss mean_i a_i · cross-entropy_i + penalties, one for each training example; u = logit a.
+    """a_i of the elementary loss mean_i a_i · cross-entropy_i + penalties, one for each training example.
 
+    representation: 'logit', u = logit a, which keeps a strictly between its bounds; or 'linear', u = a itself, which holds 0 and
+    1 and is projected after each move: on Box() (0 ≤ a ≤ 1, the default), on BudgetSum(R) (also Σ a ≤ R, the sum over the whole
+    train split) or on Simplex(total) (a ≥ 0, Σ a = total). What an outer update returns, and what is saved, is the projected
+    array; so is the first one, which is the projection of `init` everywhere. bounds: of 'logit' alone.
     Hyper loss and metrics are unweighted. The mean is over the batch size and not over Σ a: at .5 everywhere the data count
-    half against the penalties. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 5.1 (data hyper-cleaning; there a is
+    half against the penalties. Source: Franceschi, Donini, Frasconi, Pontil 2017, section 5.1 (data hyper-cleaning, linear and
     projected on 0 ≤ a ≤ 1, Σ a ≤ R); Ren, Zeng, Yang, Urtasun 2018.
     """
 
     level: str = "example"
     init: float = 0.5
     bounds: tuple[float, float] = (1e-4, 0.9999)
+    representation: str = "logit"
+    projection: Projection | None = None
     kind: ClassVar[str] = "example_weight"
     levels: ClassVar[tuple[str, ...]] = ("example",)
     key: ClassVar[str] = "train"
     axes: ClassVar[int | None] = 1
     expectation: ClassVar[str] = "expected a number between 0 and 1"
 
-    free, value, slope = Momentum.free, Momentum.value, Momentum.slope
+    def __post_init__(self) -> None:
+        if self.representation not in ("logit", "linear"):
+            raise UsageError(f"{self.kind}: representation {self.representation!r}, expected logit or linear")
+        if self.representation == "logit":
+            if self.projection is not None:
+                raise UsageError(f"{self.kind}: a projection is for representation='linear', this one is a logit")
+            super().__post_init__()
+            return
+        self.check_level()
+        if self.bounds != ExampleWeight.bounds:
+            raise UsageError(
+                f"{self.kind}: bounds are for the logit; a linear weight has a projection, as Box() or BudgetSum(R)"
+            )
+        object.__setattr__(self, "projection", self.projection or Box())
+        if not 0.0 <= self.init <= 1.0:
+            raise UsageError(
+                f"{self.kind}: init {self.init:g}, expected a number from 0 to 1 (the first array is its projection)"
+            )
+
+    @property
+    def couples(self) -> bool:  # type: ignore[override]
+        return self.projection is not None and self.projection.couples
+
+    def free(self, value: Any) -> Any:
+        return value if self.projection else Momentum.free(self, value)  # type: ignore[arg-type]
+
+    def value(self, u: Array, xp: Any = np) -> Array:
+        return u if self.projection else Momentum.value(self, u, xp)  # type: ignore[arg-type]
+
+    def slope(self, value: Array) -> Array:
+        return 1.0 if self.projection else Momentum.slope(self, value)  # type: ignore[arg-type]
+
+    def project(self, u: np.ndarray) -> np.ndarray:
+        if self.projection is None:
+            return super().project(u)
+        return self.projection.project(np.asarray(u, np.float64)).astype(np.asarray(u).dtype)
 
     def start(self, x: np.ndarray) -> np.ndarray:
-        return np.full(len(x), float(self.free(self.init)))
+        return self.project(np.full(len(x), float(self.free(self.init))))
 
 
 @dataclass(frozen=True)
@@ -331,8 +392,20 @@ class Noise(Hyperparameter):
 
 KINDS: dict[str, type[Hyperparameter]] = {
     c.kind: c
-    for c in (L2, L1, LearningRate, Momentum, WeightTransform, InitialScale, ExampleWeight, TrainingInput, Noise)
+    for c in (
+        L2,
+        L1,
+        LearningRate,
+        Momentum,
+        WeightTransform,
+        InitialScale,
+        InitialWeight,
+        ExampleWeight,
+        TrainingInput,
+        Noise,
+    )
 }
+OF_THE_START = (InitialScale.kind, InitialWeight.kind)  # act on w_0 alone
 OF_EXAMPLES = tuple(kind for kind, c in KINDS.items() if issubclass(c, OfExamples))
 
 

@@ -86,7 +86,8 @@ class DrMAD:
     spread: without first_batches, how the N minibatches of C1 and C3 to C6 are spread over the run. 'drawn': reverse step i
     uses that of a step drawn from the i-th of N equal stretches, by the problem's seed. 'even': that of the stretch's
     first step, as this package did before; POOR: where T/N divides an epoch of fixed order, the same few minibatches return.
-    tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
+    tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20). K = 0 is C4. K = T is exact to the digits that are
+    left, each step losing log2(1/γ) bits; a tail that loses more bits than the mantissa has is refused (`mantissa`).
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
     choices: further choices of the original programs, all off.
@@ -157,9 +158,13 @@ class Truncated:
 class FloatReversed:
     """Undo the steps in floating point from (w_T, v_T): v ← (v + (1−γ) g) / γ. POOR: a negative control, not a method.
 
-    Each step back multiplies the error by 1/γ, so it is lost after mantissa / log2(1/γ) steps (float32: 158 / 302 / 706 at
-    γ = .9 / .95 / .98). Cost as Exact; memory: one state.
+    Each step back multiplies the error by 1/γ, so all is lost after mantissa / log2(1/γ) steps (float32: 158 / 324 / 823 at
+    γ = .9 / .95 / .98; `mantissa.horizon`). Longer runs are refused with a UsageError, and a pass that does not arrive at the
+    known w_0 and v_0 = 0 raises VerificationFailure. beyond: neither of them, to watch how it dies; what comes back is noise
+    then. Cost as Exact; memory: one state.
     """
+
+    beyond: bool = False
 
     name = "float-reversed"
 
@@ -279,7 +284,7 @@ def parse_method(word: str) -> Method:
         if key not in known:
             expected = ", ".join([*known, *choices]) or "none"
             raise UsageError(f"method {word!r}: {name} has no setting {key!r}, expected {expected}")
-        given[key] = number(word, key, value, whole=known[key].startswith("int"))
+        given[key] = setting_of(word, key, value, known[key])
     if chosen:
         given["choices"] = AsPublished(**dict.fromkeys(chosen, True))
     return replace(method, **given)
@@ -301,7 +306,13 @@ def named(word: str) -> Method:
     raise UsageError(f"method {word!r}, expected one of {', '.join(NAMES)}")
 
 
-def number(word: str, field: str, value: str, whole: bool) -> float:
+def setting_of(word: str, field: str, value: str, type_name: str) -> float:
+    """The value of a setting, by the type of its field: true or false, a whole number, or a number."""
+    if type_name == "bool":
+        if value not in ("true", "false"):
+            raise UsageError(f"method {word!r}: {field} is {value!r}, expected true or false, as in {field}=true")
+        return value == "true"
+    whole = type_name.startswith("int")
     try:
         return int(value) if whole else float(value)
     except ValueError:

@@ -1,8 +1,8 @@
 """Outer updates: how the hyperparameters move once their gradient h is known.
 
 A rule is a frozen record of settings; what it remembers is an explicit `State`, so a run can be stopped and taken up
-again. All act on nested dicts of NumPy arrays (kind → key → array), element by element; `update` moves, then clips every
-array to the bounds of its declaration.
+again. All act on nested dicts of NumPy arrays (kind → key → array), element by element; `update` moves, then projects every
+array on what its declaration allows.
 
     state = rule.start(hyper)
     hyper, state = update(rule, problem.hyperparameters, hyper, gradient, state)
@@ -47,7 +47,7 @@ class Rule:
         return State(0, {slot: tree(np.zeros_like, hyper) for slot in self.slots})
 
     def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
-        """One update without clipping: new arrays, nothing is changed in place. Cost: a few passes over λ."""
+        """One update without projecting: new arrays, nothing is changed in place. Cost: a few passes over λ."""
         raise NotImplementedError
 
 
@@ -170,14 +170,14 @@ class AdamHips(Rule):
 def update(
     rule: Rule, declared: Sequence[Hyperparameter], hyper: Hyper, gradient: Hyper, state: State
 ) -> tuple[Hyper, State]:
-    """Move λ by the rule, then clip each kind to its declared bounds → (new λ, new state). float64 kept.
+    """Move λ by the rule, then project each kind on its declared bounds or set → (new λ, new state). float64 kept.
 
     Raises NumericalFailure, naming kind and tensor, when a hypergradient is NaN or infinite; nothing moves then.
     """
     refuse_nonfinite(gradient, state.count)
     moved, after = rule.step(hyper, gradient, state)
-    clip = {one.kind: one.clip for one in declared}
-    return {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}, after
+    project = {one.kind: one.project for one in declared}
+    return {kind: {key: project[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}, after
 
 
 META = "the step here counts meta-iterations; train with a smaller learning rate or for fewer steps"

@@ -1,8 +1,8 @@
 """The bilevel problem: network, data, schedule, dynamics, hyperparameters and the two losses.
 
     elementary:  w_T = training of w by T steps on  L(w, λ, batch) = mean cross-entropy (dropout on) + Σ λ₂ w² + Σ λ₁ |w|
-                 from w_0 (scaled where an initial scale is declared); each example's cross-entropy times its weight, and
-                 learned images in place of the split's, where these are declared
+                 from w_0 (scaled and shifted where initial scales or weights are declared); each example's cross-entropy
+                 times its weight, and learned images in place of the split's, where these are declared
     hyper:       f(w_T) = mean cross-entropy on the valid split, no penalties, dropout off, batch norm normalising with
                  the statistics of the validation batch itself: a pure function of w
 
@@ -33,7 +33,7 @@ from hypertrail_nets import (
 from hypertrail_nets.layers import REGULARIZABLE, Input
 
 from .errors import UsageError
-from .hyperparameters import OF_EXAMPLES, Hyper, Hyperparameter, expand, hyper_shapes, initial_hyper
+from .hyperparameters import OF_EXAMPLES, OF_THE_START, Hyper, Hyperparameter, expand, hyper_shapes, initial_hyper
 from .vanished import refuse_vanished
 
 if TYPE_CHECKING:
@@ -186,6 +186,11 @@ class Problem:
         """A new problem with some fields changed (compiles anew)."""
         return replace(self, **changes)
 
+    def reseeded(self, seed: int) -> Problem:
+        """The same problem with other initial weights, batches and masks: all that its seed draws, but the split. It compiles
+        nothing anew."""
+        return self.with_(seed=seed, schedule=replace(self.schedule, seed=seed))
+
     @cached_property
     def params(self) -> tuple[Parameter, ...]:
         return tuple(get_all_params(self.network, trainable=True))
@@ -218,9 +223,10 @@ class Problem:
         return initial_params(self.network, streams.generator(self.seed, "init"), self.dtype)
 
     def scaled(self, drawn: Mapping[str, Array], values: Values) -> dict[str, Array]:
-        """w_0 that training starts from: σ · (drawn w_0) where an initial scale is declared, else the drawn one."""
-        sigma = values.get("initial_scale", {})
-        return {name: sigma[name] * one if name in sigma else one for name, one in drawn.items()}
+        """w_0 that training starts from: σ · (drawn w_0) + u, with σ and u where an initial scale or weight is declared."""
+        sigma, shift = (values.get(kind, {}) for kind in OF_THE_START)
+        scaled = {name: sigma[name] * one if name in sigma else one for name, one in drawn.items()}
+        return {name: one + shift[name] if name in shift else one for name, one in scaled.items()}
 
     def initial_velocity(self) -> dict[str, np.ndarray]:
         """v_0 = 0, {parameter name: array}: in the shape of the parameter, for Adam (2, *shape), first and second moment."""

@@ -6,14 +6,15 @@ one than was planned. What is accepted here is what `hypertrail verify everythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from .errors import UsageError
-from .hyperparameters import Hyper, Hyperparameter, count
+from .hyperparameters import OF_THE_START, Hyper, Hyperparameter, count
 from .keeping import Checkpoints, Keep, Last, Reversible
-from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, refuse_short
+from .mantissa import refuse_beyond
+from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated, refuse_short, tail_of
 from .problem import Problem
 from .records import Checkpointed, Training, Undoable
 
@@ -21,10 +22,10 @@ from .records import Checkpointed, Training, Undoable
 def refuse_plan(problem: Problem, method: Method, keep: Keep) -> None:
     """Raise UsageError for a method that cannot give this problem's hypergradients, or not from what will be kept."""
     refuse_method(problem, method)
+    starts = keep.at(problem.steps) if isinstance(keep, Checkpoints) else None
+    refuse_numbers(problem, method, None, starts)
     if isinstance(keep, Reversible):
         refuse_reversible(problem)
-    if isinstance(keep, Checkpoints):
-        keep.at(problem.steps)
     if isinstance(method, Exact | Truncated):
         needed = problem.steps if isinstance(method, Exact) else min(method.steps, problem.steps)
         if keep == "ends" or (isinstance(keep, Last) and keep.steps < needed):
@@ -35,13 +36,15 @@ def refuse_plan(problem: Problem, method: Method, keep: Keep) -> None:
         raise UsageError("completion C6 walks between kept states: train with keep=Checkpoints(n)")
 
 
-def refuse(problem: Problem, training: Training, method: Method) -> None:
-    """Raise UsageError for a method that cannot go back from this training run."""
+def refuse(problem: Problem, training: Training, method: Method, hyper: Hyper | None = None) -> None:
+    """Raise UsageError for a method that cannot go back from this training run. hyper: what it ran with; None: the inits."""
     if training.steps != problem.steps:
         raise UsageError(
             f"the training run took {training.steps} steps, the problem has {problem.steps}; train this problem"
         )
     refuse_method(problem, method)
+    kept = training.trajectory
+    refuse_numbers(problem, method, hyper, kept.at if isinstance(kept, Checkpointed) else None)
     if isinstance(method, Exact | Truncated):
         refuse_states(training, method)
     if isinstance(method, DrMAD) and method.completion == "C6" and not isinstance(training.trajectory, Checkpointed):
@@ -62,6 +65,15 @@ def refuse_lengths(problem: Problem, lengths: Sequence[int]) -> None:
         raise UsageError(
             f"{' and '.join(kinds)} per step: the {problem.steps} values of this problem do not fit a training of {other} steps; "
             "keep the length, or declare them without per_step"
+        )
+
+
+def refuse_other_shapes(problem: Problem, shapes: dict[str, dict[str, tuple[int, ...]]], k: int) -> None:
+    """Raise UsageError where the problem of meta-iteration k declares other hyperparameters than the first one."""
+    if problem.hyper_shapes() != shapes:
+        raise UsageError(
+            f"the problem of meta-iteration {k} declares hyperparameters of other kinds or shapes than the one before; "
+            "change its seed, batches or examples only"
         )
 
 
@@ -91,7 +103,7 @@ def refuse_method(problem: Problem, method: Method) -> None:
             raise UsageError(
                 f"forward mode carries one state per hyperparameter, {m} are too many; share them or use exact"
             )
-    start = problem.declared("initial_scale")
+    start = [h for h in problem.hyperparameters if h.kind in OF_THE_START]
     if isinstance(method, Implicit) and method.solver == "dense":
         size = sum(one.size for one in problem.params)
         if size > method.most:
@@ -99,7 +111,7 @@ def refuse_method(problem: Problem, method: Method) -> None:
                 f"implicit-dense builds the Hessian of {size} parameters, allowed are {method.most}; use implicit-cg"
             )
     if isinstance(method, Implicit) and (rates or start):
-        kinds = " and ".join(h.kind for h in (*rates, start) if h)
+        kinds = " and ".join(h.kind for h in (*rates, *start))
         raise UsageError(
             f"implicit differentiation sees only the minimum, not how it was reached: no gradient for {kinds}; use exact"
         )
@@ -109,8 +121,8 @@ def refuse_method(problem: Problem, method: Method) -> None:
         )
     if isinstance(method, Truncated) and start and method.steps < problem.steps:
         raise UsageError(
-            f"truncated to {method.steps} of {problem.steps} steps never reaches w_0: no gradient for initial_scale; use exact "
-            "or a line"
+            f"truncated to {method.steps} of {problem.steps} steps never reaches w_0: no gradient for "
+            f"{' and '.join(h.kind for h in start)}; use exact or a line"
         )
 
 
@@ -181,11 +193,106 @@ def refuse_choices(problem: Problem, method: DrMAD, rates: list[Hyperparameter])
         )
 
 
+# -- numbers: momenta and learning rates with which a pass would return noise or zeros ----------------------------------
+
+
+def refuse_numbers(problem: Problem, method: Method, hyper: Hyper | None, starts: Sequence[int] | None) -> None:
+    """Raise UsageError where the momenta or learning rates of this run make the pass of a method meaningless.
+
+    hyper: what the run has; None: the inits. starts: the steps of the checkpoints, for C6.
+    """
+    T = problem.steps
+    momenta = held(problem, "momentum", hyper)
+    if isinstance(method, FloatReversed) and not method.beyond:
+        way_out = "use exact, fewer steps or float64, or FloatReversed(beyond=True) to watch it fail"
+        refuse_beyond(method.name, T, momenta, T, problem.precision, way_out)
+    if not isinstance(method, DrMAD):
+        return
+    stretches = {"C3": [(0, T)], "C4": [(0, T)]}.get(method.completion, [])
+    if method.completion == "C5":
+        K = tail_of(method, momenta, T)
+        refuse_beyond(
+            f"{method.name} with a tail of {K}", K, momenta, T, problem.precision, "use a shorter tail or exact"
+        )
+        stretches = [(0, T - K)]
+    if method.completion == "C6" and starts is not None:
+        stretches = list(zip(starts, [*starts[1:], T], strict=True))
+    refuse_still(problem, method, hyper, stretches)
+
+
+def refuse_still(problem: Problem, method: DrMAD, hyper: Hyper | None, stretches: Sequence[tuple[int, int]]) -> None:
+    """A stretch is walked with the learning rate of its last step: at 0 nothing would come back. And a line's velocity is
+    what it moves by over the learning rate, which cannot be 0."""
+    still = np.flatnonzero(smallest_rates(problem, hyper) == 0)
+    for start, stop in stretches:
+        if stop - start > 1 and stop - 1 in still:
+            raise UsageError(
+                f"completion {method.completion} walks steps {start} to {stop - 1} with the learning rate of the last of them, "
+                "and the schedule makes that 0: every derivative would be 0; let the schedule end above 0, or use exact"
+            )
+    N = {"C1": max(1, problem.steps // 10), "C2": problem.steps}.get(method.completion, 0)
+    if problem.needs_velocity() and len(inside := still[(still > 0) & (still < N)]):
+        raise UsageError(
+            f"completion {method.completion} divides by the learning rate of step {inside[0]} to find the velocity, and the "
+            "schedule makes that 0; keep the schedule above 0, or use exact"
+        )
+
+
+def smallest_rates(problem: Problem, hyper: Hyper | None) -> np.ndarray:
+    """(T,) α of each step in the precision of the problem, the schedule's factor included: of the tensors, the smallest."""
+    declared = problem.declared("learning_rate")
+    values = held(problem, "learning_rate", hyper)
+    if declared is not None and declared.per_step:
+        smallest: np.ndarray = np.min([one.reshape(len(one), -1).min(axis=1) for one in values], axis=0)
+    else:
+        smallest = np.asarray(min(float(np.min(one)) for one in values))
+    return problem.dynamics.factors(problem.steps).astype(problem.dtype) * smallest.astype(problem.dtype)
+
+
+def held(problem: Problem, kind: str, hyper: Hyper | None) -> list[np.ndarray]:
+    """The values of learning rate or momentum: of what hyper holds, else the init, else the constant of the dynamics."""
+    declared = problem.declared(kind)
+    if declared is None:
+        return [np.asarray(getattr(problem.dynamics, kind), np.float64)]
+    if hyper is None:
+        shape = (problem.steps,) if declared.per_step else ()
+        return [np.full(shape, declared.init)]
+    return [np.asarray(declared.value(np.asarray(u, np.float64))) for u in hyper[kind].values()]
+
+
+LEAST = 2.0**-16  # of γ and of 1 − γ, for a fraction of 2^16
+
+
 def refuse_reversible(problem: Problem) -> None:
-    """Exact reversal divides by γ, in integers."""
+    """Exact reversal divides by γ, in integers: by a fraction of 2^16 that must be neither 0 nor 1."""
     if problem.dynamics.kind != "damped":
         raise UsageError(f"exact reversal undoes damped momentum, not {problem.dynamics.kind}; keep the states instead")
-    if problem.declared("momentum") is None and not 2**-16 <= problem.dynamics.momentum <= 1 - 2**-16:
+    declared = problem.declared("momentum")
+    if declared is None:
+        refuse_momenta([np.asarray(problem.dynamics.momentum)])
+        return
+    refuse_momenta([np.asarray(declared.init)])
+    low, high = declared.bounds
+    if not (reversible(low) and reversible(high)):
         raise UsageError(
-            f"exact reversal needs a momentum between 2^-16 and 1 − 2^-16, got {problem.dynamics.momentum}; keep the states"
+            f"exact reversal needs a momentum between 2^-16 and 1 − 2^-16, and the declared bounds [{low:g}, {high:g}] let it "
+            "leave them; narrow the bounds, or keep the states"
         )
+
+
+def refuse_momenta(momenta: Iterable[np.ndarray]) -> None:
+    """Raise UsageError for the first momentum, of any tensor and any step, that is no fraction of 2^16 between 0 and 1."""
+    for gamma in momenta:
+        outside = np.ravel(gamma)[~np.ravel(reversible(gamma))]
+        if len(outside):
+            raise UsageError(
+                f"exact reversal needs a momentum between 2^-16 and 1 − 2^-16, got {float(outside[0]):g}; narrow its bounds, or "
+                "keep the states"
+            )
+
+
+def reversible(gamma: float | np.ndarray) -> np.ndarray:
+    """Whether a momentum can be undone in integers; False for NaN. The last digits of float32 do not count: logit γ and back
+    changes them."""
+    gamma = np.asarray(gamma, np.float64)
+    return (gamma >= LEAST * (1 - 1e-5)) & (1 - gamma >= LEAST * (1 - 1e-2))

@@ -30,7 +30,7 @@ from .methods import DrMAD, Exact, Method, Truncated
 from .midway import Middle, Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
-from .refusals import refuse_lengths, refuse_plan, refuse_without_valid
+from .refusals import refuse_lengths, refuse_other_shapes, refuse_plan, refuse_without_valid
 from .runs import TRAINING, Run
 from .vanished import vanished
 
@@ -104,8 +104,10 @@ def tune(
     report: Report | None = None,
     start: Start | None = None,
     midway: Callable[[int], Midway] | None = None,
+    problem_for: Callable[[int], Problem] | None = None,
 ) -> Iterator[MetaIteration]:
-    """meta_iterations + 1 records (without those before `start`); every training starts from the same w_0.
+    """meta_iterations + 1 records (without those before `start`); every training starts from the same w_0, unless `problem_for`
+    says otherwise.
 
         repeat k = 0 … meta_iterations − 1:  w_T ← train(λ),  h ← df(w_T)/dλ,  λ ← rule(λ, h), clipped
         and once more:                       w_T ← train(λ)
@@ -113,7 +115,11 @@ def tune(
     compare_exact: take the exact hypergradient beside the method's (which alone moves λ) and measure the agreement.
     midway: the file in which the training of meta-iteration k keeps its middle, and its end while the reverse passes are at
     work; None: it keeps none.
-    steps: T of meta-iteration k; None: the problem's. keep: where the trajectory goes when the exact pass needs it.
+    steps: T of meta-iteration k; None: the problem's.
+    problem_for: the problem of meta-iteration k, the closing one included; None: `problem` every time. It must be a pure
+    function of k, so that a run that was stopped goes on to the same bits, and must declare the same hyperparameters. Other
+    seeds, batches or examples (of the same sizes) compile nothing anew.
+    keep: where the trajectory goes when the exact pass needs it.
     Cost of one meta-iteration: T gradients, the method's cost, 3 T more gradients where exact is asked, every split
     forward once. Raises NumericalFailure and what the engine raises; what was yielded before stays good. Stopped, between
     two chunks of steps, where a signal has asked: the end of the meta-iteration may be hours away.
@@ -126,11 +132,14 @@ def tune(
         refuse_lengths(problem, [steps(k) for k in range(meta_iterations + 1)])
     if start is None:
         start = beginning(problem, rule)
-    hyper, state = start.hyper, start.state
+    hyper, state, shapes = start.hyper, start.state, problem.hyper_shapes()
     lengths = {problem.steps} if steps is None else {steps(k) for k in range(meta_iterations)}
     for T in sorted(lengths) if meta_iterations else ():
         refuse_plan(problem.with_(steps=T), method, keep_for(method, also_exact, keep))
     for k in range(start.index, meta_iterations + 1):
+        if problem_for is not None:
+            problem = problem_for(k)
+            refuse_other_shapes(problem, shapes, k)
         T = problem.steps if steps is None else steps(k)
         if problem.steps != T:  # a new problem compiles anew, so only where it must be
             problem = problem.with_(steps=T)
@@ -191,6 +200,7 @@ def into_run(
     trajectory: str = "memory",
     report: Report | None = None,
     finished: Callable[[MetaIteration], None] | None = None,
+    problem_for: Callable[[int], Problem] | None = None,
 ) -> list[dict[str, Any]]:
     """`tune`, written to a run folder as it goes; returns the lines of metrics.jsonl. Goes on where an earlier start ended.
 
@@ -210,7 +220,9 @@ def into_run(
         told = middle_or_nothing(midway(start.index), folder if kept == folder else None)
         if told and not run.fresh:
             run.log(told)
-    loop = tune(problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway)
+    loop = tune(
+        problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway, problem_for
+    )
     for record in loop:
         if record.hypergradient is not None:
             gradients = {"hypergradient": record.hypergradient.gradient}

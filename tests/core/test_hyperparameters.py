@@ -12,6 +12,7 @@ from hypertrail import (
     L2,
     ExampleWeight,
     InitialScale,
+    InitialWeight,
     LearningRate,
     Momentum,
     TrainingInput,
@@ -208,6 +209,7 @@ def test_counts_of_what_moves():
         Momentum(),
         WeightTransform(bounds=(-1.0, 2.0)),
         InitialScale(),
+        InitialWeight(bounds=(-1.0, 2.0)),
         ExampleWeight(),
         TrainingInput(init=0.1, bounds=(-1.0, 2.0)),
     ],
@@ -217,7 +219,7 @@ def test_counts_of_what_moves():
 def test_clip_keeps_values_within_bounds_and_leaves_the_rest_alone(one: Hyperparameter, dtype: type):
     free = float(one.free(one.init))
     u = np.array([free - 100.0, free, free + 100.0], dtype)
-    clipped = one.clip(u)
+    clipped = one.project(u)
     assert clipped.dtype == dtype
     np.testing.assert_allclose(
         one.value(clipped.astype(np.float64))[[0, 2]], one.bounds, rtol=1e-5 if dtype is np.float32 else 1e-11
@@ -227,7 +229,7 @@ def test_clip_keeps_values_within_bounds_and_leaves_the_rest_alone(one: Hyperpar
 
 def test_unbounded_transform_is_not_clipped():
     u = np.array([-1e6, 0.0, 1e6])
-    np.testing.assert_array_equal(WeightTransform().clip(u), u)
+    np.testing.assert_array_equal(WeightTransform().project(u), u)
 
 
 @pytest.mark.parametrize(

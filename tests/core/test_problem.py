@@ -24,6 +24,7 @@ from hypertrail import (
     LearningRate,
     Momentum,
     Problem,
+    Reversible,
     Training,
     TrainingInput,
     Truncated,
@@ -34,7 +35,7 @@ from hypertrail import (
 from hypertrail.adapting import refuse as refuse_online
 from hypertrail.hyperparameters import Hyperparameter
 from hypertrail.problem import DYNAMICS
-from hypertrail.refusals import refuse, refuse_hyper, refuse_method, refuse_reversible
+from hypertrail.refusals import refuse, refuse_hyper, refuse_method, refuse_plan, refuse_reversible
 from hypertrail_data import BatchSchedule, Splits, make_splits
 from hypertrail_data import load as load_data
 from hypertrail_nets import densenet, get_output, mlp
@@ -439,6 +440,31 @@ def test_methods_that_suit_the_dynamics_are_not(make, declared, kind, methods):
 def test_dynamics_that_cannot_be_undone_are_refused(make, dynamics, message):
     with pytest.raises(UsageError, match=message):
         refuse_reversible(make(dynamics=dynamics))
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        (Momentum(init=2.0**-17, bounds=(2.0**-17, 0.9)), "got 7.62939e-06; narrow its bounds"),
+        (
+            Momentum("layer", 0.5, per_step=True, bounds=(2.0**-17, 0.9)),
+            r"bounds \[7.62939e-06, 0.9\] let it leave them",
+        ),
+        (Momentum("layer", 0.5, bounds=(0.1, 1 - 2.0**-17)), r"bounds \[0.1, 0.999992\] let it leave them"),
+    ],
+)
+def test_a_declared_momentum_that_cannot_be_undone_is_refused(make, declared, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_reversible(make(declared))
+    with pytest.raises(UsageError, match=message):
+        refuse_plan(make(declared), Exact(), Reversible())
+
+
+@pytest.mark.parametrize("level", ["network", "layer"])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_declared_momenta_that_can_be_undone_are_accepted(make, level, per_step):
+    refuse_reversible(make(Momentum(level, per_step=per_step)))
+    refuse_reversible(make(Momentum(level, 2.0**-16, (2.0**-16, 1 - 2.0**-16), per_step)))
 
 
 def test_largest_momentum_that_is_a_fraction_is_accepted(make):

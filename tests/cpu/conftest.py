@@ -22,6 +22,7 @@ from hypertrail import (
     Dynamics,
     ExampleWeight,
     InitialScale,
+    InitialWeight,
     LearningRate,
     Momentum,
     Problem,
@@ -75,6 +76,9 @@ DECLARED = {
         LearningRate("network", 0.2),
     ),
     "start": (InitialScale("parameter", 0.8), L1("layer", 3e-3)),
+    "weights at the start": (InitialWeight("parameter"), L2("layer", 2e-2), Momentum("network", 0.6)),
+    "scaled and shifted": (InitialScale("layer", 1.3), InitialWeight("unit", 0.1), L2("layer", 2e-2)),
+    "linear examples": (ExampleWeight(init=0.7, representation="linear"), L2("layer", 2e-2)),
 }
 
 
@@ -106,7 +110,7 @@ def make(splits: hypertrail_data.Splits) -> Callable[..., Problem]:
             "network": NETWORKS[network](),
             "splits": splits,
             "schedule": Repeating()
-            if declared == "examples"
+            if declared in ("examples", "linear examples")
             else hypertrail_data.BatchSchedule(len(splits.train), 12, seed=5),
             "steps": 6,
             "hyperparameters": DECLARED[declared],
@@ -156,6 +160,7 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         "momentum": lambda u: anp.exp(u) / (1 + anp.exp(u)),
         "transform": lambda u: u,
         "initial_scale": anp.exp,
+        "initial_weight": lambda u: u,
     }
 
     def train(problem: Problem, initial: Nested, hyper: Nested, w: Nested, v: Nested) -> Any:
@@ -182,7 +187,9 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
             logits = get_output(problem.network, weights, x, OPS, key=problem.noise_key, step=t)
             losses = OPS.cross_entropy(logits, y)
             if "example_weight" in hyper:
-                losses = losses / (1 + anp.exp(-hyper["example_weight"]["train"][rows]))
+                u = hyper["example_weight"]["train"][rows]
+                linear = problem.declared("example_weight").representation == "linear"
+                losses = losses * (u if linear else 1 / (1 + anp.exp(-u)))
             return anp.sum(losses) / len(rows) + problem.penalty(anp, w, values)
 
         names = [p.name for p in problem.params]
@@ -190,6 +197,9 @@ def unrolled() -> Callable[..., tuple[float, tuple[Nested, Nested, Nested]]]:
         if "initial_scale" in values:  # around the scaled w_0 that came in, so that its own gradient is there too
             drawn, now = problem.initial_weights(), problem.values(initial)["initial_scale"]
             w = {name: w[name] + (values["initial_scale"][name] - now[name]) * drawn[name] for name in names}
+        if "initial_weight" in values:
+            now = problem.values(initial)["initial_weight"]
+            w = {name: w[name] + values["initial_weight"][name] - now[name] for name in names}
         kind, beta, epsilon = problem.dynamics.kind, problem.dynamics.second_momentum, problem.dynamics.epsilon
         for t in range(problem.steps):
             _, g = value_and_grad(loss)(w, t)

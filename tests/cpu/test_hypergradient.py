@@ -42,6 +42,10 @@ CASES = [
     ("tanh", "examples", "damped"),
     ("tanh", "examples", "heavy-ball"),
     ("relu", "start", "heavy-ball"),
+    ("tanh", "weights at the start", "damped"),
+    ("tanh", "weights at the start", "adam"),
+    ("tanh", "scaled and shifted", "heavy-ball"),
+    ("tanh", "linear examples", "damped"),
 ]
 KINKED = ("densenet", "examples", "damped")  # differences of EPS step over kinks of its rectifiers in most directions
 

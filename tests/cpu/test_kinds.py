@@ -12,19 +12,23 @@ import hypertrail_data
 from hypertrail import (
     Checkpoints,
     DrMAD,
+    Dynamics,
     Exact,
     ExampleWeight,
     FloatReversed,
     Forward,
     Implicit,
     InitialScale,
+    InitialWeight,
     Momentum,
     Reversible,
     TrainingInput,
     Truncated,
     UsageError,
 )
+from hypertrail_cpu.losses import hyper_gradient
 from hypertrail_cpu.reversal import rounded
+from hypertrail_cpu.training import gradient_at
 from hypertrail_nets import mlp
 
 EQUAL = 1e-12
@@ -134,6 +138,96 @@ def test_forward_equals_reverse(make, dynamics):
     exact, result = (cpu.hypergradient(problem, hyper, training, one) for one in (Exact(), Forward()))
     assert result.diagnostics["columns"] == 6 + 6 * 4 + 4 + 1
     assert_near(result, exact, EQUAL)
+
+
+# -- the initial weights themselves
+
+
+def test_training_starts_from_the_shifted_weights_and_biases_move(make):
+    """w_0 = σ · drawn + u; without u, a tensor that is drawn as zeros stays where it is."""
+    problem = make("tanh", hyperparameters=(InitialScale("layer", 1.3), InitialWeight("unit", 0.1)))
+    training = cpu.train(problem, problem.initial_hyper())
+    for name, one in problem.initial_weights().items():
+        np.testing.assert_allclose(training.initial[name], 1.3 * one + 0.1, rtol=1e-15)
+    assert not np.any(problem.initial_weights()["dense1/b"])
+    assert np.all(training.initial["dense1/b"] == 0.1)
+    unmoved = make("tanh", hyperparameters=(InitialWeight(),))
+    plain = make("tanh", hyperparameters=(InitialScale(),))
+    a, b = (cpu.train(one, one.initial_hyper()) for one in (unmoved, plain))
+    for name, one in a.final.items():
+        np.testing.assert_array_equal(one, b.final[name])
+
+
+@pytest.mark.parametrize(
+    ("keep", "method"),
+    [("memory", Exact()), (Checkpoints(2), Exact()), ("memory", Truncated(6)), ("ends", FloatReversed())],
+    ids=str,
+)
+def test_its_hypergradient_is_the_adjoint_at_the_start(make, keep, method):
+    problem = make("tanh", "weights at the start")
+    hyper = problem.initial_hyper()
+    result = cpu.hypergradient(problem, hyper, cpu.train(problem, hyper, keep), method)
+    for name, one in result.gradient["initial_weight"].items():
+        np.testing.assert_array_equal(one, result.initial_weights[name])
+        assert np.any(one), name  # of the biases too
+    shared = make("tanh", hyperparameters=(InitialWeight("layer"),))
+    hyper = shared.initial_hyper()
+    result = cpu.hypergradient(shared, hyper, cpu.train(shared, hyper, "memory"), Exact())
+    for name, one in result.gradient["initial_weight"].items():
+        assert float(one) == pytest.approx(result.initial_weights[name].sum(), rel=1e-12)
+
+
+def test_one_step_in_closed_form(make):
+    """T = 1, damped: w_1 = w_0 − α (1−γ) g(w_0), so df/du = (I − α (1−γ) H) ∇f(w_1), H from differences of the gradient."""
+    problem = make("tanh", hyperparameters=(InitialWeight(),), steps=1, dynamics=Dynamics("damped", 0.3, 0.6))
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, "memory")
+    result = cpu.hypergradient(problem, hyper, training, Exact())
+    values, w = problem.values(hyper), training.initial
+    _, df, _ = hyper_gradient(problem, training.final, values)
+
+    def g(size: float) -> dict:
+        return gradient_at(problem, values, {p: w[p] + size * df[p] for p in w}, 0)[1]
+
+    up, down = g(1e-5), g(-1e-5)
+    for p, one in result.gradient["initial_weight"].items():
+        expected = df[p] - 0.3 * 0.4 * (up[p] - down[p]) / 2e-5
+        np.testing.assert_allclose(one, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dynamics", ["damped", "heavy-ball", "adam"])
+def test_forward_mode_carries_the_shift_of_the_start(make, dynamics):
+    declared = (InitialWeight("unit"), InitialScale("layer", 1.2))
+    problem = make("tanh", dynamics=dynamics, hyperparameters=declared)
+    problem = problem.with_(network=mlp((8, 8, 1), (4,), dropout=0.2))
+    hyper = problem.initial_hyper()
+    training = cpu.train(problem, hyper, "memory")
+    exact, result = (cpu.hypergradient(problem, hyper, training, one) for one in (Exact(), Forward()))
+    assert_near(result, exact, EQUAL)
+    alone = problem.with_(hyperparameters=declared[:1])
+    hyper = alone.initial_hyper()
+    training = cpu.train(alone, hyper, "memory")
+    exact, result = (cpu.hypergradient(alone, hyper, training, one) for one in (Exact(), Forward()))
+    assert_near(result, exact, EQUAL)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(Truncated(5), "no gradient for initial_weight; use exact"), (Implicit(), "no gradient for initial_weight")],
+)
+def test_ways_that_do_not_arrive_are_refused_for_the_weights_too(make, method, message):
+    problem = make("tanh", hyperparameters=(InitialWeight(),))
+    hyper = problem.initial_hyper()
+    with pytest.raises(UsageError, match=message):
+        cpu.hypergradient(problem, hyper, cpu.train(problem, hyper, "memory"), method)
+
+
+def test_linear_weights_of_one_are_a_training_without_weights(make):
+    problem = make("tanh", hyperparameters=(ExampleWeight(init=1.0, representation="linear"), InitialScale("network")))
+    plain = make("tanh", hyperparameters=(InitialScale("network"),))
+    a, b = cpu.train(problem, problem.initial_hyper()), cpu.train(plain, plain.initial_hyper())
+    for name, one in a.final.items():
+        np.testing.assert_array_equal(one, b.final[name])
 
 
 def test_images_as_they_are_change_nothing(make):

@@ -74,7 +74,7 @@ def test_sums_that_do_not_fit_are_caught():
         assert (caught.value.quantity, caught.value.step) == ("velocity", 3)
 
 
-@pytest.mark.parametrize("gamma", [1e-9, 1e-4, 0.1, 0.5, 0.9, 0.95, 0.98, 0.9999, 1 - 2.0**-15])
+@pytest.mark.parametrize("gamma", [2.0**-16, 1e-4, 0.1, 0.5, 0.9, 0.95, 0.98, 0.9999, 1 - 2.0**-15])
 def test_fraction_is_above_by_at_most_one_part_in_65536(gamma):
     n, d = fraction(gamma)
     assert d == 2**16
@@ -92,7 +92,7 @@ def test_known_fractions():
     assert fraction(1 - 2.0**-16) == (65535, 65536)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 1.0, -0.1, 1.5, np.nan, 1 - 2.0**-17])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, -0.1, 1.5, np.nan, 1e-9, 2.0**-17, 1 - 2.0**-17])
 def test_other_momenta_are_refused(gamma):
     with pytest.raises(UsageError, match="momentum"):
         fraction(gamma)
@@ -409,11 +409,11 @@ def test_gradients_that_differ_in_their_bits_are_refused(make, monkeypatch):
 
 def test_runs_that_cannot_be_reversed_are_refused(make):
     for problem, match in (
-        (make("tanh", dynamics="heavy-ball"), "for the damped dynamics, not for heavy-ball"),
-        (make("tanh", dynamics=Dynamics("damped", 0.1, 0.0)), "divides by the momentum: it is 0"),
+        (make("tanh", dynamics="heavy-ball"), "undoes damped momentum, not heavy-ball"),
+        (make("tanh", dynamics=Dynamics("damped", 0.1, 0.0)), "between 2.* got 0;"),
         (
             make("tanh", hyperparameters=(Momentum("network", 1 - 1e-6, bounds=(0.1, 1 - 1e-7)),)),
-            "is 1 when rounded up",
+            "between 2.* got 0.999999",
         ),
     ):
         with pytest.raises(UsageError, match=match):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hypertrail_data import STREAMS, generator, words
+from hypertrail_data import STREAMS, derived_seed, generator, words
 
 PINNED = {
     "init": 305369112,
@@ -11,7 +11,9 @@ PINNED = {
     "batches": 396636610,
     "noise": 479537206,
     "hyper": 801363470,
-    "line": 479385552,
+    "updates": 479385552,
+    "held-out": 421935236,
+    "line": 780386708,
 }
 PINNED_WORDS = [3842200183, 1588825544]
 
@@ -23,7 +25,7 @@ def test_values_never_change():
 
 
 def test_streams_seeds_and_keys_are_independent():
-    assert STREAMS == ("init", "split", "batches", "noise", "hyper", "line")
+    assert STREAMS == ("init", "split", "batches", "noise", "hyper", "updates", "held-out", "line")
     seen = {
         generator(seed, name, *key).bytes(16)
         for seed in range(3)
@@ -31,7 +33,15 @@ def test_streams_seeds_and_keys_are_independent():
         for key in ((), (0,), (1,), (0, 0))
     }
     assert len(seen) == 3 * len(STREAMS) * 4
-    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 18
+    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 3 * len(STREAMS)
+
+
+def test_derived_seeds_are_pinned_and_never_those_of_a_neighbour():
+    assert derived_seed(7, "updates", 3) == 170293346183968085
+    drawn = {derived_seed(seed, name, k) for seed in range(20) for name in ("updates", "held-out") for k in range(50)}
+    assert len(drawn) == 20 * 2 * 50
+    assert all(0 <= seed < 2**63 for seed in drawn)
+    assert generator(derived_seed(0, "updates", 1), "init").normal() != generator(1, "init").normal()
 
 
 def test_same_seed_same_numbers():
@@ -41,9 +51,9 @@ def test_same_seed_same_numbers():
     assert np.array_equal(words(np.int64(3), "noise"), words(3, "noise"))
 
 
-@pytest.mark.parametrize("call", [generator, words])
+@pytest.mark.parametrize("call", [generator, words, derived_seed])
 def test_misuse(call):
-    with pytest.raises(ValueError, match=r"'nosie'.*init, split, batches, noise, hyper, line"):
+    with pytest.raises(ValueError, match=r"'nosie'.*init, split, batches, noise, hyper, updates, held-out, line"):
         call(0, "nosie")
     with pytest.raises(ValueError, match="seed is -1"):
         call(-1, "noise")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import pytest
 
 import hypertrail_gpu as gpu
 from hypertrail import L2, DrMAD, Dynamics, Exact, Momentum, Reversible
+from hypertrail_gpu import compiled as compiled_module
 
 
 @pytest.fixture
@@ -42,6 +45,29 @@ def test_second_meta_iteration_compiles_nothing(make, compilations, tmp_path):
     second = meta_iteration(problem, moved, methods, tmp_path)
     assert first[2].diagnostics["N"] != second[2].diagnostics["N"], "the line should change its length here"
     assert compilations == []
+
+
+def test_other_seeds_and_examples_compile_nothing(make, compilations, tmp_path, relative):
+    """A new problem object that differs in what it draws alone: the same numbers as from programs of its own."""
+    problem = make("mlp", "penalties", steps=40)  # with dropout: the masks have the new seed as well
+    hyper = problem.initial_hyper()
+    methods = [Exact(), DrMAD("C0"), DrMAD("C4"), DrMAD("C5", tail=6)]
+    first = meta_iteration(problem, hyper, methods, tmp_path)
+    turned = {
+        n: replace(getattr(problem.splits, n), x=getattr(problem.splits, n).x[::-1].copy()) for n in ("train", "valid")
+    }
+    for other in (problem.reseeded(91), problem.with_(splits=replace(problem.splits, **turned))):
+        compilations.clear()
+        results = meta_iteration(other, hyper, methods, tmp_path)
+        assert compilations == []
+        again = other.with_(valid_batch=other.valid_batch)  # once more, with nothing remembered
+        compiled_module._remembered.clear()
+        alone = meta_iteration(again, hyper, methods, tmp_path)
+        assert compilations != []
+        for one, expected, unlike in zip(results, alone, first, strict=True):
+            assert relative(one.gradient, expected.gradient) == 0.0
+            assert relative(one.gradient, unlike.gradient) > 1e-3, "another seed, another gradient"
+        meta_iteration(problem, hyper, methods, tmp_path)  # remembered again
 
 
 def moved(hyper, by):

@@ -30,7 +30,7 @@ STEPS = 40
 DECLARED = (
     L2("layer", 1e-2),
     LearningRate("layer", 0.1, per_step=True),
-    Momentum("layer", 0.5, per_step=True, bounds=(1e-9, 1 - 1e-9)),
+    Momentum("layer", 0.5, per_step=True),
 )
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "sixteenths": lambda rng, shape: rng.integers(1, 16, shape) / 16,

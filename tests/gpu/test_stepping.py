@@ -224,7 +224,7 @@ def test_several_runs_in_one_program_are_not_by_rows(make, small_blocks):
     problem = make("mlp", "penalties").with_()
     with precision(problem):
         assert compiled(problem).large
-        assert not many.together((problem, problem)).keyed.large
+        assert not many.together((problem, problem)).first.large
 
 
 COPY = re.compile(r"= f32\[(\d+),(\d+)\][^ ]* copy\(")

@@ -24,8 +24,10 @@ from hypertrail import (
     Dynamics,
     Exact,
     ExampleWeight,
+    Forward,
     Implicit,
     InitialScale,
+    InitialWeight,
     LearningRate,
     Momentum,
     Problem,
@@ -222,3 +224,22 @@ def test_initial_scales_example_weights_and_learned_images(make):
     method = Implicit(damping=1.0, tolerance=1e-12)
     mine, theirs = cpu.hypergradient(data, hyper, a, method), gpu.hypergradient(data, hyper, b, method)
     assert_agree(mine.gradient, theirs.gradient, "implicit hypergradient")
+
+
+def test_initial_weights_and_linear_example_weights(make):
+    """Exact, along lines, forward and undone; the initial weights of every tensor, scaled and shifted."""
+    declared = (InitialScale("layer", 1.2), InitialWeight("parameter", 0.05), ExampleWeight(representation="linear"))
+    problem = make("mlp").with_(network=mlp((8, 8, 1), (9,), dropout=0.2), hyperparameters=declared)
+    hyper = problem.initial_hyper()
+    a, b = cpu.train(problem, hyper, "memory"), gpu.train(problem, hyper, "memory")
+    assert_agree(a.initial, b.initial, "w_0")
+    for method in (Exact(), DrMAD("C1"), DrMAD("C5", tail=3)):
+        mine, theirs = cpu.hypergradient(problem, hyper, a, method), gpu.hypergradient(problem, hyper, b, method)
+        assert_agree(mine.gradient, theirs.gradient, f"{method.name} hypergradient")
+        assert np.any(theirs.gradient["initial_weight"]["dense1/b"])
+        assert_agree(theirs.initial_weights, theirs.gradient["initial_weight"], "dw_0")
+    few = problem.with_(hyperparameters=(InitialWeight("layer"), InitialScale("layer", 1.2)))
+    hyper = few.initial_hyper()
+    a, b = cpu.train(few, hyper), gpu.train(few, hyper)
+    mine, theirs = cpu.hypergradient(few, hyper, a, Forward()), gpu.hypergradient(few, hyper, b, Forward())
+    assert_agree(mine.gradient, theirs.gradient, "forward hypergradient")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import math
 import re
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import DrMAD, UsageError, cli, experiments, outer
+from hypertrail import DrMAD, UsageError, cli, experiments, outer, runs
 from hypertrail.experiments import (
     _adaptive,
     _common,
@@ -267,6 +268,60 @@ def test_ard_takes_the_papers_steps_in_its_own_logarithm(blank_data):
     np.testing.assert_allclose(np.log(declared.value(moved["l2"]["logits/W"])), ln_l2 - 1000 * h_ln, rtol=1e-12)
 
 
+def test_schedules_take_a_new_seed_for_every_update_where_asked(blank_data):
+    config = schedules_mnist.Config(train=40, select=10, test=10, batch=20)
+    problem = schedules_mnist.problem(config)
+    assert schedules_mnist.problem_for(config, problem, 3) is problem
+    new = dataclasses.replace(config, new_seed_each_update=True)
+    seeds = [schedules_mnist.problem_for(new, problem, k).seed for k in range(50)]
+    assert len(set(seeds)) == 50
+    assert seeds == [schedules_mnist.problem_for(new, problem, k).seed for k in range(50)]
+    other = schedules_mnist.problem_for(dataclasses.replace(new, seed=1), problem, 0)
+    assert other.seed not in seeds
+    a, b = (schedules_mnist.problem_for(new, problem, k) for k in (0, 1))
+    assert np.any(a.initial_weights()["dense1/W"] != b.initial_weights()["dense1/W"])
+    assert np.any(a.schedule.indices(0, 2) != b.schedule.indices(0, 2))
+    assert a.splits is problem.splits
+
+
+def test_schedules_are_tried_on_held_out_seeds_and_go_on_in_between(blank_data, tmp_path, capsys, monkeypatch):
+    """Killed after two of four: the other two are trained, the first two are not; the table says mean and interval."""
+    folder = tmp_path / "run"
+    words = "--steps 4 --batch 5 --train 20 --select 5 --test 5 --hidden 6 --held-out 4 --new-seed-each-update"
+    command = [
+        "run",
+        "schedules-mnist",
+        *words.split(),
+        "--meta-iterations",
+        "1",
+        "--engine",
+        "cpu",
+        "--run-dir",
+        str(folder),
+    ]
+    trained = []
+    real = runs.Run.part
+
+    def part(run, name, compute):
+        if len(trained) == 2 and not ended:
+            raise KeyboardInterrupt
+        return real(run, name, lambda: trained.append(name) or compute())
+
+    ended: list[str] = []
+    monkeypatch.setattr(runs.Run, "part", part)
+    assert cli.main(command) == 130
+    ended.append("yes")
+    assert cli.main(command) == 0
+    assert trained == [f"held-out-0001-{i:02d}" for i in range(4)]
+    parts = [json.loads((folder / "parts" / f"{name}.json").read_text()) for name in trained]
+    assert len({part["seed"] for part in parts}) == 4
+    section = schedules_mnist.show(folder)[1]
+    losses = [part["train_loss"] for part in parts]
+    assert section.rows[0][0] == "4 held-out seeds"
+    assert section.rows[0][1].startswith(f"{np.mean(losses):.4f} ± ")
+    assert "Cost: 16 gradients" in section.text
+
+
 TINY = {
     "ard-mnist": ("--steps 4 --batch 5 --train 20 --valid 10 --select 5 --test 5 --outer-rate 10", "penalties"),
     "schedules-mnist": ("--steps 4 --batch 5 --train 20 --select 5 --test 5 --hidden 6", "norm schedules"),
@@ -284,8 +339,7 @@ def test_a_meta_loop_shows_its_own_figures(name, blank_data, tmp_path, capsys):
     assert set(own.split()) | {"metrics"} < pictures
     page = (folder / "report.html").read_text()
     assert page.count("<img") == len(pictures)
-    (section,) = experiments.load(name).show(folder)
-    for row in section.rows:
+    for row in (row for section in experiments.load(name).show(folder) for row in section.rows):
         assert row[0] in said
         assert "".join(f"<td>{cell}</td>" for cell in row) in page
     for one in own.split():

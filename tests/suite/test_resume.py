@@ -128,6 +128,19 @@ def test_it_trains_again_only_what_was_not_done(tmp_path, problem, engine, whole
     assert "goes on at meta-iteration 2" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_a_run_with_a_problem_for_each_meta_iteration_goes_on_with_the_problem_of_its_index(tmp_path, problem, engine):
+    def problem_for(k):
+        return problem.reseeded(100 + k)
+
+    engine.fails = 2
+    with pytest.raises(NumericalFailure):
+        go(tmp_path / "run", problem, engine, problem_for=problem_for)
+    engine.fails = None
+    engine.trainings.clear()
+    go(tmp_path / "run", problem, engine, problem_for=problem_for)
+    assert [one.problem.seed for one in engine.trainings] == [102, 103]
+
+
 def test_more_meta_iterations_go_on_from_the_last_update(tmp_path, problem, engine, whole):
     go(tmp_path / "run", problem, engine, meta_iterations=1)
     engine.trainings.clear()

@@ -57,6 +57,30 @@ def test_updates_follow_the_rule_and_the_end_is_trained_too(problem, engine, rul
     assert last.state.count == 3
 
 
+def test_a_problem_of_its_own_for_every_meta_iteration(problem, engine, rule):
+    """The closing training too; without `problem_for` it is one and the same problem."""
+    asked = []
+
+    def problem_for(k):
+        asked.append(k)
+        return problem.reseeded(100 + k)
+
+    list(tune(problem, engine, Exact(), rule, 2, problem_for=problem_for))
+    assert asked == [0, 1, 2]
+    assert [one.problem.seed for one in engine.trainings] == [100, 101, 102]
+    assert [one.problem.schedule.seed for one in engine.trainings] == [100, 101, 102]
+    assert all(one.problem.splits is problem.splits for one in engine.trainings)
+    engine.trainings.clear()
+    list(tune(problem, engine, Exact(), rule, 2))
+    assert all(one.problem is problem for one in engine.trainings)
+
+
+def test_problems_of_other_hyperparameters_are_refused(problem, engine, rule):
+    other = problem.with_(hyperparameters=problem.hyperparameters[:1])
+    with pytest.raises(UsageError, match="the problem of meta-iteration 1 declares hyperparameters of other kinds"):
+        list(tune(problem, engine, Exact(), rule, 2, problem_for=lambda k: other if k else problem))
+
+
 def test_metrics_of_every_split_that_is_not_empty(problem, engine, rule):
     record = next(tune(problem, engine, Exact(), rule, 1))
     assert {split: m.examples for split, m in record.metrics.items()} == {"train": 40, "valid": 30, "test": 20}

@@ -107,7 +107,7 @@ class AdaptiveRule(Rule):
             if s == 0:
                 moved[kind] = hyper[kind]
                 continue
-            moved[kind] = {key: one.clip(x + s * direction[key]) for key, x in hyper[kind].items()}
+            moved[kind] = {key: one.project(x + s * direction[key]) for key, x in hyper[kind].items()}
         return moved, {"u": u} if m else {}
 
     def averaged(self, h: Hyper) -> Hyper:

@@ -91,7 +91,7 @@ class T1T2Rule(Rule):
             one = problem.declared(kind)
             if values:
                 arrays = {key: unconstrained(kind, np.clip(x, *one.bounds)) for key, x in arrays.items()}
-            after[kind] = {key: one.clip(u) for key, u in arrays.items()}
+            after[kind] = {key: one.project(u) for key, u in arrays.items()}
         return after, memory
 
 

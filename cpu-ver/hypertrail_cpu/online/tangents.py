@@ -54,7 +54,7 @@ class TangentRule(Rule):
             if not np.isfinite(size_of(h) + sum(norm(w_dot) for w_dot, _ in Z)):
                 raise diverged(one.t + 1)
             moved, memory = move_outer(method.outer, hyper, h, memory)
-            clip = {declared.kind: declared.clip for declared in problem.hyperparameters}
+            clip = {declared.kind: declared.project for declared in problem.hyperparameters}
             hyper = {kind: {key: clip[kind](u) for key, u in arrays.items()} for kind, arrays in moved.items()}
             if method.restart:
                 Z = [zero] * m

@@ -93,7 +93,7 @@ class Rule:
         clipped = {}
         for kind, arrays in hyper.items():
             one = self.problem.declared(kind)
-            low, high = one.clip(np.array([-np.inf, np.inf]))
+            low, high = one.project(np.array([-np.inf, np.inf]))
             clipped[kind] = {key: jnp.clip(u, low, high) for key, u in arrays.items()}
         return clipped
 

@@ -11,6 +11,12 @@ and one of two forms. A meta loop (Config extends _common.Common), which hypertr
     problem(config) -> Problem        the bilevel problem; this is where data are loaded
     rule(config) -> outer.Rule        how the hyperparameters move
     steps(config, problem, k) -> int  T of meta-iteration k (optional: without it, the problem's)
+    problem_for(config, problem, k) -> Problem
+                                      the problem of meta-iteration k (optional: without it, `problem` each time). A pure
+                                      function of config and k, with the same hyperparameters; other seeds, batches or
+                                      examples compile nothing anew
+    after(config, problem, engine, run, voice)
+                                      what is computed with the last hyperparameters, through run.part (optional)
     show(folder) -> [Section]         its own part of the report (optional)
 
 A study (Config extends _common.Study), which drives itself:

@@ -29,6 +29,7 @@ up to 8.5 % while the hypergradient grew tenfold.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
@@ -36,8 +37,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import arrays, figures
-from ..checks import positive
+from .. import arrays, figures, interval
+from ..checks import at_least, positive
+from ..errors import NumericalFailure
 from ..hyperparameters import InitialScale, LearningRate, Momentum
 from ..outer import Adam, AdamHips, Rule
 from ..problem import Problem
@@ -48,7 +50,12 @@ from ._common import Common
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..display import Voice
+    from ..engines import Engine
+    from ..runs import Run
+
 RULES: dict[str, type[Rule]] = {"adam-hips": AdamHips, "adam": Adam}
+HELD_OUT = "held-out"  # the name of a part of the run, before the number of updates and that of the seed
 GROWN = 10.0  # times its smallest norm so far: the hypergradient is on its way to mean nothing (see chaos)
 
 
@@ -84,10 +91,15 @@ class Config(Common):
     """Images held out, only reported."""
     test: int = 10_000
     """Images that are only reported (of the official test set)."""
+    new_seed_each_update: bool = False
+    """Take new initial weights and batches in every meta-iteration, as the paper does; a function of seed and meta-iteration."""
+    held_out: int = 20
+    """How many seeds that no update has used train the network once more with the last hyperparameters; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("momentum", self.momentum)
+        at_least("held-out", self.held_out, 0)
 
 
 def problem(config: Config) -> Problem:
@@ -113,6 +125,41 @@ def problem(config: Config) -> Problem:
 
 def rule(config: Config) -> Rule:
     return RULES[config.outer](config.outer_rate)
+
+
+def problem_for(config: Config, problem: Problem, k: int) -> Problem:
+    """The problem of meta-iteration k: one and the same, or one with the weights and batches of a seed of its own."""
+    from hypertrail_data import derived_seed
+
+    return problem.reseeded(derived_seed(config.seed, "updates", k)) if config.new_seed_each_update else problem
+
+
+# -- the last hyperparameters, on seeds that no update has seen -----------------------------------------------------------
+
+
+def after(config: Config, problem: Problem, engine: Engine, run: Run, voice: Voice) -> None:
+    """Train with the last hyperparameters under every held-out seed, one part of the run each.
+
+    Cost: held_out trainings of T gradients, and a forward pass over train and test for each.
+    """
+    from hypertrail_data import derived_seed
+
+    path = run.state(config.meta_iterations)
+    hyper, _ = arrays.load_state(path)
+
+    def trained(seed: int) -> dict[str, Any]:
+        other = problem.reseeded(seed)
+        try:
+            training = engine.train(other, hyper)
+        except NumericalFailure as failure:
+            return {"seed": seed, "failed": str(failure)}
+        train, test = (engine.evaluate(other, training, split) for split in ("train", "test"))
+        return {"seed": seed, "train_loss": train.loss, "test_error": test.error, "gradients": training.cost.gradients}
+
+    for i in range(config.held_out):
+        voice.progress("held-out seeds", i, config.held_out)
+        seed = derived_seed(config.seed, "held-out", i)
+        run.part(f"{HELD_OUT}-{path.stem}-{i:02d}", lambda seed=seed: trained(seed))
 
 
 # -- its own part of the report -----------------------------------------------------------------------------------------
@@ -146,7 +193,29 @@ def show(folder: Path) -> list[Section]:
                 folder, "norm", growth(k, norms, lines)
             ),
         }
-    return [Section("Schedules", words, columns, rows, pictures)]
+    return [Section("Schedules", words, columns, rows, pictures), *held_out(folder, paths[-1].stem, lines)]
+
+
+def held_out(folder: Path, updates: str, lines: list[dict[str, Any]]) -> list[Section]:
+    """Train loss and test error on the held-out seeds, beside those of the training that closes the run."""
+    parts = [json.loads(path.read_text()) for path in sorted((folder / "parts").glob(f"{HELD_OUT}-{updates}-*.json"))]
+    good = [part for part in parts if "failed" not in part]
+    if len(good) < 2:
+        return []
+    end = lines[-1]["metrics"]
+    rows = [
+        [f"{len(good)} held-out seeds", interval.with_half([part["train_loss"] for part in good], ".4f"),
+         interval.with_half([100 * part["test_error"] for part in good], ".2f")],
+        ["the closing training", f"{end['train']['loss']:.4f}", f"{100 * end['test']['error']:.2f}"],
+    ]  # fmt: skip
+    gradients = sum(part["gradients"] for part in good)
+    words = (
+        f"The hyperparameters after {int(updates)} updates, with initial weights and batches that no update has used: the mean"
+        f" and its 95 % interval. Cost: {gradients:,} gradients."
+    )
+    if diverged := len(parts) - len(good):
+        words += f" {diverged} of {len(parts)} trainings diverged and are left out."
+    return [Section("Held-out seeds", words, ("trained with", "train loss", "test error, %"), rows)]
 
 
 def schedules(hyper: dict[str, dict[str, np.ndarray]]) -> Figure:
