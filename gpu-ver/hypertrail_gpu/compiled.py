@@ -70,12 +70,20 @@ FREE = ("seed", "splits", "schedule")  # in which two problems may differ that s
 
 def unlike(a: Problem, b: Problem) -> list[str]:
     """What keeps two problems from sharing compiled programs: the names of the fields that differ, or the sizes of the data."""
-    names = [name for name in a.__dataclass_fields__ if name not in FREE and getattr(a, name) != getattr(b, name)]
+    names = [name for name in a.__dataclass_fields__ if name not in FREE and not equal(getattr(a, name), getattr(b, name))]
     if type(a) is not type(b):
         names.append("type")
     if sizes(a) != sizes(b):
         names.append(f"sizes of splits and batch, {sizes(a)} and {sizes(b)}")
     return names
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two fields are equal. Arrays, which have no single truth value, are equal only where they are the same object."""
+    try:
+        return a is b or bool(a == b)
+    except ValueError:
+        return False
 
 
 def sizes(problem: Problem) -> tuple[int, ...]:
