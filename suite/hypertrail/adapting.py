@@ -21,10 +21,11 @@ from hypertrail_nets import Layer, Parameter
 
 from .errors import UsageError
 from .hyperparameters import LN10, OF_THE_START, Hyper, count
+from .mantissa import refuse_beyond
 from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Plain
 from .problem import Problem
 from .records import Cost, Params
-from .refusals import refuse_without_valid
+from .refusals import held, refuse_without_valid
 
 Array = Any
 State = dict[str, Any]  # {"w", "v", "running", "hyper", "memory"}: nested dicts of arrays; {"step", "block"}: int64 ()
@@ -262,6 +263,10 @@ def refuse_adaptive(problem: Problem, method: Adaptive) -> None:
                 f"states='undone' divides by the momentum of the damped dynamics, this problem has "
                 f"{problem.dynamics.kind} with {gamma:g}; keep the states"
             )
+        momenta, K = held(problem, "momentum", None), method.last
+        refuse_beyond(
+            "adaptive with states='undone'", K, momenta, K, problem.precision, "lower last, or keep the states"
+        )
 
 
 def refuse_momentum(problem: Problem, method: Online) -> None:

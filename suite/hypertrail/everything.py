@@ -49,11 +49,7 @@ FAMILIES: dict[str, tuple[Hyperparameter, ...]] = {
     "penalties": (L2("layer", 1e-2), L1("network", 1e-3), WeightTransform("layer", 0.1)),
     "penalties of each parameter": (L2("parameter", 1e-2), L1("unit", 1e-3), WeightTransform("input", 0.1)),
     "the beginning": (InitialScale("layer", 1.2), L2("network", 1e-2)),
-    "the weights at the beginning": (
-        InitialWeight("parameter"),
-        InitialScale("unit", 0.9),
-        Momentum("network", MOMENTUM),
-    ),
+    "the weights at the beginning": (InitialWeight("unit"), InitialScale("layer", 0.9), Momentum("network", MOMENTUM)),
     "data": (ExampleWeight(init=0.4), L2("network", 1e-2)),
     "linear weights of the data": (ExampleWeight(init=0.4, representation="linear"), L2("network", 1e-2)),
     "images": (TrainingInput(),),

@@ -65,7 +65,7 @@ class Simplex:
     def project(self, a: np.ndarray) -> np.ndarray:
         falling = np.sort(a, axis=None)[::-1]
         shifts = (np.cumsum(falling) - self.total) / np.arange(1, falling.size + 1)
-        tau = shifts[np.flatnonzero(falling > shifts)[-1]]
+        tau = shifts[np.flatnonzero(falling >= shifts)[-1]]
         return np.maximum(a - tau, 0.0)
 
 

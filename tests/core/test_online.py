@@ -97,6 +97,12 @@ def test_declarations_that_make_no_sense(declare, message):
         ((L2("parameter"),), RTHO(), {}, "are too many"),
         ((L2(), InitialWeight()), Adaptive(5, 2), {}, "w_0 is past: no initial_weight"),
         (
+            (L2(), LearningRate()),
+            Adaptive(60, 0, last=60, states="undone"),
+            {"dynamics": Dynamics(momentum=0.4), "precision": "float32", "steps": 100},
+            "adaptive with states='undone' would undo 60 steps in float32, whose 24 bits are lost after 18",
+        ),
+        (
             (ExampleWeight(representation="linear", projection=BudgetSum(3.0)),),
             RTHO(),
             {},

@@ -8,8 +8,10 @@ Maclaurin, Duvenaud, Adams (2015), with the settings of their code: a tanh netwo
 .04, along the exact hypergradient. The meta-loss is the TRAINING loss: the valid split of this problem IS its train split, so
 the two rows of every table agree; the 10,000 images that the paper validates on are `select`, reported only, like `test`.
 
-Not as there: batches go through the images in one fixed order and every training starts from the same drawn weights; theirs were
-drawn anew in each meta-iteration, which smooths their schedules.
+By default every training starts from the same drawn weights and goes through the images in the same order. With
+--new-seed-each-update both are drawn anew in each meta-iteration, as in the paper. At the end the last hyperparameters train once
+more under 20 seeds that no update has used, which shows what the schedules are worth elsewhere: 20 trainings, 2,000 gradients,
+beside the 5,100 gradients and 5,000 products of the updates.
 
 Hardware: two CPU cores: 1.5 minutes (half a minute of processor time), MNIST files at hand.
 Measured: seed 0, float32, after 50 updates; the norm is that of the hypergradient of ln α, at first, at its smallest and largest:
@@ -20,6 +22,17 @@ Measured: seed 0, float32, after 50 updates; the norm is that of the hypergradie
     --momentum 0.5                                .551 → .143     16.71 → 6.63 %     .065, .0072, .24
     --momentum 0.5 --no-learn-scales              .551 → .481     16.71 → 14.44 %    .065, .011, 1.5e16: chaos
     the last with --outer adam, shorter steps     .551 → .249     16.71 → 8.49 %     .065, .013, 1.2: the edge of chaos
+
+On the 20 held-out seeds, mean and 95 % interval (seed 0, float32, 50 updates):
+
+                                train loss, own seed    train loss, held out    test error, held out
+    one seed for all updates    .140                    .2153 ± .0051           7.72 ± .14 %
+    --new-seed-each-update      .169                    .1793 ± .0046           6.92 ± .17 %
+
+With one seed for all updates the train loss on that seed is two thirds of what it is on others: schedules and scales have learned
+its weights and batches by heart. A new seed each time costs nothing and gives schedules that are worth more on other seeds. (Its
+own seed is that of the closing training, which no update has used either.) Its hypergradient of ln α has the norms .033, .0084,
+.25 and is ten times its smallest from update 45 on.
 
 Without the initial scales to learn, γ = .5 drives the learning rates up until training is chaotic: the norm is ten times its
 smallest after 26 updates (38 with Adam), and from then on the loss jumps about.
