@@ -39,12 +39,10 @@ def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> L
     """
     T, completion = training.steps, method.completion
     w0, wT = float64(training.initial), float64(training.final)
-    if completion in ("C3", "C4"):
-        N = (
-            min(T, 200)
-            if completion == "C3"
-            else speed_matched_steps(*way(problem, hyper, training, wT, method), T, method)
-        )
+    if completion == "C3":
+        return stretch(problem, hyper, w0, wT, 0, T, min(T, 200), method)
+    if completion == "C4":
+        N = speed_matched_steps(*way(problem, hyper, training, wT, method), T, method)
         return stretch(problem, hyper, w0, wT, 0, T, N, method)
     N = max(1, T // 10) if completion == "C1" else T
     rho, batch_steps = points(method, problem.seed, 0, T, N)
