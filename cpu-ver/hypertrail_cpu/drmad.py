@@ -6,67 +6,89 @@ measured a cosine of about .98 with the exact hypergradient at T = 200 and about
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import DrMAD, speed_matched_steps, stretch_steps
+from hypertrail.methods import MEASURED_STEPS, DrMAD, points, speed_matched_steps, stretch_steps
 from hypertrail.problem import Problem
 from hypertrail.records import Checkpointed, Params, Training
 
 from .providers import Line, Pieces, split
-from .training import norm, rates
+from .training import forward, norm, rates
 
 
 def line(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> Line:
     """The line that completion C0 … C4 walks; reverse step i = N−1 … 0 uses
 
-            N                    ρ_i                       batch of step     rates of step
-        C0  T                    i / T                     i                 i               (paper: β falls from 1−1/T by 1/T)
-        C1  max(1, ⌊T/10⌋)       linspace(.001, .999, N)   ⌊i T / N⌋, or i   i               (authors' code)
-        C2  T                    i / T                     i                 i               (thesis; full recursion)
-        C3  min(T, 200)          linspace(0, 1, N+1)[:N]   ⌊i T / N⌋         T − 1           (thesis)
-        C4  by the first speed   linspace(0, 1, N+1)[:N]   ⌊i T / N⌋         T − 1           (thesis)
+            N                    ρ_i                       batch of step         rates of step
+        C0  T                    i / T                     i                     i               (paper: β falls by 1/T)
+        C1  max(1, ⌊T/10⌋)       linspace(.001, .999, N)   of stretch i, or i    i               (authors' code)
+        C2  T                    i / T                     i                     i               (thesis; full recursion)
+        C3  min(T, 200)          linspace(0, 1, N+1)[:N]   of stretch i, or i    T − 1           (thesis)
+        C4  by the first speed   linspace(0, 1, N+1)[:N]   of stretch i, or i    T − 1           (thesis)
 
-    C1 does not rescale α and, with first_batches, sees batch i, so only the first tenth of them: both as the authors' code.
-    C2 walks as long as the run did with the whole curvature of the line, and EXPLODES on long runs. Which batch a step of C3 and
-    C4 sees is NOT in the source: here, and in C1 without first_batches, the N batches are spread evenly over the run, so that
-    N = T gives each step its own.
-    Float64 arrays in training order. Cost: none in gradients. Raises UsageError where C4 cannot measure a speed
-    (`speed_matched_steps`).
+    Batches and ρ are `methods.points`: a step of each of N equal stretches of the run, or (first_batches, as in all the
+    original programs) step i, which is only the beginning of the run. N = T gives each step its own. C1 does not rescale α. C2
+    walks as long as the run did with the whole curvature of the line, and EXPLODES on long runs.
+    method.choices: `hypertrail.methods.AsPublished`.
+    Float64 arrays in training order. Cost: none in gradients, or the first 20 steps again (sum_of_norms). Raises UsageError where
+    C4 cannot measure a speed (`speed_matched_steps`).
     """
-    T = training.steps
+    T, completion = training.steps, method.completion
     w0, wT = float64(training.initial), float64(training.final)
-    if method.completion == "C3":
-        return stretch(problem, hyper, w0, wT, 0, T, min(T, 200))
-    if method.completion == "C4":
-        total = norm({name: wT[name] - w0[name] for name in w0})
-        return stretch(problem, hyper, w0, wT, 0, T, speed_matched_steps(training.distances, total, T, method))
-    if method.completion == "C1":
-        N = max(1, T // 10)
-        rho = np.linspace(0.001, 0.999, N)
-    else:
-        N = T
-        rho = np.arange(T) / T
-    batch_steps = np.arange(N) if method.first_batches else np.arange(N) * T // N
-    return Line(w0, wT, rho, batch_steps, np.arange(N), rate_of(problem, hyper), ahead=old(problem))
+    if completion in ("C3", "C4"):
+        N = (
+            min(T, 200)
+            if completion == "C3"
+            else speed_matched_steps(*way(problem, hyper, training, wT, method), T, method)
+        )
+        return stretch(problem, hyper, w0, wT, 0, T, N, method)
+    N = max(1, T // 10) if completion == "C1" else T
+    rho, batch_steps = points(method, problem.seed, 0, T, N)
+    return made(problem, hyper, Line(w0, wT, rho, batch_steps, np.arange(N)), method)
 
 
 def line_before_tail(problem: Problem, hyper: Hyper, training: Training, method: DrMAD, w: Params, stop: int) -> Line:
-    """C5: C4 on w_0 → w = w_stop, stop = T − K; its batches are spread over the steps 0 … stop−1, its rates those of stop − 1.
+    """C5: C4 on w_0 → w = w_stop, stop = T − K; its batches are of the steps 0 … stop−1, its rates those of stop − 1.
 
     The speed is that of the run's first steps, over ‖w_stop − w_0‖. N = min(stop, max_steps) where stop < 5.
     """
+    distances, total = way(problem, hyper, training, w, method)
+    N = stretch_steps(distances, lambda: total, stop, method)
+    return stretch(problem, hyper, float64(training.initial), w, 0, stop, N, method)
+
+
+def way(
+    problem: Problem, hyper: Hyper, training: Training, end: Params, method: DrMAD
+) -> tuple[Sequence[float], float]:
+    """(‖w_{t+1} − w_0‖ of the first steps, ‖end − w_0‖). By sum_of_norms each is Σ ‖·‖ over the tensors, as in the thesis' GPU
+    code, and the first steps, at most 20, are taken again. Cost: none, or their gradients.
+    """
     w0 = float64(training.initial)
-    return stretch(problem, hyper, w0, w, 0, stop, steps_of(training.distances, w0, w, stop, method))
+
+    def moved(w: Params) -> Params:
+        return {name: w[name] - w0[name] for name in w0}
+
+    if not method.choices.sum_of_norms:
+        return training.distances, norm(moved(end))
+    values, v0 = problem.values(hyper), problem.initial_velocity()
+    first = forward(problem, values, w0, v0, 0, min(MEASURED_STEPS, training.steps))
+    return [sum_of_norms(moved(one.w_next)) for one in first], sum_of_norms(moved(end))
+
+
+def sum_of_norms(params: Params) -> float:
+    """Σ ‖a‖ over the tensors a."""
+    return float(sum(np.linalg.norm(a) for a in params.values()))
 
 
 def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) -> Pieces:
     """C6: C4 on each stretch [a, b) between kept states; reverse step i = N−1 … 0 of a stretch uses
 
-            N                                       ρ_i       batch of step           rates of step
-            by the first speed of this stretch      i / N     a + ⌊i (b − a) / N⌋     b − 1
+            N                                       ρ_i       batch of step                rates of step
+            by the first speed of this stretch      i / N     of part i of a … b − 1       b − 1
 
     N = min(b − a, max_steps) where b − a is below 5. The line begins with the velocity that was kept at a. So one stretch is
     C4, and a state at every step (n = T) is exact. UsageError for a stretch in which the weights did not move.
@@ -79,23 +101,25 @@ def pieces(problem: Problem, hyper: Hyper, training: Training, method: DrMAD) ->
     for (w, v), w_end, a, b, d in zip(
         starts, ends, kept.at, [*kept.at[1:], training.steps], kept.distances, strict=True
     ):
-        N = steps_of(d, w, w_end, b - a, method)
-        lines.append(stretch(problem, hyper, w, w_end, a, b, N, v))
+        N = stretch_steps(d, lambda w=w, w_end=w_end: norm({p: w_end[p] - w[p] for p in w}), b - a, method)
+        lines.append(replace(stretch(problem, hyper, w, w_end, a, b, N, method), start=v))
     return Pieces(lines)
 
 
-def steps_of(distances: np.ndarray, w: Params, w_end: Params, steps: int, method: DrMAD) -> int:
-    """N for a stretch of `steps` steps from w to w_end."""
-    return stretch_steps(distances, lambda: norm({p: w_end[p] - w[p] for p in w}), steps, method)
+def stretch(problem: Problem, hyper: Hyper, w: Params, w_end: Params, a: int, b: int, N: int, method: DrMAD) -> Line:
+    """N steps along the line from w = w_a to w_end = w_b: ρ and batches are `methods.points`, rates those of step b − 1."""
+    rho, batch_steps = points(method, problem.seed, a, b, N)
+    return made(problem, hyper, Line(w, w_end, rho, batch_steps, np.full(len(rho), b - 1)), method)
 
 
-def stretch(
-    problem: Problem, hyper: Hyper, w: Params, w_end: Params, a: int, b: int, N: int, v: Params | None = None
-) -> Line:
-    """N steps along the line from w = w_a to w_end = w_b: ρ = linspace(0, 1, N+1)[:N], batches spread evenly, rates of b − 1."""
-    rho = np.linspace(0.0, 1.0, N + 1)[:N]
-    batch_steps = a + np.arange(N) * (b - a) // N
-    return Line(w, w_end, rho, batch_steps, np.full(N, b - 1), rate_of(problem, hyper), v, old(problem))
+def made(problem: Problem, hyper: Hyper, line: Line, method: DrMAD) -> Line:
+    """The line with its velocities: what moves the weights, and (end_velocity) v_0 = (ρ_0 − ρ_{N−1}) (w_T − w_0) / rate_0."""
+    line = replace(line, rate=rate_of(problem, hyper), ahead=old(problem))
+    if not method.choices.end_velocity or line.rate is None:
+        return line
+    first, last = line.at(0), line.at(len(line) - 1)
+    rate = line.rate(int(line.rate_steps[0]))
+    return replace(line, start={name: (first[name] - last[name]) / rate[name] for name in first})
 
 
 def rate_of(problem: Problem, hyper: Hyper) -> Callable[[int], Params] | None:

@@ -108,12 +108,12 @@ def walk(
             return tail, {"tail": K}
         w = tail.w if tail else final
         rest = line_before_tail(problem, hyper, training, method, w, T - K)
-        return go(rest, len(rest), begun=tail), {"tail": K}
+        return go(rest, len(rest), begun=tail, how=method.step), {"tail": K}
     if method.completion == "C6":
         several = pieces(problem, hyper, training, method)
         return go(several, len(several)), {"pieces": [len(one) for one in several.lines]}
     one = line(problem, hyper, training, method)
-    return go(one, len(one), literal=method.completion == "C0"), {}
+    return go(one, len(one), how=method.step), {}
 
 
 def at_start(problem: Problem, result: Adjoint) -> None:

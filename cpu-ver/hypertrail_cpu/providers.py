@@ -197,8 +197,8 @@ class Line:
     rho: (N,), rising; batch_steps, rate_steps: (N,) ints, what reverse step i uses. rate: rate step → {name: what one unit of
     velocity moves the weights by}, that is α for damped and −η for heavy ball; None: no velocity is asked for. ahead: for
     damped-old, where w_{i+1} − w_i = α_i v_i. rate_i is the one of rate_steps[i] (docs/drmad.md). At i = 0 the authors'
-    code takes w_{−1}, which wraps around to the END of the line; that is not repeated here. Memory: two states. Cost: none in
-    gradients.
+    code takes w_{−1}, which wraps around to the END of the line; that is only repeated by the choice end_velocity, as
+    `start`. Memory: two states. Cost: none in gradients.
     """
 
     w0: Params

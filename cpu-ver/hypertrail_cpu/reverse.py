@@ -15,6 +15,7 @@ import numpy as np
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.hyperparameters import OF_EXAMPLES, Hyper, unbroadcast
+from hypertrail.methods import EXACT_STEP, LineStep
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Params
 
@@ -42,7 +43,7 @@ def reverse(
     hyper: Hyper,
     provider: Provider,
     N: int,
-    literal: bool = False,
+    how: LineStep = EXACT_STEP,
     *,
     final: Params,
     to: int = 0,
@@ -57,8 +58,9 @@ def reverse(
             dλ += (∂²L/∂λ∂w)ᵀ u,  dw += H u
 
     begun: go on from where another pass stopped, in place of the first line; norms then has both.
-    literal: algorithm 2 of DrMAD as printed (completion C0): no dv, no α; u = −(1−γ) dw with the dw BEFORE its update, for
-    dλ as for dw. dv stays 0.
+    how: what a step on a line of DrMAD does otherwise. literal: algorithm 2 as printed (completion C0): no dv, no α;
+    u = −(1−γ) dw with the dw BEFORE its update, for dλ as for dw; dv stays 0. line_dalpha: dα = ± dw v in place of the
+    adjoint's. regularized_only: dw = 0 for the parameters that are not regularizable, so nothing of them reaches dλ.
     Exact where the provider's states are the true ones (Maclaurin et al. 2015, algorithm 2; docs/exact.md).
     Cost: N products and one gradient per validation batch. Where learning rate or momentum is declared, and for Adam, a plain
     gradient is taken apart at each step (dα and dγ need g before u is known), if the provider has none; `Cost` leaves it out.
@@ -68,9 +70,12 @@ def reverse(
     values = problem.values(hyper)
     factors = problem.dynamics.factors(problem.steps)
     adj = start(problem, values, final) if begun is None else begun
-    dw, dv = dict(adj.dw), dict(adj.dv)
+    left_out = problem.unregularized if how.regularized_only else ()
+    dw = {p: np.zeros_like(one) if p in left_out else one for p, one in adj.dw.items()}
+    dv = dict(adj.dv)
     dvalues = {kind: {p: one.copy() for p, one in arrays.items()} for kind, arrays in adj.dvalues.items()}
     velocity = problem.needs_velocity()
+    sign = -1.0 if problem.dynamics.kind == "heavy-ball" else 1.0  # of α v in w ← w ± α v
     norms = list(adj.norms)
     total = len(norms) + N
     i, w = to + N, final
@@ -81,7 +86,7 @@ def reverse(
         alpha, gamma = rates(problem, values, rate_step)
         adjoint = rule(problem.dynamics, rate_step).adjoint
         u: Params = {}
-        if literal:
+        if how.literal:
             u = {p: -(1 - gamma[p]) * dw[p] for p in dw}
         elif velocity:
             if g is None:
@@ -89,6 +94,8 @@ def reverse(
             dalpha, dgamma = {}, {}
             for p in dw:
                 dw[p], dv[p], u[p], dalpha[p], dgamma[p] = adjoint(v[p], g[p], alpha[p], gamma[p], dw[p], dv[p])
+                if how.line_dalpha:
+                    dalpha[p] = sign * dw[p] * v[p]
             # The value is multiplied by the schedule's factor on its way to α.
             add_rate(
                 problem, dvalues, "learning_rate", rate_step, {p: factors[rate_step] * d for p, d in dalpha.items()}
@@ -99,7 +106,7 @@ def reverse(
                 dw[p], dv[p], u[p], _, _ = adjoint(0.0, 0.0, alpha[p], gamma[p], dw[p], dv[p])
         Hu, mixed = second_order(problem, w, of_batch, x, y, batch_step, u)
         add(dvalues, mixed, problem.schedule.indices(batch_step, batch_step + 1)[0])
-        dw = {p: dw[p] + Hu[p] for p in dw}
+        dw = {p: dw[p] if p in left_out else dw[p] + Hu[p] for p in dw}
         if progress and (len(norms) % BLOCK == 0 or len(norms) == total):
             progress(len(norms), total)
         if len(norms) == total and i == to > 0:

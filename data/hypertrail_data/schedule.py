@@ -13,12 +13,13 @@ from .streams import generator
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """Batches of constant size, drawn without replacement within an epoch.
+    """Batches of constant size, drawn without replacement within an epoch, or ("replacement") with it.
 
     ``order="fixed"`` draws one permutation and walks through it again in every epoch; ``order="reshuffled"`` draws a fresh
     one per epoch. The ``examples % batch`` last entries of an epoch's permutation are left out, so that every batch has
     the same shape and a compiled step is compiled once: with ``"fixed"`` the same few examples are never seen, with
-    ``"reshuffled"`` others are left out each time.
+    ``"reshuffled"`` others are left out each time. ``order="replacement"`` draws every entry of every batch from all
+    examples, so that one may come twice in a batch and others never; an epoch is then a number of steps only.
 
     Raises ValueError for ``batch`` outside 1 .. examples, an unknown order, or a negative seed.
     """
@@ -26,13 +27,13 @@ class BatchSchedule:
     examples: int
     batch: int
     seed: int
-    order: Literal["fixed", "reshuffled"] = "fixed"
+    order: Literal["fixed", "reshuffled", "replacement"] = "fixed"
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.examples:
             raise ValueError(f"batch is {self.batch}; expected 1 .. {self.examples}, the number of examples")
-        if self.order not in ("fixed", "reshuffled"):
-            raise ValueError(f"order is {self.order!r}; expected 'fixed' or 'reshuffled'")
+        if self.order not in ("fixed", "reshuffled", "replacement"):
+            raise ValueError(f"order is {self.order!r}; expected 'fixed', 'reshuffled' or 'replacement'")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected an integer >= 0")
 
@@ -59,6 +60,9 @@ class BatchSchedule:
 
     def _epoch(self, epoch: int | None) -> np.ndarray:
         """All batches of one epoch, int32 (steps_per_epoch, batch), read-only."""
+        if self.order == "replacement":
+            assert epoch is not None  # only a fixed order has one epoch for all
+            return _with_replacement(self.examples, self.seed, epoch, self.steps_per_epoch, self.batch)
         order = _permutation(self.examples, self.seed, epoch)
         return order[: self.steps_per_epoch * self.batch].reshape(self.steps_per_epoch, self.batch)
 
@@ -69,3 +73,10 @@ def _permutation(examples: int, seed: int, epoch: int | None) -> np.ndarray:
     order = rng.permutation(examples).astype(np.int32)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=8)
+def _with_replacement(examples: int, seed: int, epoch: int, steps: int, batch: int) -> np.ndarray:
+    rows = generator(seed, "batches", epoch).integers(0, examples, (steps, batch), dtype=np.int32)
+    rows.flags.writeable = False
+    return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = ("init", "split", "batches", "noise", "hyper")
+STREAMS = ("init", "split", "batches", "noise", "hyper", "line")
 
 
 def _sequence(seed: int, name: str, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -18,11 +18,11 @@ import numpy as np
 from jax import lax
 
 from hypertrail.hyperparameters import OF_EXAMPLES, Hyper
-from hypertrail.methods import MEASURED_STEPS
+from hypertrail.methods import MEASURED_STEPS, LineStep
 from hypertrail.problem import Problem, Values
 
 from . import devices, losses
-from .dynamics import rule
+from .dynamics import VELOCITIES, rule
 from .functional import Inner, add, linearise, pull, reverse_step, zeros
 from .ops import OPS
 from .stepping import large, step
@@ -199,27 +199,61 @@ class Compiled:
         return lax.scan(backward, adjoint, (states, xs), reverse=True)
 
     def _reverse_line(
-        self, literal: bool, adjoint: Tree, line: Tree, values: Values, data: Tree, span: tuple[Array, Array]
+        self, how: LineStep, adjoint: Tree, line: Tree, values: Values, data: Tree, span: tuple[Array, Array]
     ) -> tuple:
         """Steps span[1]−1 … span[0] backward along a line; see providers.Line. The span is an argument, so one program
-        serves every N. Returns the adjoint and ‖dw‖ before each step, an array as long as the line's tables."""
+        serves every N. how: what the steps do otherwise than the adjoint of a step; regularized_only keeps dw = 0 for the
+        parameters that are not regularizable. Returns the adjoint and ‖dw‖ before each step, an array as long as the line's
+        tables."""
         lo, hi = span
+        advance = self.backward_literal if how.literal else partial(self.backward, inner=self.inner_of(how))
+        left_out = self.problem.unregularized if how.regularized_only else ()
+
+        def kept(dw: Tree) -> Tree:
+            return {name: jnp.zeros_like(one) if name in left_out else one for name, one in dw.items()}
 
         def backward(k: Array, carry: tuple) -> tuple:
-            adjoint, norms = carry
+            (dw, dv, dvalues), norms = carry
             i = hi - 1 - (k - lo)
             w, v, indices, t = line.point(i, self, values)
-            norms = norms.at[i].set(norm(adjoint[0]))
-            advance = self.backward_literal if literal else self.backward
-            return advance(adjoint, w, v, values, data, indices, t), norms
+            norms = norms.at[i].set(norm(dw))
+            dw, dv, dvalues = advance((dw, dv, dvalues), w, v, values, data, indices, t)
+            return (kept(dw), dv, dvalues), norms
 
-        norms = jnp.zeros(line.rho.shape, self.problem.dtype)
-        return lax.fori_loop(lo, hi, backward, (adjoint, norms))
-
-    def backward(self, adjoint: Tree, w: Tree, v: Tree, values: Values, data: Tree, indices: Array, t: tuple) -> Tree:
-        """One exact reverse step at (w, v)."""
         dw, dv, dvalues = adjoint
-        dw, dv, more = reverse_step(self.inner, w, v, *self.batch(values, data, indices), t, dw, dv)
+        norms = jnp.zeros(line.rho.shape, self.problem.dtype)
+        return lax.fori_loop(lo, hi, backward, ((kept(dw), dv, dvalues), norms))
+
+    def inner_of(self, how: LineStep) -> Inner:
+        """The elementary problem as a step on a line differentiates it: its own, or with dα from the line's velocity."""
+        return Inner(self.loss, self.update_of_line, has_aux=True) if how.line_dalpha else self.inner
+
+    def update_of_line(self, w: Tree, v: Tree, g: Tree, values: Values, t: tuple) -> tuple[Tree, Tree]:
+        """The numbers of `update`, another derivative: dα = ± dw v, v the velocity that goes in, in place of ± dw v'.
+
+        w ← w ± α v',  with α held, ± (α − α) v:  the last term is 0, and all that is differentiated with respect to α.
+        """
+        held = {**values, "learning_rate": lax.stop_gradient(self.complete(values)["learning_rate"])}
+        w, v_next = self.update(w, v, g, held, t)
+        sign = VELOCITIES[self.problem.dynamics.kind]
+        alpha, _ = self.rates(values, t)
+        moved = {name: (one - lax.stop_gradient(one)) * lax.stop_gradient(v[name]) for name, one in alpha.items()}
+        return {name: one + sign * moved[name] for name, one in w.items()}, v_next
+
+    def backward(
+        self,
+        adjoint: Tree,
+        w: Tree,
+        v: Tree,
+        values: Values,
+        data: Tree,
+        indices: Array,
+        t: tuple,
+        inner: Inner | None = None,
+    ) -> Tree:
+        """One reverse step at (w, v). Exact, unless another `inner` than the problem's own is given."""
+        dw, dv, dvalues = adjoint
+        dw, dv, more = reverse_step(inner or self.inner, w, v, *self.batch(values, data, indices), t, dw, dv)
         return dw, dv, self.collect(dvalues, more, indices)
 
     def _undo_chunk(self, state: Tree, values: Values, data: Tree, xs: Tree, span: Any = None) -> tuple:

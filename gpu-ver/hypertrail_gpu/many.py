@@ -25,7 +25,7 @@ import numpy as np
 
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
 from hypertrail.hyperparameters import Hyper
-from hypertrail.methods import MEASURED_STEPS, DrMAD, Exact, Method, Truncated
+from hypertrail.methods import EXACT_STEP, MEASURED_STEPS, DrMAD, Exact, Method, Truncated
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Checkpointed, Cost, Hypergradient, Metrics, Training, Undoable, hypergradient_cost
 from hypertrail.refusals import refuse, refuse_hyper
@@ -127,6 +127,8 @@ def hypergradient(
         raise UsageError(
             f"{method.name} for runs side by side, expected exact, truncated or drmad-{' -'.join(LINES)}; take it run by run"
         )
+    if isinstance(method, DrMAD) and method.choices.on:
+        raise UsageError(f"{method.name} for runs side by side: choices of the original programs; take it run by run")
     refuse_counts(problems, hypers, trainings)
     for problem, training in zip(problems, trainings, strict=True):
         refuse(problem, training, method)
@@ -298,7 +300,7 @@ class Together:
         }
         reverse = jax.vmap(p._reverse_chunk, (0, 0, 0, axis, xs))
         self.reverse_chunk = jax.jit(lambda adjoint, states, *rest: reverse(adjoint, stack(states), *rest))
-        self.reverse_line = runs(partial(p._reverse_line, False), 0, 0, 0, axis, 0)
+        self.reverse_line = runs(partial(p._reverse_line, EXACT_STEP), 0, 0, 0, axis, 0)
         self.hyper_gradient = runs(p._hyper_gradient, 0, 0, axis)
         self.metrics = runs(p._metrics, 0, 0, 0)
         S = len(problems)

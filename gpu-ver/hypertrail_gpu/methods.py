@@ -21,7 +21,7 @@ from hypertrail.refusals import refuse
 from hypertrail_data import StoredTrajectory
 
 from .compiled import Compiled, compiled
-from .drmad import distance, line, line_before_tail, pieces
+from .drmad import distance, first_distances, line, line_before_tail, pieces
 from .forward import forward_mode
 from .implicit import implicit
 from .providers import Recomputed, Stored
@@ -104,8 +104,8 @@ def walk(
             lines = pieces(problem, training, method)
             more["pieces"] = [N for _, N in lines]
         else:
-            lines = [line(problem, training, method)]
-        return *reverse_lines(programs, adjoint, lines, values, method.completion == "C0", progress), more
+            lines = [line(problem, training, method, first_distances(programs, training, values, method))]
+        return *reverse_lines(programs, adjoint, lines, values, method.step, progress), more
     if isinstance(method, FloatReversed):
         w, adjoint, norms = undo(programs, adjoint, training, values, 0, progress)
         zero = {name: np.zeros(()) for name in training.initial}
@@ -133,8 +133,9 @@ def tail_then_line(
     w, adjoint, tail_norms = undo(programs, adjoint, training, values, first, progress)
     if first == 0:
         return adjoint, tail_norms, {"tail": T}
-    lines = [line_before_tail(programs.problem, training, method, jax.tree.map(np.asarray, w), T - first)]
-    adjoint, line_norms = reverse_lines(programs, adjoint, lines, values, False, progress)
+    speeds = first_distances(programs, training, values, method)
+    lines = [line_before_tail(programs.problem, training, method, jax.tree.map(np.asarray, w), T - first, speeds)]
+    adjoint, line_norms = reverse_lines(programs, adjoint, lines, values, method.step, progress)
     return adjoint, np.concatenate([line_norms, tail_norms]), {"tail": T - first}
 
 

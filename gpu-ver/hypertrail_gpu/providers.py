@@ -117,7 +117,7 @@ class Line(NamedTuple):
 
     v0: the velocity at w_0. rho, rho_step (ρ_i − ρ_{i−1}; damped-old: ρ_{i+1} − ρ_i), t = (batch step, row of per-step rates,
     learning rate factor) and indices are tables with a leading axis of at least N steps: longer ones let one program serve
-    every N.
+    every N. end_velocity (): whether v_0 comes from rho_step, as all others do, and not from v0.
     """
 
     w0: Tree
@@ -127,6 +127,7 @@ class Line(NamedTuple):
     rho_step: Array
     indices: Array
     t: tuple[Array, Array, Array]
+    end_velocity: Array
 
     def point(self, i: Array, programs: Compiled, values: Tree) -> tuple[Tree, Tree, Array, tuple]:
         """(w_i, v_i, batch indices, t) of line step i. The velocity is the one that carries w_{i−1} to w_i; where the old one
@@ -142,4 +143,5 @@ class Line(NamedTuple):
         alpha, _ = programs.rates(values, t)
         sign = -1.0 if programs.problem.dynamics.kind == "heavy-ball" else 1.0
         v = {name: sign * rho_step * (self.wT[name] - self.w0[name]) / alpha[name] for name in w}
-        return w, {name: jnp.where(i == 0, self.v0[name], one) for name, one in v.items()}, self.indices[i], t
+        true_start = (i == 0) & ~self.end_velocity
+        return w, {name: jnp.where(true_start, self.v0[name], one) for name, one in v.items()}, self.indices[i], t

@@ -10,6 +10,7 @@ import numpy as np
 
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError, VerificationFailure
+from hypertrail.methods import LineStep
 from hypertrail.records import Training
 
 from .compiled import Compiled
@@ -90,15 +91,15 @@ def reverse_lines(
     adjoint: Tree,
     lines: list[tuple[Line, int]],
     values: Tree,
-    literal: bool,
+    how: LineStep,
     progress: Progress | None,
 ) -> tuple[Tree, np.ndarray]:
-    """Backward along straight lines, the last one first."""
+    """Backward along straight lines, the last one first. how: what a step does otherwise than the adjoint of a step."""
     norms = []
     first = sum(steps for _, steps in lines)
     for path, steps in reversed(lines):
         first -= steps
-        adjoint, some = reverse_line(programs, adjoint, path, first, steps, values, literal, progress)
+        adjoint, some = reverse_line(programs, adjoint, path, first, steps, values, how, progress)
         norms.insert(0, some)
     return adjoint, np.concatenate(norms)
 
@@ -110,7 +111,7 @@ def reverse_line(
     first: int,
     steps: int,
     values: Tree,
-    literal: bool,
+    how: LineStep,
     progress: Progress | None,
 ) -> tuple[Tree, np.ndarray]:
     """Backward along the straight line from w_T to w_0. first: the steps of the lines before it, to name a failure's."""
@@ -119,7 +120,7 @@ def reverse_line(
     for stop in range(steps, 0, -LINE_SPAN):
         start = max(stop - LINE_SPAN, 0)
         span = np.int32(start), np.int32(stop)
-        adjoint, some = programs.reverse_line(literal, adjoint, path, values, programs.train_data, span)
+        adjoint, some = programs.reverse_line(how, adjoint, path, values, programs.train_data, span)
         norms[start:stop] = np.asarray(some)[start:stop]
         finite(norms, start, stop, first)
         if progress:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,50 @@ class Exact:
 
 
 @dataclass(frozen=True)
+class AsPublished:
+    """What the original DrMAD programs do and the completions do not: each choice is off by default, for comparison only.
+
+    Sources: the CPU code of DrMAD's authors (C1), the CPU and the GPU code of the thesis (C2 to C5); docs/drmad.md numbers them.
+
+    end_velocity: v_0 = (ρ_0 − ρ_{N−1}) (w_T − w_0) / α_0: their index −1 is the END of the array. The true v_0 is 0.
+    line_dalpha: dα_i = ⟨dw, v_i⟩ with the velocity v_i of the line. The adjoint of the step has v' = γ v_i − (1−γ) g_i there.
+    inner_rho: ρ = linspace(.001, .999, N), as C1 has it, in C2 to C5.
+    without_last: C5's line has N − 1 points: the one next to w_{T−K} is left out (of N = 1 points it is kept).
+    sum_of_norms: N from Σ ‖·‖ over the tensors, for the first steps as for the whole way. It takes the first 20 steps again.
+    regularized_only: no adjoint for the parameters that are not regularizable, biases for instance: dw = 0 there throughout.
+    """
+
+    end_velocity: bool = False
+    line_dalpha: bool = False
+    inner_rho: bool = False
+    without_last: bool = False
+    sum_of_norms: bool = False
+    regularized_only: bool = False
+
+    def __str__(self) -> str:
+        """':end_velocity:line_dalpha', the choices that are on, as they follow a method's name."""
+        return "".join(f":{name}" for name in self.on)
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        return tuple(one.name for one in fields(self) if getattr(self, one.name))
+
+
+class LineStep(NamedTuple):
+    """How one reverse step on a line differs from the adjoint of a step; all False: it does not.
+
+    literal: algorithm 2 as printed (C0). line_dalpha, regularized_only: see AsPublished.
+    """
+
+    literal: bool = False
+    line_dalpha: bool = False
+    regularized_only: bool = False
+
+
+EXACT_STEP = LineStep()
+
+
+@dataclass(frozen=True)
 class DrMAD:
     """Reverse pass along the straight line from w_0 to w_T (Fu et al. 2016). POOR on long runs: measure it against Exact.
 
@@ -36,11 +81,15 @@ class DrMAD:
       C4  the thesis: N from the speed of the first steps, ρ = linspace(0, 1, N+1)[:N], learning rate at the end
       C5  DrMAD2: the last `tail` steps undone in floating point with the full dynamics, then C4 on w_0 → w_{T−tail}
       C6  piecewise: C4 on each stretch between kept states (keep=Checkpoints(n)), each with its own speed and learning rate
-    first_batches: C1 only; reverse step i uses minibatch i, as in the authors' code, so only the first tenth of the batches;
-    False: the N minibatches are spread evenly over the run, as in C4. Published numbers need it.
+    first_batches: C1, C3, C4 and C5; reverse step i uses minibatch i, as in all the original programs, so only the first N
+    minibatches of the run. Published numbers need it.
+    spread: without first_batches, how the N minibatches of C1 and C3 to C6 are spread over the run. 'drawn': reverse step i
+    uses that of a step drawn from the i-th of N equal stretches, by the problem's seed. 'even': that of the stretch's
+    first step, as this package did before; POOR: where T/N divides an epoch of fixed order, the same few minibatches return.
     tail: C5 only; None: `tail_steps` of the momentum (its GPU code: 20); K = T is exact, K = 0 is C4.
     multiplier, max_steps: C4, C5 and C6: N = min(ceil(multiplier / b), max_steps, T). The thesis' CPU code has multiplier .1
     and no bound, its GPU code 1 and 600.
+    choices: further choices of the original programs, all off.
     Cost: N products (2 gradients each); memory: two states, of C6 the n that were kept and w_T.
     """
 
@@ -49,12 +98,22 @@ class DrMAD:
     max_steps: int = 600
     tail: int | None = None
     first_batches: bool = False
+    spread: str = "drawn"
+    choices: AsPublished = field(default_factory=AsPublished)
 
     def __post_init__(self) -> None:
         if self.completion not in COMPLETIONS:
             raise UsageError(f"completion {self.completion!r}, expected one of {', '.join(COMPLETIONS)}")
-        if self.first_batches and self.completion != "C1":
-            raise UsageError(f"first_batches is for completion C1, not for {self.completion}")
+        if self.first_batches and self.completion not in FIRST_OF:
+            raise UsageError(f"first_batches is for completions {', '.join(FIRST_OF)}, not for {self.completion}")
+        if self.spread not in SPREADS:
+            raise UsageError(f"spread {self.spread!r}, expected one of {', '.join(SPREADS)}")
+        if self.spread != "drawn" and (self.first_batches or self.completion not in SPREAD_OF):
+            what = "first_batches" if self.first_batches else f"completion {self.completion}"
+            raise UsageError(f"spread {self.spread!r}: {what} spreads no minibatches over the run; leave it out")
+        for choice in self.choices.on:
+            if self.completion not in CHOICE_OF[choice]:
+                raise UsageError(f"{choice} is for {', '.join(CHOICE_OF[choice])}, not for {self.completion}")
         if not (self.multiplier > 0 and math.isfinite(self.multiplier)):
             raise UsageError(f"multiplier {self.multiplier}, expected a positive number")
         if self.max_steps < 1:
@@ -68,7 +127,13 @@ class DrMAD:
 
     @property
     def name(self) -> str:
-        return f"drmad-{self.completion}{FIRST if self.first_batches else ''}"
+        batches = FIRST if self.first_batches else EVEN if self.spread == "even" else ""
+        return f"drmad-{self.completion}{batches}{self.choices}"
+
+    @property
+    def step(self) -> LineStep:
+        """How a reverse step on the line is taken."""
+        return LineStep(self.completion == "C0", self.choices.line_dalpha, self.choices.regularized_only)
 
 
 @dataclass(frozen=True)
@@ -158,38 +223,69 @@ class Implicit:
 
 RESIDUAL = {"float64": 1e-8, "float32": 1e-5}
 SOLVERS = ("cg", "neumann", "dense")
-FIRST = "-first"
+FIRST, EVEN = "-first", "-even"
 COMPLETIONS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
+SPREADS = ("drawn", "even")
+FIRST_OF = (
+    "C1",
+    "C3",
+    "C4",
+    "C5",
+)  # C0 and C2 give each of T steps its own minibatch; C6 is not of the original programs
+SPREAD_OF = (*FIRST_OF, "C6")
+# A choice has a meaning in these. C0 is the printed algorithm, C6 is ours; C1 has the inner ρ as it is.
+CHOICE_OF = {
+    "end_velocity": ("C1", "C2", "C3", "C4", "C5"),
+    "line_dalpha": ("C1", "C2", "C3", "C4", "C5"),
+    "inner_rho": ("C2", "C3", "C4", "C5"),
+    "without_last": ("C5",),
+    "sum_of_norms": ("C4", "C5"),
+    "regularized_only": ("C1", "C2", "C3", "C4"),
+}
 Method = Exact | DrMAD | Truncated | FloatReversed | Forward | Implicit
 SIMPLE: dict[str, Method] = {
     one.name: one
     for one in (Exact(), Truncated(), FloatReversed(), Forward(), *(Implicit(solver) for solver in SOLVERS))
 }
 
-NAMES = ("exact", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}", "truncated-K", *list(SIMPLE)[1:])
+NAMES = (
+    "exact",
+    *(f"drmad-{one}" for one in COMPLETIONS),
+    *(f"drmad-{one}{FIRST}" for one in FIRST_OF),
+    *(f"drmad-{one}{EVEN}" for one in SPREAD_OF),
+    "truncated-K",
+    *list(SIMPLE)[1:],
+)
 
 
 def parse_method(word: str) -> Method:
     """'exact', 'drmad-C0' … 'drmad-C6', 'truncated', 'truncated-20', 'forward', 'implicit-cg' … → the method.
 
-    'drmad-C1-first' is DrMAD("C1", first_batches=True). Settings follow after colons: 'drmad-C5:tail=20',
-    'implicit-cg:damping=0.01:tolerance=1e-4'. Raises UsageError for what it does not know.
+    'drmad-C1-first' is DrMAD("C1", first_batches=True), 'drmad-C4-even' DrMAD("C4", spread="even"). Settings follow after
+    colons: 'drmad-C5:tail=20', 'implicit-cg:damping=0.01:tolerance=1e-4'; so do, by name alone, the choices of the original
+    programs: 'drmad-C4-first:sum_of_norms:regularized_only'. Raises UsageError for what it does not know.
     """
     name, *settings = word.split(":")
     method = named(name)
     said = ("steps",) if name.startswith("truncated-") else IN_THE_NAME
-    known = {field.name: field.type for field in fields(method) if field.name not in said}
+    known = {one.name: one.type for one in fields(method) if one.name not in said}
+    choices = [one.name for one in fields(AsPublished)] if isinstance(method, DrMAD) else []
     given = {}
+    chosen = [setting for setting in settings if setting in choices]
     for setting in settings:
-        field, _, value = setting.partition("=")
-        if field not in known:
-            expected = ", ".join(known) or "none"
-            raise UsageError(f"method {word!r}: {name} has no setting {field!r}, expected {expected}")
-        given[field] = number(word, field, value, whole=known[field].startswith("int"))
+        if setting in choices:
+            continue
+        key, _, value = setting.partition("=")
+        if key not in known:
+            expected = ", ".join([*known, *choices]) or "none"
+            raise UsageError(f"method {word!r}: {name} has no setting {key!r}, expected {expected}")
+        given[key] = number(word, key, value, whole=known[key].startswith("int"))
+    if chosen:
+        given["choices"] = AsPublished(**dict.fromkeys(chosen, True))
     return replace(method, **given)
 
 
-IN_THE_NAME = ("completion", "first_batches", "solver")
+IN_THE_NAME = ("completion", "first_batches", "spread", "choices", "solver")
 
 
 def named(word: str) -> Method:
@@ -197,6 +293,8 @@ def named(word: str) -> Method:
         return SIMPLE[word]
     if word.startswith("drmad-"):
         completion = word.removeprefix("drmad-")
+        if completion.endswith(EVEN):
+            return DrMAD(completion.removesuffix(EVEN), spread="even")
         return DrMAD(completion.removesuffix(FIRST), first_batches=completion.endswith(FIRST))
     if word.startswith("truncated-") and word.removeprefix("truncated-").isdecimal():
         return Truncated(int(word.removeprefix("truncated-")))
@@ -230,6 +328,37 @@ def tail_of(method: DrMAD, momenta: Iterable[np.ndarray], steps: int) -> int:
     """K of completion C5: method.tail, or `tail_steps` of the SMALLEST momentum, whose steps lose the most; at most T."""
     K = tail_steps(min(float(np.min(one)) for one in momenta)) if method.tail is None else method.tail
     return min(K, steps)
+
+
+def points(method: DrMAD, seed: int, start: int, stop: int, N: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a line over the steps start … stop − 1: ρ_i, (n,) float64, and the step whose minibatch reverse step i uses,
+    (n,) int64. n = N, or N − 1 by the choice without_last. Raises nothing.
+    """
+    rho = np.linspace(0.0, 1.0, N + 1)[:N]
+    if method.completion == "C1" or method.choices.inner_rho:
+        rho = np.linspace(0.001, 0.999, N)
+    elif method.completion in ("C0", "C2"):
+        rho = np.arange(N) / N
+    last = max(N - 1, 1) if method.choices.without_last else N
+    return rho[:last], batch_steps(method, seed, start, stop, N)[:last]
+
+
+def batch_steps(method: DrMAD, seed: int, start: int, stop: int, N: int) -> np.ndarray:
+    """(N,) int64, rising: the step of start … stop − 1 whose minibatch reverse step i of a line uses. N ≤ stop − start.
+
+    With e_i = start + ⌊i (stop − start) / N⌋, the i-th of N equal stretches is e_i … e_{i+1} − 1. Spread 'even' takes e_i;
+    'drawn' takes a step of the stretch, each with the same probability, from the stream "line" of the seed: a pure function
+    of (seed, start, stop, N). Where N = stop − start, both give each reverse step its own.
+    """
+    i = np.arange(N + 1)
+    if method.first_batches:
+        return start + i[:N]
+    ends = start + i * (stop - start) // N
+    if method.spread == "even":
+        return ends[:N]
+    from hypertrail_data import streams
+
+    return streams.generator(seed, "line", start).integers(ends[:-1], ends[1:])
 
 
 def speed_matched_steps(distances: Sequence[float], total: float, steps: int, method: DrMAD) -> int:

@@ -189,6 +189,11 @@ class Problem:
         return tuple(get_all_params(self.network, trainable=True))
 
     @cached_property
+    def unregularized(self) -> frozenset[str]:
+        """The names of the parameters that the network does not tag as regularizable."""
+        return frozenset(p.name for p in self.params if REGULARIZABLE not in p.tags)
+
+    @cached_property
     def targets(self) -> tuple[Parameter, ...]:
         """All that a hyperparameter can act on: the parameters, and what stands for σ of each noise layer."""
         return (*self.params, *get_noise_params(self.network))
@@ -268,8 +273,8 @@ class Problem:
         if self.declared("momentum") is None:
             out["momentum"] = fill(self.dynamics.momentum, self.params)
         if self.l2 > 0.0 and self.declared("l2") is None:
-            reached = (p for p in self.params if self.l2_on == "all" or REGULARIZABLE in p.tags)
-            out["l2"] = fill(self.l2, tuple(reached))
+            left_out = self.unregularized if self.l2_on == "regularizable" else ()
+            out["l2"] = fill(self.l2, tuple(p for p in self.params if p.name not in left_out))
         return out
 
     def seen(self, values: Values, rows: Array) -> Values:

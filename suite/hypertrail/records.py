@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hyperparameters import Hyper
-from .methods import DrMAD, Exact, Forward, Implicit, Method, Truncated
+from .methods import MEASURED_STEPS, DrMAD, Exact, Forward, Implicit, Method, Truncated
 
 if TYPE_CHECKING:
     from hypertrail_data import MemoryTrajectory, StoredTrajectory
@@ -139,7 +139,7 @@ def hypergradient_cost(
     and one for the mixed term, each over the whole training split.
 
     | method | gradients | hvps |
-    | Exact, Truncated, FloatReversed, DrMAD | validation batches; from checkpoints the steps taken again | N |
+    | Exact, Truncated, FloatReversed, DrMAD | validation batches; the steps taken again | N |
     | Forward | T + validation batches | T m |
     | Implicit | validation batches | iterations + 2 |
     """
@@ -152,7 +152,9 @@ def hypergradient_cost(
 
 
 def recomputed(training: Training, method: Method) -> int:
-    """How many steps of stretches between checkpoints are taken again."""
+    """How many steps are taken again: those of stretches between checkpoints, or the first ones for a line's sum_of_norms."""
+    if isinstance(method, DrMAD) and method.choices.sum_of_norms:
+        return min(MEASURED_STEPS, training.steps)
     if not (isinstance(training.trajectory, Checkpointed) and isinstance(method, Exact | Truncated)):
         return 0
     first = max(training.steps - method.steps, 0) if isinstance(method, Truncated) else 0

@@ -158,9 +158,26 @@ def refuse_line(problem: Problem, method: DrMAD, rates: list[Hyperparameter]) ->
             f"completion {c}: under nesterov the way from point to point holds g beside v, so a line tells no velocity and "
             f"there is no gradient for {kinds}; use exact, or heavy-ball"
         )
+    refuse_choices(problem, method, rates)
     if c in ("C3", "C4", "C5", "C6") and any(h.per_step for h in rates):
         raise UsageError(
             f"completion {c} walks a stretch with one learning rate, a per-step one has no gradient in it; use C1"
+        )
+
+
+def refuse_choices(problem: Problem, method: DrMAD, rates: list[Hyperparameter]) -> None:
+    """Choices of the original programs that would change nothing here, or have no meaning."""
+    kinds, choices = [h.kind for h in rates], method.choices
+    if choices.line_dalpha and "learning_rate" not in kinds:
+        raise UsageError("line_dalpha is about the gradient of the learning rate, which is not declared; leave it out")
+    if choices.end_velocity and not rates:
+        raise UsageError(
+            "end_velocity is about the velocity, which only learning rate and momentum need; declare one, or leave it out"
+        )
+    if (choices.line_dalpha or choices.end_velocity) and problem.dynamics.kind not in ("damped", "heavy-ball"):
+        raise UsageError(
+            f"{' and '.join(choices.on)}: the velocity of a line that carries w_(i-1) to w_i, which {problem.dynamics.kind} "
+            "has not; use damped or heavy-ball"
         )
 
 

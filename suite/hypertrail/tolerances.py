@@ -30,13 +30,6 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("ways back", "float64"): Tolerance(
         1e-10, "the same states by another way: recomputed, undone in integers or carried forward, the same arithmetic"
     ),
-    # Reversible() at a momentum that is rounded up to n/2^16, against states kept at that effective momentum. Where n is small
-    # (.5, .625, .75) the row above holds.
-    ("reversible", "float64"): Tolerance(
-        2e-9,
-        "the digits that fill the low end of v change it by up to n/2^52 < 2^-36 a step, so a weight by up to α T 2^-36 / (1−γ): "
-        "1.7e-9 after 40 steps with α = .3, γ = .9; a hypergradient moves as the weights do (measured: 7e-10)",
-    ),
     ("runs", "float64"): Tolerance(
         1e-9, "the same command on another machine sums in another order; on the same machine it repeats bit for bit"
     ),
@@ -52,3 +45,24 @@ def tolerance(comparison: str, precision: str) -> Tolerance:
         known = ", ".join(f"{c} in {p}" for c, p in TABLE)
         raise UsageError(f"no tolerance for {comparison} in {precision}, expected one of: {known}")
     return TABLE[comparison, precision]
+
+
+FILL = 2.0**-36  # what the digits that fill the low end of v change it by in one step, at most: n / 2^52 with n < 2^16
+
+
+def reversible(steps: int, momentum: float, learning_rate: float) -> Tolerance:
+    """Reversible() against states kept at its effective momentum, float64: hypergradients, relative to their largest entry.
+
+        ε = α T 2^-36 / (1 − γ)
+
+    T = steps, γ = momentum, α = learning_rate (the largest of several). This bounds what the fill-in digits of all steps can
+    move a weight by. That a hypergradient moves by no more is measured, not proved, and a chaotic run can exceed it. Where
+    γ 2^16 has many factors of 2 (.5, .625, .75), "ways back" holds. UsageError for a momentum outside 0 … 1.
+    """
+    if not 0 <= momentum < 1:
+        raise UsageError(f"momentum {momentum}, expected 0 ≤ momentum < 1")
+    epsilon = learning_rate * steps * FILL / (1 - momentum)
+    return Tolerance(
+        epsilon,
+        f"digits that fill the low end of v change it by up to 2^-36 a step, so in {steps} steps a weight by up to {epsilon:.1e}",
+    )

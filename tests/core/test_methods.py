@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from hypertrail import DrMAD, Exact, Forward, Implicit, Truncated, UsageError
-from hypertrail.methods import parse_method, speed_matched_steps, stretch_steps, tail_of
+from hypertrail.methods import (
+    CHOICE_OF,
+    AsPublished,
+    batch_steps,
+    parse_method,
+    points,
+    speed_matched_steps,
+    stretch_steps,
+    tail_of,
+)
 
 
 @pytest.mark.parametrize("multiplier", ["0.01", "0.07", "0.1", "0.3", "0.35", "0.5", "0.7", "0.9", "1"])
@@ -63,7 +72,16 @@ def test_runs_without_a_speed(distances, total, message):
 
 
 @pytest.mark.parametrize(
-    "method", [Exact(), *(DrMAD(c) for c in ("C0", "C1", "C4")), DrMAD("C1", first_batches=True)], ids=lambda m: m.name
+    "method",
+    [
+        Exact(),
+        *(DrMAD(c) for c in ("C0", "C1", "C4")),
+        *(DrMAD(c, first_batches=True) for c in ("C1", "C3", "C4", "C5")),
+        *(DrMAD(c, spread="even") for c in ("C1", "C3", "C4", "C5", "C6")),
+        *(DrMAD("C4", choices=AsPublished(**{one: True})) for one in CHOICE_OF if "C4" in CHOICE_OF[one]),
+        DrMAD("C5", first_batches=True, choices=AsPublished(inner_rho=True, without_last=True)),
+    ],
+    ids=lambda m: m.name,
 )
 def test_names_are_parsed_back(method):
     assert parse_method(method.name) == method
@@ -74,6 +92,16 @@ def test_names_are_parsed_back(method):
     [
         ("drmad-C5:tail=20", DrMAD("C5", tail=20)),
         ("drmad-C1-first", DrMAD("C1", first_batches=True)),
+        ("drmad-C4-even", DrMAD("C4", spread="even")),
+        (
+            "drmad-C4-first:sum_of_norms:multiplier=0.5:regularized_only",
+            DrMAD(
+                "C4",
+                multiplier=0.5,
+                first_batches=True,
+                choices=AsPublished(sum_of_norms=True, regularized_only=True),
+            ),
+        ),
         ("drmad-C4:multiplier=0.1:max_steps=200", DrMAD("C4", multiplier=0.1, max_steps=200)),
         ("truncated-50", Truncated(50)),
         ("implicit-dense:damping=1e-4", Implicit("dense", damping=1e-4)),
@@ -96,7 +124,21 @@ def test_an_implicit_solve_asks_for_what_its_numbers_can_reach(precision, tolera
     [
         (lambda: parse_method("reverse"), "'reverse'.*exact, drmad-C0, drmad-C1, .*truncated-K"),
         (lambda: parse_method("drmad-C9"), "'C9'"),
-        (lambda: parse_method("drmad-C4-first"), "first_batches is for completion C1, not for C4"),
+        (lambda: parse_method("drmad-C2-first"), "first_batches is for completions C1, C3, C4, C5, not for C2"),
+        (lambda: parse_method("drmad-C6-first"), "first_batches is for completions C1, C3, C4, C5, not for C6"),
+        (lambda: parse_method("drmad-C2-even"), "spread 'even': completion C2 spreads no minibatches over the run"),
+        (lambda: DrMAD("C4", first_batches=True, spread="even"), "spread 'even': first_batches spreads no minibatches"),
+        (lambda: DrMAD(spread="random"), "spread 'random', expected one of drawn, even"),
+        (lambda: parse_method("drmad-C1:inner_rho"), "inner_rho is for C2, C3, C4, C5, not for C1"),
+        (lambda: parse_method("drmad-C4:without_last"), "without_last is for C5, not for C4"),
+        (lambda: parse_method("drmad-C3:sum_of_norms"), "sum_of_norms is for C4, C5, not for C3"),
+        (lambda: parse_method("drmad-C5:regularized_only"), "regularized_only is for C1, C2, C3, C4, not for C5"),
+        (lambda: parse_method("drmad-C0:line_dalpha"), "line_dalpha is for C1, C2, C3, C4, C5, not for C0"),
+        (lambda: parse_method("drmad-C6:end_velocity"), "end_velocity is for C1, C2, C3, C4, C5, not for C6"),
+        (
+            lambda: parse_method("drmad-C4:sum_of_norms=1"),
+            "drmad-C4 has no setting 'sum_of_norms', expected multiplier",
+        ),
         (
             lambda: parse_method("drmad-C5:tails=20"),
             "drmad-C5 has no setting 'tails', expected multiplier, max_steps, tail",
@@ -143,3 +185,41 @@ def test_stretches_under_5_steps_are_walked_step_by_step():
     distances = [0.1 * (t + 1) for t in range(7)]
     assert stretch_steps(distances, lambda: 0.7, 7, DrMAD("C5")) == 7
     assert stretch_steps(distances, lambda: 0.7, 7, DrMAD("C5", max_steps=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "N"), [(0, 20_000, 200), (0, 47, 4), (19, 28, 9), (5, 6, 1), (300, 1000, 333)]
+)
+def test_a_drawn_step_lies_within_its_stretch(start, stop, N):
+    ends = start + np.arange(N + 1) * (stop - start) // N
+    seen = [batch_steps(DrMAD("C4"), seed, start, stop, N) for seed in range(20)]
+    for steps in seen:
+        assert ((ends[:-1] <= steps) & (steps < ends[1:])).all()
+    np.testing.assert_array_equal(batch_steps(DrMAD("C4"), 3, start, stop, N), seen[3])  # a pure function of the seed
+    assert (len({tuple(steps) for steps in seen}) == 1) == (stop - start == N)
+    np.testing.assert_array_equal(batch_steps(DrMAD("C4", spread="even"), 3, start, stop, N), ends[:-1])
+    first = DrMAD("C4", first_batches=True)
+    np.testing.assert_array_equal(batch_steps(first, 3, start, stop, N), start + np.arange(N))
+
+
+def test_drawn_steps_do_not_alias_with_an_epoch():
+    """T = 20,000, an epoch of 300 minibatches, N = 200: the first step of every stretch is one of 3 minibatches only."""
+    even = batch_steps(DrMAD("C3", spread="even"), 0, 0, 20_000, 200) % 300
+    assert set(even) == {0, 100, 200}
+    for seed in range(10):  # 200 draws from 300: 146 on average
+        assert len(set(batch_steps(DrMAD("C3"), seed, 0, 20_000, 200) % 300)) > 130
+
+
+def test_points_of_a_line():
+    def rho(method, N):
+        return points(method, 0, 0, 100, N)[0]
+
+    inner = AsPublished(inner_rho=True)
+    np.testing.assert_array_equal(rho(DrMAD("C4"), 10), np.linspace(0, 1, 11)[:10])
+    np.testing.assert_array_equal(rho(DrMAD("C2"), 100), np.arange(100) / 100)
+    for method in (DrMAD("C1"), DrMAD("C2", choices=inner), DrMAD("C4", choices=inner)):
+        np.testing.assert_array_equal(rho(method, 10), np.linspace(0.001, 0.999, 10))
+    whole, shorter = (DrMAD("C5", choices=AsPublished(without_last=on)) for on in (False, True))
+    for all_of_it, rest in zip(points(whole, 0, 0, 100, 10), points(shorter, 0, 0, 100, 10), strict=True):
+        np.testing.assert_array_equal(rest, all_of_it[:9])
+    assert len(rho(shorter, 1)) == 1

@@ -11,7 +11,7 @@ from autograd import grad
 
 import hypertrail_cpu as cpu
 from hypertrail import L2, Checkpoints, Cost, DrMAD, Dynamics, Exact, LearningRate, Momentum, Training, UsageError
-from hypertrail.methods import speed_matched_steps
+from hypertrail.methods import batch_steps, speed_matched_steps
 from hypertrail_cpu.drmad import line, pieces
 from hypertrail_cpu.losses import hyper_gradient
 from hypertrail_cpu.ops import OPS
@@ -53,7 +53,7 @@ def test_c4_line(make):
     walk = line(problem, problem.initial_hyper(), training, DrMAD("C4", multiplier=0.25))
     places = list(walk.backwards())
     assert [p.i for p in places] == list(range(9, -1, -1))
-    assert [p.batch_step for p in places] == [36, 32, 28, 24, 20, 16, 12, 8, 4, 0]  # spread evenly over the run
+    assert [p.batch_step // 4 for p in places] == list(range(9, -1, -1))  # one of each tenth of the run
     assert {p.rate_step for p in places} == {39}  # the rate in force at the end
     for p in places:
         for name, one in p.w.items():
@@ -70,7 +70,7 @@ def test_c4_with_all_steps_gives_each_its_own_batch(make):
 
 def test_c1_line(make):
     problem = make("tanh", steps=47)
-    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1"))
+    walk = line(problem, problem.initial_hyper(), straight(problem), DrMAD("C1", spread="even"))
     np.testing.assert_allclose(walk.rho, [0.001, 0.001 + 0.998 / 3, 0.001 + 2 * 0.998 / 3, 0.999], rtol=1e-14)
     assert [(p.i, p.batch_step, p.rate_step) for p in walk.backwards()] == [
         (3, 35, 3),
@@ -197,11 +197,11 @@ def test_c0_is_algorithm_2_to_the_letter(make):
     assert result.method == "drmad-C0"
 
 
-@pytest.mark.parametrize(("completion", "cosine"), [("C0", -1.0), ("C1", 0.9), ("C4", 0.99)])
+@pytest.mark.parametrize(("completion", "cosine"), [("C0", -1.0), ("C1", 0.9), ("C4", 0.98)])
 @pytest.mark.parametrize("network", ["tanh", "densenet"])
 def test_completions_on_a_short_and_nearly_straight_run(make, network, completion, cosine):
-    """From the two ends alone. Measured cosines with the exact hypergradient: C1 .94 and .998, C4 .997 and 1.000; C0, which
-    lacks the learning rate, has none to promise."""
+    """From the two ends alone. Measured cosines with the exact hypergradient: C1 .94 and .998, C4 .984 to .996 (by which steps
+    are drawn) and 1.000; C0, which lacks the learning rate, has none to promise."""
     problem = make(network, dynamics=Dynamics("damped", 0.02, 0.6), steps=20)
     hyper = problem.initial_hyper()
     training = cpu.train(problem, hyper, keep="memory")
@@ -279,8 +279,10 @@ def test_c2_and_c3_lines(make, completion, T):
     N = min(T, 200) if completion == "C3" else T
     assert len(walk) == N
     np.testing.assert_allclose(walk.rho, np.arange(N) / N, rtol=1e-13, atol=0)
-    expected = [(math.floor(i * T / N), T - 1) if completion == "C3" else (i, i) for i in range(N)]
-    assert list(zip(walk.batch_steps.tolist(), walk.rate_steps.tolist(), strict=True)) == expected
+    assert walk.rate_steps.tolist() == [T - 1 if completion == "C3" else i for i in range(N)]
+    np.testing.assert_array_equal(walk.batch_steps, batch_steps(DrMAD(completion), problem.seed, 0, T, N))
+    if completion == "C2":
+        np.testing.assert_array_equal(walk.batch_steps, np.arange(T))
 
 
 def test_c2_uses_the_full_recursion(make):
@@ -342,14 +344,14 @@ def test_c5_is_its_two_parts(make):
     q[0] = 1 - sum(q[1:])
     N = min(math.ceil(0.5 * total / sum(a * b for a, b in zip(q, s, strict=True))), T - K)
     assert 2 < N < T - K
-    rho, batches = np.linspace(0, 1, N + 1)[:N], [math.floor(i * (T - K) / N) for i in range(N)]
+    rho, batches = np.linspace(0, 1, N + 1)[:N], batch_steps(DrMAD("C5"), problem.seed, 0, T - K, N)
     alpha = problem.values(hyper)["learning_rate"]
     factor = problem.dynamics.factors(T)[T - K - 1]
     walk = Line(
         training.initial,
         w,
         rho,
-        np.array(batches),
+        batches,
         np.full(N, T - K - 1),
         lambda _: {p: factor * a for p, a in alpha.items()},
     )
@@ -423,7 +425,7 @@ def test_c6_pieces(make):
         assert d[-1] == pytest.approx(total, rel=1e-13)
         assert len(one) == speed_matched_steps(d, total, b - a, method)
         assert set(one.rate_steps) == {b - 1}
-        assert one.batch_steps.tolist() == [a + math.floor(i * (b - a) / len(one)) for i in range(len(one))]
+        np.testing.assert_array_equal(one.batch_steps, batch_steps(method, problem.seed, a, b, len(one)))
         first = list(one.backwards())[-1]
         for p in end:
             np.testing.assert_array_equal(first.w[p], state[f"w/{p}"])

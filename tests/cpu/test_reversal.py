@@ -22,9 +22,9 @@ from hypertrail import (
     Truncated,
     UsageError,
     VerificationFailure,
+    tolerances,
 )
 from hypertrail.records import Undoable
-from hypertrail.tolerances import tolerance
 from hypertrail_cpu.providers import ExactlyReversed, Stored
 from hypertrail_cpu.reversal import (
     Digits,
@@ -42,7 +42,8 @@ from hypertrail_data import MemoryTrajectory
 
 ONE = 2**52
 FILL = 2.0**-36  # by so much at most the digits that fill up change a velocity in one step
-ROUNDED = tolerance("reversible", "float64").epsilon  # what that leaves in a hypergradient after STEPS steps
+STEPS = 40
+ROUNDED = tolerances.reversible(STEPS, 0.9, 0.3).epsilon  # what that leaves in a hypergradient after STEPS steps
 
 
 # -- the arithmetic
@@ -208,7 +209,6 @@ CASES = {
     "momentum per step": ("fine", "damped"),
     "half": ("penalties", Dynamics("damped", 0.3, 0.5)),
 }
-STEPS = 40
 
 
 @pytest.fixture(scope="module")

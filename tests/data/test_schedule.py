@@ -29,7 +29,18 @@ def test_fixed_repeats_and_reshuffled_does_not():
     assert not np.array_equal(fixed.indices(0, 3), BatchSchedule(60, 20, seed=6).indices(0, 3))
 
 
-@pytest.mark.parametrize("order", ORDERS)
+def test_with_replacement_an_example_may_come_again():
+    """Of 100 draws from 100 examples, 63 different ones on average; no two epochs alike."""
+    schedule = BatchSchedule(100, 10, seed=3, order="replacement")
+    epochs = schedule.indices(0, 100).reshape(10, 100)
+    seen = [len(np.unique(epoch)) for epoch in epochs]
+    assert 55 < np.mean(seen) < 71
+    assert len({epoch.tobytes() for epoch in epochs}) == 10
+    assert epochs.dtype == np.int32
+    assert (epochs.min(), epochs.max()) == (0, 99)
+
+
+@pytest.mark.parametrize("order", [*ORDERS, "replacement"])
 def test_random_access_equals_walking(order):
     schedule = BatchSchedule(50, 7, seed=2, order=order)
     walked = schedule.indices(0, 120)

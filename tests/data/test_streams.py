@@ -5,7 +5,14 @@ import pytest
 
 from hypertrail_data import STREAMS, generator, words
 
-PINNED = {"init": 305369112, "split": 681396160, "batches": 396636610, "noise": 479537206, "hyper": 801363470}
+PINNED = {
+    "init": 305369112,
+    "split": 681396160,
+    "batches": 396636610,
+    "noise": 479537206,
+    "hyper": 801363470,
+    "line": 479385552,
+}
 PINNED_WORDS = [3842200183, 1588825544]
 
 
@@ -16,7 +23,7 @@ def test_values_never_change():
 
 
 def test_streams_seeds_and_keys_are_independent():
-    assert STREAMS == ("init", "split", "batches", "noise", "hyper")
+    assert STREAMS == ("init", "split", "batches", "noise", "hyper", "line")
     seen = {
         generator(seed, name, *key).bytes(16)
         for seed in range(3)
@@ -24,7 +31,7 @@ def test_streams_seeds_and_keys_are_independent():
         for key in ((), (0,), (1,), (0, 0))
     }
     assert len(seen) == 3 * len(STREAMS) * 4
-    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 15
+    assert len({words(seed, name).tobytes() for seed in range(3) for name in STREAMS}) == 18
 
 
 def test_same_seed_same_numbers():
@@ -36,7 +43,7 @@ def test_same_seed_same_numbers():
 
 @pytest.mark.parametrize("call", [generator, words])
 def test_misuse(call):
-    with pytest.raises(ValueError, match=r"'nosie'.*init, split, batches, noise, hyper"):
+    with pytest.raises(ValueError, match=r"'nosie'.*init, split, batches, noise, hyper, line"):
         call(0, "nosie")
     with pytest.raises(ValueError, match="seed is -1"):
         call(-1, "noise")

@@ -13,6 +13,7 @@ import pytest
 
 import hypertrail_gpu as gpu
 from hypertrail import L2, DrMAD, Dynamics, Exact, LearningRate, NumericalFailure, UsageError
+from hypertrail.methods import EXACT_STEP
 from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import losses
 from hypertrail_gpu.compiled import compiled, precision
@@ -144,7 +145,7 @@ def test_line_kernel_fed_with_the_true_states_is_exact(make, relative, network, 
         }
         indices, t = jax.tree.map(jnp.asarray, programs.steps(0, problem.steps))
         line = TrueLine(states, indices, t, jnp.zeros(problem.steps))
-        adjoint, _ = reverse_line(programs, (dw, zeros(dw), dvalues), line, 0, problem.steps, values, False, None)
+        adjoint, _ = reverse_line(programs, (dw, zeros(dw), dvalues), line, 0, problem.steps, values, EXACT_STEP, None)
         gradient = programs.pull_back(hyper, adjoint[2])
     assert relative(gradient, exact.gradient) < 1e-12
     assert relative(adjoint[0], exact.initial_weights) < 1e-12

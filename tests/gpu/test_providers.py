@@ -29,8 +29,8 @@ from hypertrail import (
     Truncated,
     UsageError,
     VerificationFailure,
+    tolerances,
 )
-from hypertrail.tolerances import tolerance
 from hypertrail_data import StoredTrajectory
 from hypertrail_gpu import keeping, reversal
 from hypertrail_gpu.compiled import Compiled, compiled, precision
@@ -81,7 +81,7 @@ def test_every_exact_provider_equals_every_other(case, relative, tmp_path, keep,
     if keep == Reversible() and gamma == 0.9:
         (gamma,) = set(training.trajectory.momentum.values())
         _, exact = stored(problem, gamma)
-        allowed = tolerance("reversible", "float64").epsilon
+        allowed = tolerances.reversible(STEPS, gamma, 0.3).epsilon
     for kind in hyper:
         assert relative(result.gradient[kind], exact.gradient[kind]) < allowed, kind
     assert relative(result.initial_weights, exact.initial_weights) < allowed
@@ -250,7 +250,7 @@ def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, rela
     same = problem.with_(dynamics=Dynamics("damped", 0.1, effective))
     hyper = problem.initial_hyper()
     stored = gpu.train(same, hyper, "memory")
-    allowed = tolerance("reversible", "float64").epsilon
+    allowed = tolerances.reversible(60, effective, 0.1).epsilon
     assert relative(reversible.final, stored.final) < allowed
     a = gpu.hypergradient(problem, hyper, reversible, Exact())
     b = gpu.hypergradient(same, hyper, stored, Exact())

@@ -21,8 +21,8 @@ from hypertrail import (
     Reversible,
     UsageError,
     VerificationFailure,
+    tolerances,
 )
-from hypertrail.tolerances import tolerance
 from hypertrail_gpu import reversal
 from hypertrail_nets import mlp
 
@@ -69,7 +69,7 @@ def test_reversed_is_stored_at_the_effective_momenta(problem, relative, draw):
     effective = at(problem, kept.momentum)
     stored = gpu.train(problem, effective, "memory")
     truth = gpu.hypergradient(problem, effective, stored, Exact())
-    allowed = 1e-10 if draw == "sixteenths" else tolerance("reversible", "float64").epsilon
+    allowed = 1e-10 if draw == "sixteenths" else tolerances.reversible(STEPS, 0.95, 0.1).epsilon
     assert relative(training.final, stored.final) < allowed
     for kind in hyper:
         assert 0 < relative(result.gradient[kind], truth.gradient[kind]) < allowed, kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 
 import hypertrail as h
+from hypertrail.records import Cost, Training
+from hypertrail_data import BatchSchedule, MemoryTrajectory
 from hypertrail_data.splits import Split, Splits
+from hypertrail_nets import mlp
 
 DATA = Path(__file__).parent / "data"
 MOST = 17.0  # what two equal arrays are said to agree to: float64 holds no more
@@ -72,6 +76,79 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 def engine(request: pytest.FixtureRequest) -> ModuleType:
     """Each of the two engines."""
     return h.load(request.param)
+
+
+# -- the problem of HIPS/hypergrad and of DrMAD's authors: a perceptron 64-16-10 on handwritten digits ----------------------
+
+
+@cache
+def digits_given() -> dict[str, np.ndarray]:
+    with np.load(DATA / "ab_problem.npz") as file:
+        return dict(file)
+
+
+class Perceptron(h.Problem):
+    """64-16-10 with tanh, batches of 20, from the weights and on the examples that the originals were given."""
+
+    @property
+    def names(self) -> list[str]:
+        return [p.name for p in self.params]
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the weight matrices, without the biases."""
+        return [name for name in self.names if name.endswith("W")]
+
+    def split(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Their vectors (…, 1210) as {name: (…, *shape)}."""
+        parts = np.split(vector, np.cumsum([p.size for p in self.params])[:-1], axis=-1)
+        return {p.name: part.reshape(*part.shape[:-1], *p.shape) for p, part in zip(self.params, parts, strict=True)}
+
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        return self.split(digits_given()["x0"])
+
+    def given(self, final: np.ndarray, w: np.ndarray | None = None, v: np.ndarray | None = None) -> Training:
+        """The record of a training that ended at their w_T, (1210,), and went through their states w and v, (T, 1210)."""
+        trajectory = MemoryTrajectory()
+        if w is not None:
+            both = {"w/": self.split(w), "v/": self.split(v)}
+            trajectory.append(0, {front + name: a for front, arrays in both.items() for name, a in arrays.items()})
+        start, end = self.initial_weights() if w is None else self.split(w[0]), self.split(final)
+        still = {name: np.zeros_like(one) for name, one in end.items()}
+        return Training(start, end, end, still, {}, np.zeros(self.steps), np.ones(20), self.steps, trajectory, Cost())
+
+
+@pytest.fixture(scope="session")
+def perceptron() -> Callable[..., Perceptron]:
+    """perceptron(T, hyperparameters, **fields) → the problem, whose batches are checked to be those of the originals."""
+    given = digits_given()
+    nothing = Split(np.zeros((0, 8, 8, 1), np.float32), np.zeros(0, np.int32), np.arange(0))
+
+    def images(x: str, y: str) -> Split:
+        return Split(given[x].reshape(-1, 8, 8, 1), given[y].astype(np.int32), np.arange(len(given[y])))
+
+    splits = Splits(
+        images("X", "y"), images("Xv", "yv"), nothing, nothing, np.zeros(1), np.ones(1), classes=10, name="digits"
+    )
+    schedule = BatchSchedule(160, 20, 2, order="reshuffled")
+
+    def perceptron(T: int, hyperparameters: Any, gamma: float = 0.9, **fields: Any) -> Perceptron:
+        np.testing.assert_array_equal(schedule.indices(0, T), given["idx"][:T])
+        return Perceptron(
+            network=mlp((8, 8, 1), (16,), init_scale=0.3),
+            splits=splits,
+            schedule=schedule,
+            steps=T,
+            hyperparameters=hyperparameters,
+            dynamics=h.Dynamics("damped", 0.3, gamma),
+            precision="float64",
+            **fields,
+        )
+
+    return perceptron
+
+
+# -- what the online methods share: digits, and a start ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import UsageError, cli, experiments, outer
+from hypertrail import DrMAD, UsageError, cli, experiments, outer
 from hypertrail.experiments import (
     _adaptive,
     _common,
@@ -36,6 +36,7 @@ from hypertrail.experiments import (
     t1t2_mnist,
 )
 from hypertrail.hyperparameters import count
+from hypertrail.methods import AsPublished, parse_method
 from hypertrail_nets import count_params
 
 LOOPS = (ard_mnist, drmad_densenet, drmad_digits, drmad_mnist, learned_data_mnist, schedules_mnist)
@@ -155,6 +156,54 @@ def test_mnist_is_experiment_1_of_the_paper(blank_data, tmp_path):
     assert np.std(w["dense1/b"]) == pytest.approx(math.exp(-3), rel=0.5)
     assert drmad_mnist.rule(paper) == outer.Sign(0.07)
     assert 0 <= problem.splits.train.x.min() <= problem.splits.train.x.max() <= 1
+
+
+def test_mnist_as_published(monkeypatch):
+    """Six choices of the authors' program: see the docstring of drmad-mnist."""
+    rng = np.random.default_rng(0)
+    data = hypertrail_data.Dataset(
+        "mnist",
+        rng.integers(0, 256, (120, 28, 28, 1), np.uint8),
+        rng.integers(0, 10, 120).astype(np.int32),
+        10,
+        20,
+        255,
+    )
+    monkeypatch.setattr(hypertrail_data, "load", lambda name, data_dir=None: data)
+    config = drmad_mnist.Config(train=40, valid=20, test=30, batch=5, steps=8, as_published=True, seed=3)
+    first = drmad_mnist.problem(config)
+    assert set(first.constants()["l2"]) == {p.name for p in first.params}  # biases too
+    assert config.method == "drmad-C1-first"
+    problems = [drmad_mnist.problem_for(config, first, k) for k in (0, 1, 2)]
+    mean = data.x[:100].astype(np.float64).mean(axis=0) / 255
+    for problem in problems:
+        train, valid, test = problem.splits.train, problem.splits.valid, problem.splits.test
+        rows = np.concatenate([train.rows, valid.rows, test.rows])
+        assert len(set(rows)) == 90
+        assert rows.max() < 100  # all of the training images
+        np.testing.assert_allclose(train.x, data.x[train.rows] / 255 - mean, atol=1e-6)
+        np.testing.assert_array_equal(train.y, data.y[train.rows])
+        assert problem.schedule.order == "replacement"
+        np.testing.assert_array_equal(problem.schedule.indices(0, 8), first.schedule.indices(0, 8))
+        np.testing.assert_array_equal(test.rows, first.splits.test.rows)
+        assert set(rows) == set(np.concatenate([getattr(first.splits, s).rows for s in ("train", "valid", "test")]))
+    assert len({tuple(problem.splits.train.rows) for problem in problems}) == 3
+    assert len({problem.initial_weights()["dense1/b"].tobytes() for problem in problems}) == 3
+    again = drmad_mnist.problem_for(config, first, 2)
+    np.testing.assert_array_equal(again.splits.train.rows, problems[2].splits.train.rows)
+    plain = drmad_mnist.Config(train=40, valid=20, test=20, batch=5)
+    problem = drmad_mnist.problem(plain)
+    assert drmad_mnist.problem_for(plain, problem, 1) is problem
+    assert (problem.l2_on, problem.schedule.order) == ("regularizable", "fixed")
+    with pytest.raises(UsageError, match="100 official training images"):
+        drmad_mnist.problem(drmad_mnist.Config(train=80, valid=20, test=30, batch=5, as_published=True))
+
+
+def test_densenet_as_published():
+    assert drmad_densenet.Config().method == "drmad-C4"
+    published = parse_method(drmad_densenet.Config(as_published=True).method)
+    assert published == DrMAD("C4", first_batches=True, choices=AsPublished(sum_of_norms=True, regularized_only=True))
+    assert drmad_densenet.Config(as_published=True, method="exact").method == "exact"
 
 
 def test_densenet_is_the_thesis(blank_data):

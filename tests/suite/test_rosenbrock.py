@@ -75,3 +75,21 @@ def test_a_training_that_explodes_names_the_step(tmp_path):
     config, run = rosenbrock.Config(engine="cpu", steps=12, log_rate=500.0), SimpleNamespace(path=tmp_path)
     with np.errstate(all="ignore"), pytest.raises(NumericalFailure, match="loss in training 0 is not finite at step"):
         rosenbrock.study(config, run, None)
+
+
+@pytest.mark.parametrize("engine", ["gpu", "cpu"])
+@pytest.mark.parametrize(("as_published", "published"), [(True, 395.3049), (False, 395.3552)])
+def test_their_fraction_of_the_momentum_gives_their_loss(engine, as_published, published):
+    """395.3049 is what their program prints; 395.3552 what it prints with plain floats in the place of its fixed point."""
+    config = rosenbrock.Config(engine=engine, as_published=as_published)
+    γ = np.log(config.momentum / (1 - config.momentum))
+    hyper = {"log_rate": np.full(50, config.log_rate), "momentum": np.full(50, γ)}
+    _, losses, gradient = {"gpu": rosenbrock.compiled, "cpu": rosenbrock.by_hand}[engine](config)(hyper)
+    assert round(float(losses[-1]), 4) == published
+    other = {"cpu": rosenbrock.compiled, "gpu": rosenbrock.by_hand}[engine](config)(hyper)[2]
+    for name, h in gradient.items():
+        np.testing.assert_allclose(h, other[name], rtol=1e-9, atol=1e-12)
+
+
+def test_their_fraction():
+    assert rosenbrock.fraction(0.99, np) == 64881 / 65536

@@ -62,10 +62,12 @@ class Common(Study):
 
     method: str = "drmad-C4"
     """How the hypergradient is taken. exact: back over every state; drmad-*: back along a straight line, with the gaps of the
-    printed algorithm filled as in the paper (C0), its authors' code (C1; C1-first sees only the first tenth of the batches, as
-    theirs did), the thesis (C2 to C5) or piecewise (C6); truncated-K: the last K steps; forward: for few hyperparameters;
-    implicit-cg, -neumann, -dense: at a minimum; float-reversed: a negative control. Settings follow after colons, as in
-    implicit-cg:damping=0.01:tolerance=1e-4, drmad-C5:tail=20, drmad-C4:multiplier=0.1:max_steps=200."""
+    printed algorithm filled as in the paper (C0), its authors' code (C1), the thesis (C2 to C5) or piecewise (C6);
+    drmad-C1-first, -C3-first … see only the first minibatches, as the original programs; drmad-C4-even … those at equal
+    distances; truncated-K: the last K steps; forward: for few hyperparameters; implicit-cg, -neumann, -dense: at a minimum;
+    float-reversed: a negative control. Settings follow after colons, as in implicit-cg:damping=0.01:tolerance=1e-4,
+    drmad-C5:tail=20, drmad-C4:multiplier=0.1:max_steps=200; so do further choices of the original programs, as in
+    drmad-C4-first:sum_of_norms."""
     compare_exact: bool = False
     """Take the exact hypergradient beside the method's and report how far apart they are (about 3 more training runs of cost
     per meta-iteration, and every state kept). Only the method's moves the hyperparameters."""

@@ -10,7 +10,8 @@ rate in it: it is asked for the penalties only, and only at the first meta-itera
 twice: with 10 kept states and with √T.
 
 Hardware: one of two CPU cores: 45 minutes, 33 of them for T = 20,000 (`--lengths 200 2000`: 12).
-Measured: seed 0, float32, cosine with the exact hypergradient at the first meta-iteration, penalties / learning rates:
+Measured with --even-batches, the rule of earlier releases: seed 0, float32, cosine with the exact hypergradient at the first
+meta-iteration, penalties / learning rates:
 
     T         C1-first     C2           C3           C4           C5            C6, √T states  last 200 steps
     200       .99 / .99    1.00 / .99   1.00 / .99   1.00 / .99   1.00 / 1.00   1.00 / 1.00    exact
@@ -21,13 +22,15 @@ and it decays over the meta-iterations, that of C6 with √T states too (T = 200
 (T = 2000: 3e10 times too long) and so does C2. So: a line through two states is a good stand-in for 200 steps and none for 2000;
 with √T kept states (C6) it stays useful, at a fifth of the time of the exact pass from the same states; for the penalties the
 last 200 steps alone beat every line through two states.
+Measured with drawn minibatches (the default): not yet. (Evenly spaced steps alias with the epoch of 300 minibatches, which has a
+fixed order: at T = 20,000 C3's 200 minibatches are 3 different ones.)
 The thesis, on this network: T = 200 starts near .98 (C4) and .99 (C5) and decays over 20 meta-iterations; T = 20,000 about .09;
 learning rates worse than penalties.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +42,7 @@ from ..engines import Progress
 from ..errors import NumericalFailure
 from ..hyperparameters import L2, Hyper, LearningRate
 from ..keeping import Checkpoints
-from ..methods import DrMAD, Exact, Method, parse_method
+from ..methods import EVEN, SPREAD_OF, DrMAD, Exact, Method, Truncated, parse_method
 from ..problem import Problem
 from ..records import Hypergradient, Training
 from ..refusals import refuse_plan
@@ -75,6 +78,9 @@ class Config(Study):
     """How many times the exact hypergradient moves the hyperparameters; the methods are compared at each."""
     methods: tuple[str, ...] = (*COMPLETIONS, "truncated-20", "truncated-200")
     """What is compared with the exact hypergradient."""
+    even_batches: bool = False
+    """Give each line the minibatches of evenly spaced steps, as in earlier releases: at T = 20,000 drmad-C3 then sees 3 of the
+    300. Without it, each is that of a step drawn from one of N equal stretches of the run."""
     l2: float = 1e-4
     """Every penalty at the start."""
     learning_rate: float = 0.05
@@ -120,7 +126,7 @@ def ready(config: Config) -> None:
     """Refuse data that are not there and methods that cannot go, before anything is computed."""
     first = problem(config)
     for T in config.lengths:
-        for method in map(parse_method, config.methods):
+        for method in (asked(word, config) for word in config.methods):
             of_length = penalties_alone(first) if method == DrMAD("C0") else first
             refuse_plan(of_length.with_(steps=T), method, Checkpoints())
 
@@ -190,7 +196,7 @@ def compared(
         | cost(exact, training)
     ]
     for word in config.methods:
-        for name, method, seen in ways(word, training, few):
+        for name, method, seen in ways(asked(word, config), training, few):
             alone = method == DrMAD("C0") and k == 0  # once is enough: it is the printed algorithm, without α
             if method == DrMAD("C0") and not alone:
                 continue
@@ -199,11 +205,21 @@ def compared(
     return lines, exact
 
 
-def ways(word: str, training: Training, few: Training) -> list[tuple[str, Method, Training]]:
+def asked(word: str, config: Config) -> Method:
+    """The method of that name; even_batches: where it spreads minibatches over the run, it spreads them evenly."""
     method = parse_method(word)
-    if method == DrMAD("C6"):
-        return [(f"{word}, {FEW} states", method, few), (f"{word}, √T states", method, training)]
-    return [(word, method, training)]
+    if not (config.even_batches and isinstance(method, DrMAD)):
+        return method
+    spreads = method.completion in SPREAD_OF and not method.first_batches
+    return replace(method, spread="even") if spreads else method
+
+
+def ways(method: Method, training: Training, few: Training) -> list[tuple[str, Method, Training]]:
+    """The method with each training that it is asked about, and what a row of the table calls it."""
+    name = f"{method.name}-{method.steps}" if isinstance(method, Truncated) else method.name
+    if isinstance(method, DrMAD) and method.completion == "C6":
+        return [(f"{name}, {FEW} states", method, few), (f"{name}, √T states", method, training)]
+    return [(name, method, training)]
 
 
 def ask(
@@ -280,7 +296,7 @@ def at_length(lines: list[dict[str, Any]], T: int) -> Section:
         timed = [line["seconds"] for line in mine if "seconds" in line]
         seconds = f"{np.median(timed[1:] or timed):.2f}" if timed else "–"
         row += [f"{mine[0].get('N', '–')}", seconds, f"{mine[0]['bytes'] / 1e6:.1f}" if timed else "–"]
-        row.append(THESIS.get((T, name), ""))
+        row.append(THESIS.get((T, name.removesuffix(EVEN)), ""))
         rows.append(row)
     columns = ["", "cosine λ / α", "signs, %", "norm", "mean cosine", "mean signs, %", "median norm", "N", "s", "MB",
                "thesis"]  # fmt: skip
