@@ -199,7 +199,7 @@ class T1T2(Periodic):
     published: λ itself moves, down to its bound) or 'free' (log10 λ, ln λ move).
     validation_batches: random ones for each move; 0: the whole split.
     clip: 'all' (clip_norm limits ‖h‖ over all hyperparameters together) or 'each-tensor' (it limits the norm of each tensor of
-    ∇C₂, and then that of each array of h).
+    ∇C₂, and then that of each array of h; a norm that overflows leaves zeros).
     nonfinite: what happens where a number of h is not finite: 'skip' (no move; counted in `Block.skipped`), 'stop'
     (NumericalFailure) or 'zero' (this number, and each such number of ∇C₂, is taken as 0). A validation loss that is not finite
     stops every run.
@@ -233,7 +233,7 @@ class T1T2(Periodic):
         positive("t1t2 clip_norm", self.clip_norm)
         one_of("t1t2 clip", self.clip, CLIPS)
         one_of("t1t2 nonfinite", self.nonfinite, NONFINITE)
-        one_of("t1t2 at", self.at, PLACES)
+        one_of("t1t2 at", self.at, WHERE_VALIDATED)
         if self.at == "same" and self.every == 1:
             raise UsageError(
                 "t1t2 at 'same' with every = 1 has moves in the place of all steps; every must be at least 2"
@@ -454,4 +454,4 @@ RULES = ("additive", "multiplicative")
 REPRESENTATIONS = ("value", "free")
 CLIPS = ("all", "each-tensor")
 NONFINITE = ("skip", "stop", "zero")
-PLACES = ("after", "same")
+WHERE_VALIDATED = ("after", "same")

@@ -30,8 +30,18 @@ OUTER = {
     ("64-12-10", "adam"): Adam(0.05, epsilon=1e-14, epsilon_place="uncorrected"),
 }
 
-networks = pytest.mark.parametrize("network", ["64-10", "64-12-10"])
-kinds = pytest.mark.parametrize("kind", DYNAMICS)
+
+def on_both(*cases: tuple[str, ...], fast: tuple[str, ...]) -> list:
+    """Each case on each engine. On the compiled one, which compiles anew for each, all but `fast` are slow."""
+    return [
+        pytest.param(name, *case, id="-".join((name, *case)), marks=pytest.mark.slow if slow else ())
+        for name in ("cpu", "gpu")
+        for case in cases
+        for slow in [name == "gpu" and case != fast]
+    ]
+
+
+CASES = [(network, kind) for network in ("64-10", "64-12-10") for kind in DYNAMICS]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +73,9 @@ def problem_of(golden, started, digits_splits) -> Callable[..., tuple[h.Problem,
     return problem_of
 
 
-@networks
-@kinds
+@pytest.mark.parametrize(
+    ("engine", "network", "kind"), on_both(*CASES, fast=("64-12-10", "momentum")), indirect=["engine"]
+)
 def test_reverse(engine, network, kind, problem_of, by_name, meets, flat):
     problem, theirs = problem_of(network, kind, "parameter")
     names = [p.name for p in problem.params]
@@ -80,8 +91,7 @@ def test_reverse(engine, network, kind, problem_of, by_name, meets, flat):
         meets("d logit μ", result.gradient["momentum"]["network"], theirs["rev_mu"], 14.5)
 
 
-@networks
-@kinds
+@pytest.mark.parametrize(("engine", "network", "kind"), on_both(*CASES, fast=("64-12-10", "adam")), indirect=["engine"])
 def test_forward(engine, network, kind, problem_of, meets, flat):
     problem, theirs = problem_of(network, kind, "network")
     hyper = problem.initial_hyper()
@@ -93,9 +103,11 @@ def test_forward(engine, network, kind, problem_of, meets, flat):
             meets(ours, gradient[ours]["network"], theirs[f"fwd_{other}"], 14.5)
 
 
-@networks
-@kinds
-@pytest.mark.parametrize("outer", ["descent", "adam"])
+@pytest.mark.parametrize(
+    ("engine", "network", "kind", "outer"),
+    on_both(*((*case, outer) for case in CASES for outer in ("descent", "adam")), fast=("64-12-10", "adam", "adam")),
+    indirect=["engine"],
+)
 def test_rtho(engine, network, kind, outer, problem_of, meets, flat):
     """Four moves: the path of the hyperparameters, the hypergradients, and where the weights end."""
     problem, theirs = problem_of(network, kind, "network")

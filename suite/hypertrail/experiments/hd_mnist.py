@@ -15,7 +15,9 @@ with. Its α is chosen by the mean loss on `select`, 10,000 of the training imag
 reported beside the others is that of the training with this α on all 60,000, as theirs. β is the published one.
 
 Ours differs: α stays above 1e-8 (theirs goes below 0, and stays there for whole stretches); 468 batches an epoch, instead of 468
-and one of 96; the order of the images. Their weight decay reaches the biases, too: here only with `--as-published`.
+and one of 96; the order of the images. Their weight decay reaches the biases, too: here only with `--as-published`. Measured once
+(`--models logreg --repeats 1 --rates 0.001 --epochs 3`, with it and without): of nine arms no loss on test changes by more
+than 8e-8 nats, and no error changes.
 
 Hardware: one crowded CPU core: softmax regression 21 minutes for three seeds (57 trainings, most of it for the loss of all images
 at each quarter of an epoch). The perceptron, two cores beside other work: 4 to 9 minutes for each arm.
