@@ -1,0 +1,165 @@
+"""Compiled programs in a folder: one file for each, shared by any number of processes, never trusted blindly.
+
+    store = ProgramStore(folder, limit=2**30)
+    store.put(key, program)
+    store.get(key)                # the same bytes; None where there is no such program, or where its file is damaged
+
+What is loaded from here is machine code and will be run. A file is therefore used only if it belongs to us, if nobody else may
+write to it, and if its checksum is right. A file appears whole or not at all, so processes need no lock. Nothing here raises
+because of the folder: what goes wrong is said once, as a warning, and the program is compiled as if there were no store.
+JAX's own store (0.10) writes files in place, keeps a damaged file forever, bounds its size only where `filelock` is installed,
+and has no checksum where `zstandard` is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+SUFFIX = ".program"
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class ProgramStore:
+    """The programs in one folder. JAX asks it by `get` and `put`, as it asks its own LRUCache.
+
+    limit: bytes that all files together may take; beyond it those go that were used least recently. None: no limit.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self.folder, self.limit = folder, limit
+        self._path = folder  # JAX's name for it, which it writes into its log
+        self._writes, self._warned = True, False
+
+    def get(self, key: str) -> bytes | None:
+        path = self.path_of(key)
+        try:
+            content = read_own(path)
+        except FileNotFoundError:
+            return None
+        except OSError as problem:
+            self._warn(f"{path} cannot be read ({problem.strerror})")
+            return None
+        program = checked(content)
+        if program is None:
+            self._warn(f"{path} was damaged and is made anew")
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the time of its last use, by which `make_room` chooses
+        return program
+
+    def put(self, key: str, program: bytes) -> None:
+        """Keep a program, unless there is one under this key, or it is larger than the limit."""
+        path = self.path_of(key)
+        if not self._writes or path.exists() or (self.limit is not None and len(program) > self.limit):
+            return
+        try:
+            write_whole(path, hashlib.sha256(program).digest() + program)
+        except OSError as problem:
+            self._writes = False
+            self._warn(f"{self.folder} cannot be written to ({problem.strerror}); nothing more is kept there")
+            return
+        if self.limit is not None:
+            make_room(self.folder, self.limit)
+
+    def path_of(self, key: str) -> Path:
+        """JAX's key holds the program, the options, the versions of JAX and XLA and the kind of device; the name adds this processor."""
+        return self.folder / (hashlib.sha256(f"{processor()}\n{key}".encode()).hexdigest() + SUFFIX)
+
+    def _warn(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"compilation cache: {problem}", stacklevel=2)
+
+
+def why_unsafe(folder: Path) -> str:
+    """Make the folder where it is missing; what speaks against running code from it, in words, or ''."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as problem:
+        return f"{folder} cannot be made ({problem.strerror})"
+    if found.st_uid != os.geteuid():
+        return (
+            f"{folder} belongs to user {found.st_uid}, not to us ({os.geteuid()}), and code that is run comes from it"
+        )
+    if found.st_mode & OTHERS_MAY_WRITE:
+        mode = stat.S_IMODE(found.st_mode)
+        return f"others may write to {folder} (mode {mode:o}, expected 700), and code that is run comes from it"
+    return ""
+
+
+def read_own(path: Path) -> bytes:
+    """A file's content. PermissionError where it is not ours alone, OSError where it is a link or cannot be read."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.geteuid() or found.st_mode & OTHERS_MAY_WRITE:
+            raise PermissionError(0, "it is another user's, or others may write to it")
+        return file.read()
+
+
+def checked(content: bytes) -> bytes | None:
+    """The program behind its checksum; None where they do not fit."""
+    checksum, program = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+    return program if hashlib.sha256(program).digest() == checksum else None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Under another name first, so that no reader sees a part of it; only we may read it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=SUFFIX)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Remove the files that were used least recently until the rest takes `limit` bytes at most. Other processes may do the same
+    at this moment."""
+    files = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                if entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):
+                    files.append((entry.stat(follow_symlinks=False), entry.path))
+    total = sum(found.st_size for found, _ in files)
+    for found, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+        if total <= limit:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= found.st_size
+
+
+def processor() -> str:
+    """What the processor of this machine is called and what it can do: a program for one of them may not run on another, and a
+    home folder is often shared."""
+    global _processor
+    if _processor is None:
+        _processor = "\n".join([platform.machine(), *sorted(lines_of_cpuinfo())])
+    return _processor
+
+
+_processor: str | None = None
+
+
+def lines_of_cpuinfo() -> set[str]:
+    """The lines of /proc/cpuinfo that name the model and its features; none where there is no such file."""
+    wanted = ("vendor_id", "model", "cpu family", "stepping", "flags", "Features", "CPU ")
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return {line for line in text.splitlines() if line.startswith(wanted)}
+    return set()
