@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import stat
 import tempfile
 import warnings
@@ -72,8 +71,7 @@ class ProgramStore:
             make_room(self.folder, self.limit)
 
     def path_of(self, key: str) -> Path:
-        """JAX's key holds the program, the options, the versions of JAX and XLA and the kind of device; the name adds this processor."""
-        return self.folder / (hashlib.sha256(f"{processor()}\n{key}".encode()).hexdigest() + SUFFIX)
+        return self.folder / (hashlib.sha256(key.encode()).hexdigest() + SUFFIX)
 
     def _warn(self, problem: str) -> None:
         if not self._warned:
@@ -142,24 +140,3 @@ def make_room(folder: Path, limit: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
         total -= found.st_size
-
-
-def processor() -> str:
-    """What the processor of this machine is called and what it can do: a program for one of them may not run on another, and a
-    home folder is often shared."""
-    global _processor
-    if _processor is None:
-        _processor = "\n".join([platform.machine(), *sorted(lines_of_cpuinfo())])
-    return _processor
-
-
-_processor: str | None = None
-
-
-def lines_of_cpuinfo() -> set[str]:
-    """The lines of /proc/cpuinfo that name the model and its features; none where there is no such file."""
-    wanted = ("vendor_id", "model", "cpu family", "stepping", "flags", "Features", "CPU ")
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        return {line for line in text.splitlines() if line.startswith(wanted)}
-    return set()

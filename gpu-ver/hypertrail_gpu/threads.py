@@ -1,9 +1,9 @@
 """How many threads of the processor XLA computes with: the bits of a result depend on it.
 
-Measured with jaxlib 0.10.2 on a processor: sums of matrix products are cut into as many parts as there are threads, so one, two
-and four threads round differently; with as many threads the bits are the same on one core and on two. A compiled program is
-the same for every number. XLA starts its threads with the first use of JAX: as many as the variable NPROC says, else one for
-each core that this process may use, and at least one for each device that the processor is made into.
+Measured with jaxlib 0.10.2 on a processor: one, two and four threads round differently (sums of matrix products are cut into as
+many parts, and so are the loops of a program when it is compiled); with as many threads the bits are the same on one core and
+on two. XLA starts its threads with the first use of JAX: as many as the variable NPROC says, else one for each core that this
+process may use, and at least one for each device that the processor is made into.
 """
 
 from __future__ import annotations
