@@ -18,10 +18,12 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
-SUFFIX = ".program"
+SUFFIX, UNFINISHED = ".program", ".unfinished"
+ABANDONED = 3600.0  # seconds after which nobody is writing a file any more
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -113,7 +115,7 @@ def checked(content: bytes) -> bytes | None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Under another name first, so that no reader sees a part of it; only we may read it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=SUFFIX)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
@@ -125,18 +127,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def make_room(folder: Path, limit: int) -> None:
-    """Remove the files that were used least recently until the rest takes `limit` bytes at most. Other processes may do the same
-    at this moment."""
-    files = []
+    """Remove what dead writers have left, and the programs that were used least recently until the rest takes `limit` bytes at
+    most. Other processes may do the same at this moment."""
+    programs, now = [], time.time()
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):
-                if entry.name.endswith(SUFFIX) and entry.is_file(follow_symlinks=False):
-                    files.append((entry.stat(follow_symlinks=False), entry.path))
-    total = sum(found.st_size for found, _ in files)
-    for found, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+                found = entry.stat(follow_symlinks=False)
+                if entry.name.endswith(SUFFIX):
+                    programs.append((found.st_mtime_ns, found.st_size, entry.path))
+                elif entry.name.endswith(UNFINISHED) and now - found.st_mtime > ABANDONED:
+                    os.unlink(entry.path)
+    total = sum(size for _, size, _ in programs)
+    for _, size, path in sorted(programs):
         if total <= limit:
             return
         with contextlib.suppress(OSError):
             os.unlink(path)
-        total -= found.st_size
+        total -= size
