@@ -42,7 +42,7 @@ def recorded(folder: Path | None) -> int | None:
     """How many threads the run in this folder began with; None where none lies there, or where it does not say."""
     engine = runs.read_json(folder / runs.ENV).get("engine") if folder else None
     number = engine.get("threads") if isinstance(engine, dict) else None
-    return number if isinstance(number, int) and number > 0 else None
+    return number if type(number) is int and number > 0 else None
 
 
 def on_going_on(engine: Any, began: int | None) -> str:
