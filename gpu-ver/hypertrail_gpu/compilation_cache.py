@@ -116,6 +116,7 @@ def decided(folder: Path | None) -> tuple[dict[str, Any], ProgramStore | None]:
         return disabled(problem)
     if theirs:
         return {"on": True, "folder": str(theirs), "why": "JAX_COMPILATION_CACHE_DIR"}, None
+    assert store is not None  # or there would be a problem
     if not named(SECONDS, 1.0):
         jax.config.update(SECONDS, LEAST_SECONDS)
     return {"on": True, "folder": str(store.folder), "why": "default"}, store

@@ -18,7 +18,7 @@ import jax
 VARIABLE = "NPROC"
 NAME = "tf_XLAEigen"  # of these threads, as Linux shows it
 PATIENCE = 2.0  # seconds in which a thread that was started has a name
-WAY_OUT = "JAX is in use in this process already: ask before its first use, or in a new process"
+WAY_OUT = "XLA takes this number at its first use in a process, and at least one for each device"
 
 
 def ask(wanted: int) -> None:
