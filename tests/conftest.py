@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# What the command line compiles here, in this process and in others, stays out of the user's own cache.
+os.environ.setdefault("HYPERTRAIL_CACHE", str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "hypertrail"))
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from . import threads
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
 from .training import train
 
-__all__ = ["adapt", "describe", "device_memory", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = ["adapt", "describe", "device_memory", "evaluate", "hyper_loss", "hypergradient", "name", "threads", "train"]
 
 name = "cpu"
 
@@ -22,6 +23,7 @@ def describe() -> dict[str, Any]:
         "engine": name,
         "precision": "float64",
         "device": f"CPU ({platform.machine()})",
+        "threads": threads.count(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "autograd": version("autograd"),

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from . import devices
+from . import compilation_cache, devices, threads
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
@@ -25,8 +25,10 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
+        "threads": threads.count(),
         "in_use": devices.layout().count,
         "process": list(devices.process()),  # as JSON gives it back
+        "compilation_cache": compilation_cache.describe(),
     }
 
 
@@ -38,4 +40,16 @@ def device_memory() -> int | None:
     return max((one["peak_bytes_in_use"] for one in told if "peak_bytes_in_use" in one), default=None)
 
 
-__all__ = ["adapt", "describe", "device_memory", "devices", "evaluate", "hyper_loss", "hypergradient", "name", "train"]
+__all__ = [
+    "adapt",
+    "compilation_cache",
+    "describe",
+    "device_memory",
+    "devices",
+    "evaluate",
+    "hyper_loss",
+    "hypergradient",
+    "name",
+    "threads",
+    "train",
+]

@@ -164,7 +164,7 @@ def into_folder(
     words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
-    from . import display, engines, processes, runs
+    from . import display, engines, processes, runs, threads
     from .report.writing import write_report
     from .sections import own_sections
 
@@ -173,9 +173,15 @@ def into_folder(
     if not study:
         refuse_method(config, problem)
     engine = engines.load(config.engine)
-    processes.share(engine, config.devices, problem)
+    began = threads.recorded(config.run_dir)
+    with threads.fixed(engine, config.threads, began):
+        processes.share(engine, config.devices, problem)
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
-    with processes.folder(engine, path) as path, runs.Run(path, record, may_grow) as run:
+    with (
+        engines.compilation_cache(config.compilation_cache, engine),
+        processes.folder(engine, path) as path,
+        runs.Run(path, record, may_grow) as run,
+    ):
         if run.finished:
             return nothing_to_do(path)
         run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
@@ -184,6 +190,8 @@ def into_folder(
             voice.say(f"run folder: {path}")
             if not run.fresh:
                 voice.say("it holds this run, not finished: goes on where that was")
+                if line := threads.on_going_on(engine, began):
+                    voice.say(line)
             with voice:
                 if study:
                     run.keep_lines(0)  # they come again, out of parts/ where they were long in coming

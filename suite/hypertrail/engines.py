@@ -10,6 +10,7 @@ Both engines give the same names the same meaning; in float64 their numbers agre
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -79,7 +80,9 @@ class Engine(Protocol):
     def evaluate(self, problem: Problem, training: Training, split: str) -> Metrics:
         """Loss (nats) and error rate on a whole split, deterministic forward with running averages."""
 
-    # An engine that can share its batches over several devices has a module `devices` too: see processes.py.
+    # An engine that can share its batches over several devices has a module `devices` too: see processes.py. One that compiles
+    # has `compilation_cache`, with `using(wanted)`. One whose bits depend on the threads of the processor has `threads`: see
+    # threads.py.
 
     def describe(self) -> dict[str, Any]:
         """Versions and devices, for env.json."""
@@ -96,3 +99,11 @@ def load(name: str) -> Engine:
         return importlib.import_module(ENGINES[name])  # type: ignore[return-value]
     except ModuleNotFoundError as missing:
         raise UsageError(f"engine {name!r} needs the module {missing.name!r}; install hypertrail again") from missing
+
+
+def compilation_cache(wanted: bool, *engines: Engine) -> contextlib.AbstractContextManager[Any]:
+    """A with-block in which the one of these engines that compiles keeps its programs in a folder, or, not `wanted`, does not."""
+    for engine in engines:
+        if hasattr(engine, "compilation_cache"):
+            return engine.compilation_cache.using(wanted)
+    return contextlib.nullcontext()

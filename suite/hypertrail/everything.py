@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from . import diagnostics
 from .checks import at_least
-from .engines import Engine, load
+from .engines import Engine, compilation_cache, load
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import (
     L1,
@@ -197,6 +197,8 @@ class Options:
     """One group of hyperparameters, or all."""
     seed: int = 0
     """For split, first weights, batches, dropout and the directions of the finite differences."""
+    compilation_cache: bool = True
+    """Load what an earlier run has compiled from a folder in HYPERTRAIL_CACHE, and keep there what is compiled now."""
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
@@ -207,16 +209,17 @@ def main(options: Any) -> int:
     engines = load(options.engine), load("cpu" if options.engine == "gpu" else "gpu")
     counted = {"ok": 0, "refused": 0}
     failed = []
-    for dynamics in DYNAMICS if options.dynamics == "all" else (options.dynamics,):
-        for family in FAMILIES if options.family == "all" else (options.family,):
-            for result in walk(dynamics, family, engines, options.seed):
-                print(result, flush=True)
-                if isinstance(result, Refused):
-                    counted["refused"] += 1
-                elif result.passed:
-                    counted["ok"] += 1
-                else:
-                    failed.append(result)
+    with compilation_cache(options.compilation_cache, *engines):
+        for dynamics in DYNAMICS if options.dynamics == "all" else (options.dynamics,):
+            for family in FAMILIES if options.family == "all" else (options.family,):
+                for result in walk(dynamics, family, engines, options.seed):
+                    print(result, flush=True)
+                    if isinstance(result, Refused):
+                        counted["refused"] += 1
+                    elif result.passed:
+                        counted["ok"] += 1
+                    else:
+                        failed.append(result)
     print(f"{counted['ok']} checks passed, {len(failed)} failed, {counted['refused']} combinations refused")
     if failed:
         raise VerificationFailure(f"{len(failed)} of the checks failed, the first: {failed[0].what}")

@@ -64,9 +64,18 @@ GROWS = ("meta_iterations",)  # fields of a meta loop that may be larger than th
 NO_PROGRESS = "no progress since the last start"  # in log.txt, where the time of a job was up
 STUDY = ("parts", "arms")  # the folders of what a study has computed for good
 META_LOOP = ("states", "hypergradients", "steps", "figures")  # the folders that a meta loop writes to
-WHERE = ("runs_dir", "run_dir", "data_dir")  # fields that say where things lie; they do not change a run's numbers
+# Fields that are no part of what is asked for: where things lie, and how the machine is used (threads: see threads.py).
+WHERE = ("runs_dir", "run_dir", "data_dir", "compilation_cache", "threads")
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
-VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HYPERTRAIL_DATA")
+VARIABLES = (
+    "JAX_PLATFORMS",
+    "XLA_FLAGS",
+    "CUDA_VISIBLE_DEVICES",
+    "NPROC",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "HYPERTRAIL_DATA",
+)
 
 
 def config_record(experiment: str, config: Any) -> dict[str, Any]:

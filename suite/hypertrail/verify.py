@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from . import diagnostics, processes
-from .engines import ENGINES, Engine, load
+from . import diagnostics, processes, threads
+from .engines import ENGINES, Engine, compilation_cache, load
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import Arrays, Hyper
 from .methods import Exact, Method, parse_method
@@ -149,14 +149,16 @@ def main(module: ModuleType, config: Any, name: str) -> int:
     problem = build(module, config)
     method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
-    processes.share(engine, config.devices, problem)
+    with threads.fixed(engine, config.threads):
+        processes.share(engine, config.devices, problem)
     other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
     print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)
     failed = []
-    for check in verify(problem, engine, other, method, config.directions):
-        print(check, flush=True)
-        if not check.passed:
-            failed.append(check)
+    with compilation_cache(config.compilation_cache, *filter(None, (engine, other))):
+        for check in verify(problem, engine, other, method, config.directions):
+            print(check, flush=True)
+            if not check.passed:
+                failed.append(check)
     if failed:
         raise VerificationFailure(
             f"{len(failed)} of the checks failed, the first: {failed[0].what}; do not trust {name}"

@@ -36,6 +36,12 @@ class Study:
     to one run. The numbers are the same up to rounding."""
     precision: Precision = "float32"
     """float32: to work with, fast. float64: to check and compare (engines agree to 1e-10), slower, twice the memory."""
+    threads: int | None = None
+    """Threads of the processor: roundings depend on their number. Default: the cores that are visible (gpu engine: or the
+    variable NPROC), and for a run that goes on the number that it began with."""
+    compilation_cache: bool = True
+    """Load what an earlier run has compiled (gpu engine) from a folder in HYPERTRAIL_CACHE, and keep there what is compiled now.
+    The numbers are the same."""
     seed: int = 0
     """One number for all that is random: split, initial weights, batches, dropout masks."""
     data_dir: Path | None = None
@@ -117,7 +123,7 @@ CHECKS: dict[str, Callable[[str, float], None]] = {
     **dict.fromkeys(
         ("steps", "batch", "train", "valid", "valid_batch", "images", "hidden"), partial(at_least, least=1)
     ),
-    **dict.fromkeys(("depth", "growth", "blocks", "first_output", "drop_epoch"), partial(at_least, least=1)),
+    **dict.fromkeys(("depth", "growth", "blocks", "first_output", "drop_epoch", "threads"), partial(at_least, least=1)),
     **dict.fromkeys(("learning_rate", "sgd_rate", "outer_rate", "l2", "largest", "init_scale", "epochs"), positive),
     **dict.fromkeys(("momentum", "dropout", "drop", "outer_mass"), fraction),
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, diagnostics
+from .. import arrays, diagnostics, threads
 from ..arrays import write_atomic
 from ..engines import SPLITS
 from ..errors import UsageError
@@ -300,6 +300,8 @@ def main(a: Path, b: Path, out: Path | None = None) -> int:
     for letter, folder, record in zip("AB", (a, b), records, strict=True):
         screen.print(f"{letter}  {folder}  ({record['experiment']}, {status(folder)})", markup=False)
     screen.print(f"config: {differences(*records)}", markup=False)
+    if line := threads.difference(a, b):
+        screen.print(line, markup=False)
     screen.print()
     screen.print(table("Metrics", ["meta-iteration", "quantity", "A", "B", "relative difference"], rows(found)))
     shown = step_rows(found, allowed.epsilon)
