@@ -14,11 +14,11 @@ DENSENET = DenseNetSize(depth=5, growth=4, image=16, batch=8, steps=6, blocks=2)
 STEPS = 20  # T of the perceptron
 METHODS = ("exact", "drmad-C4")
 DEFINITION = (
-    "mlp: tanh perceptron 64-12-10 on 1200 digits, batch 64, T = 20. densenet: DenseNet-5-4 of two blocks on 256 random images "
-    "16×16×3, dropout .2, batch 8, T = 6. Damped momentum α .1, γ .9. Declared: L2 per parameter 1e-3, learning rate per tensor "
-    ".1, momentum .9, and for mlp a weight .9 for each example. Hypergradients: exact, DrMAD C4, and for mlp the one of the first "
-    "block of the adaptive method (learning rate and L2 per parameter, n = 6, K = 3, M = 2, validation batch 8). Numbers: "
-    "d f / d (log10 λ, ln α, logit γ, a), float64."
+    "mlp: tanh perceptron 64-12-10 on 1200 digits, batch 64, T = 20. densenet: DenseNet-5-4 of two blocks on 256 "
+    "random images 16×16×3, dropout .2, batch 8, T = 6. Damped momentum α .1, γ .9. Declared: L2 per parameter "
+    "1e-3, learning rate per tensor .1, momentum .9, and for mlp a weight .9 for each example. Hypergradients: "
+    "exact, DrMAD C4, and for mlp the one of the first block of the adaptive method (learning rate and L2 per "
+    "parameter, n = 6, K = 3, M = 2, validation batch 8). Numbers: d f / d (log10 λ, ln α, logit γ, a), float64."
 )
 
 

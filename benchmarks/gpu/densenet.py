@@ -1,7 +1,7 @@
 """Section 5: what a training step of DenseNet-40-12, batch 64, costs: plain, exact, DrMAD C4, adaptive; each beside JAX by hand.
 
-Each method has a process of its own, so that the peak of the device is the method's. There its first call is made (compilation,
-memory), then that of the hand-written training, and then both are timed by turns; the ratio is the median over the turns.
+Each method has a process of its own. There its first call is made, then that of the hand-written training, and then both are
+timed by turns; the ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIMIT = "engines"  # the tolerance of the check
 
 @dataclass
 class Contender:
-    """run: does all `steps` steps and returns when they are done. programs: that it consists of. extra: for the row."""
+    """run: does all `steps` steps, returns when they are done, and says what belongs into the row. programs: it consists of."""
 
     label: str
     steps: int
@@ -40,14 +40,13 @@ class Contender:
 def measure(part: Part, sizes: Sizes, machine: dict[str, Any], say: processes.Say) -> None:
     if part.name == "by hand":
         say(checked())
-    ours = CONTENDERS[part.name](sizes)
-    first = first_call(ours)
-    say_memory(ours, say)
+    contender = CONTENDERS[part.name](sizes)
+    first = first_call(contender)
     partner = None if part.name == "by hand" else by_hand(sizes)
     if partner:
         first_call(partner)
-    ours_seconds, ratios, extra = timed(ours, partner, sizes)
-    say(row(ours, ours_seconds, ratios, first | extra, machine))
+    seconds, ratios, extra = timed(contender, partner, sizes)
+    say(row(contender, seconds, ratios, first | extra, machine))
 
 
 def first_call(one: Contender) -> dict[str, Any]:
@@ -58,13 +57,13 @@ def first_call(one: Contender) -> dict[str, Any]:
     return {"first call": seconds, "compile": told.seconds, "from cache": told.from_cache, "peak": peak}
 
 
-def timed(ours: Contender, partner: Contender | None, sizes: Sizes) -> tuple[float, list[float], dict[str, Any]]:
+def timed(contender: Contender, partner: Contender | None, sizes: Sizes) -> tuple[float, list[float], dict[str, Any]]:
     """(seconds a step, median; ratios to the partner turn by turn; what the last run said of itself)."""
     seconds, ratios, begun, extra = [], [], time.perf_counter(), {}
     for turn in range(sizes.rounds):
         if turn >= 2 and time.perf_counter() - begun > 2 * sizes.round_seconds:
             break
-        both = [one for one in (partner, ours) if one]
+        both = [one for one in (partner, contender) if one]
         took = {}
         for one in both if turn % 2 == 0 else both[::-1]:
             for program in one.programs:
@@ -72,10 +71,10 @@ def timed(ours: Contender, partner: Contender | None, sizes: Sizes) -> tuple[flo
             clock = time.perf_counter()
             said = one.run()
             took[one.label] = (time.perf_counter() - clock) / one.steps
-            extra = said if one is ours else extra
-        seconds.append(took[ours.label])
+            extra = said if one is contender else extra
+        seconds.append(took[contender.label])
         if partner:
-            ratios.append(took[ours.label] / took[partner.label])
+            ratios.append(took[contender.label] / took[partner.label])
     return statistics.median(seconds), ratios, extra
 
 
@@ -83,7 +82,8 @@ def row(
     one: Contender, seconds: float, ratios: list[float], about: dict[str, Any], machine: dict[str, Any]
 ) -> dict[str, Any]:
     """A row of the table. The arithmetic is that of the programs of the last timed run."""
-    work = sum(watched.turned * watched.analysis()["operations"] for watched in one.programs) / one.steps
+    used = [watched for watched in one.programs if watched.turned]
+    work = sum(watched.turned * watched.operations for watched in used) / one.steps
     most, source = peaks.peak(machine)
     return {
         "method": one.label,
@@ -95,19 +95,13 @@ def row(
         "first call, s": about["first call"],
         "of it tracing and compiling, s": about["compile"],
         "programs from the cache": about["from cache"],
-        "peak of the device, MB": None if about["peak"] is None else about["peak"] / 1e6,
+        "peak of the device, compiling included, MB": None if about["peak"] is None else about["peak"] / 1e6,
         "arithmetic, GFLOP a step": work / 1e9,
         "TFLOP/s": work / seconds / 1e12,
         "share of the peak, %": 100 * work / seconds / most,
         "peak": source,
         "line steps N": about.get("N"),
     }
-
-
-def say_memory(one: Contender, say: processes.Say) -> None:
-    for watched in one.programs:
-        if watched.seen:
-            say(watching.row_of_memory(watched, watched.analysis(), one.label), "memory")
 
 
 # -- the contenders -------------------------------------------------------------------------------------------------------
@@ -136,7 +130,7 @@ def problem(sizes: Sizes) -> Any:
     return problems.densenet(sizes.large, (L2("parameter", handwritten.L2),))
 
 
-def ours(sizes: Sizes, label: str, keep: str, word: str | None) -> Contender:
+def of_the_engine(sizes: Sizes, label: str, keep: str, word: str | None) -> Contender:
     """Training, and where a method is named, its hypergradient."""
     import hypertrail_gpu as engine
     from hypertrail.methods import parse_method
@@ -195,11 +189,11 @@ def adaptive(sizes: Sizes) -> Contender:
 
 CONTENDERS: dict[str, Callable[[Sizes], Contender]] = {
     "by hand": by_hand,
-    "plain": lambda sizes: ours(sizes, "hypertrail, plain training", "ends", None),
-    "exact": lambda sizes: ours(
+    "plain": lambda sizes: of_the_engine(sizes, "hypertrail, plain training", "ends", None),
+    "exact": lambda sizes: of_the_engine(
         sizes, "hypertrail, training and exact hypergradient, states on the device", "memory", "exact"
     ),
-    "drmad-C4": lambda sizes: ours(sizes, "hypertrail, training and DrMAD C4", "ends", "drmad-C4"),
+    "drmad-C4": lambda sizes: of_the_engine(sizes, "hypertrail, training and DrMAD C4", "ends", "drmad-C4"),
     "adaptive": adaptive,
 }
 

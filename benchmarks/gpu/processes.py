@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from plan import Part, Row
 
 MARK = "\x1e"  # before each line of JSON; what else a library may print goes through to the terminal
-Say = Callable[..., None]  # say(row, section=None): a finished row, of the part's own section unless another is named
+Say = Callable[[Row], None]  # a finished row
 Hear = Callable[[dict[str, Any]], None]
 
 
@@ -29,15 +29,17 @@ Hear = Callable[[dict[str, Any]], None]
 
 def environment(part: Part, cache: Path) -> dict[str, str]:
     """Memory is taken when it is needed, so that peaks mean something; what was compiled once is read by the next processes."""
-    flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS", ""), part.flags)))
-    return {
-        **os.environ,
-        "XLA_FLAGS": flags,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_ENABLE_COMPILATION_CACHE": "false" if part.fresh else "true",
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    caching = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return {
+        **inherited,
+        **({} if part.fresh else caching),
+        "XLA_FLAGS": " ".join(filter(None, (os.environ.get("XLA_FLAGS", ""), part.flags))),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -121,8 +123,8 @@ def serve(work: Callable[[dict[str, Any], Say], None]) -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
 
-    def say(row: Row, section: str | None = None) -> None:
-        tell({"row": row, "section": section})
+    def say(row: Row) -> None:
+        tell({"row": row})
 
     try:
         work(job, say)

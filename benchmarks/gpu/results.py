@@ -105,7 +105,7 @@ def about(data: dict[str, Any]) -> list[str]:
 def state(section: dict[str, Any]) -> list[str]:
     """One sentence on how the parts of a section went."""
     if not section["parts"]:
-        return ["Measured in the processes of the section on DenseNet." if section["rows"] else "Nothing was measured."]
+        return ["Nothing was measured."]
     seconds = sum(part["seconds"] for part in section["parts"])
     words = [
         f"{part['name']}: {part['status']}" for part in section["parts"] if part["status"] != "done"

@@ -63,7 +63,7 @@ def run(report: Report, parts: Sequence[Part], tiny: bool, budget: float, cache:
 
         def hear(message: dict[str, Any], part: Part = part) -> None:
             if "row" in message:
-                report.row(message["section"] or part.section, message["row"])
+                report.row(part.section, message["row"])
             report.data["machine"].update(message.get("machine", {}))
 
         job = {"part": vars(part), "tiny": tiny, "machine": report.data["machine"]}

@@ -46,7 +46,7 @@ class Sizes:
 # T = 128 of the large net: a number that chunks of 32 divide, so that no shorter last chunk is compiled by itself.
 FULL = Sizes(
     large=DenseNetSize(40, 12, 32, 64, 128),
-    small=DenseNetSize(10, 12, 32, 64, 100),
+    small=DenseNetSize(7, 12, 32, 64, 100),
     adaptive=(131, 4, 10),
     perceptron_steps=1000,
     hidden=256,
@@ -58,7 +58,7 @@ FULL = Sizes(
     matrix=8192,
 )
 TINY = Sizes(
-    large=DenseNetSize(5, 3, 8, 8, 8, blocks=2),
+    large=DenseNetSize(3, 3, 8, 8, 8, blocks=1),
     small=DenseNetSize(3, 3, 8, 8, 100, blocks=1),
     adaptive=(9, 2, 2),
     perceptron_steps=300,

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
 from flops import operations
-
-from hypertrail.memory import peak as process_peak
 
 
 @dataclass
@@ -81,17 +80,22 @@ class Watched:
         """Count from here on."""
         self.calls, self.turned = 0, 0.0
 
-    def lowered(self) -> tuple[Any, Any]:
-        """(jaxpr, compiled): from the caches, of the shapes of the first call."""
-        traced = self.program.trace(*self.arguments)
-        return traced.jaxpr.jaxpr, traced.lower().compile()
+    @cached_property
+    def traced(self) -> Any:
+        return self.program.trace(*self.arguments)
 
+    @cached_property
+    def operations(self) -> float:
+        """Of a call; of one turn of the loop where `turns` is set."""
+        return operations(self.traced.jaxpr.jaxpr)
+
+    @cached_property
     def analysis(self) -> dict[str, float]:
-        """'operations' of a call (of a turn where `turns` is set), 'xla' its own count of them, bytes of the plan."""
-        jaxpr, compiled = self.lowered()
+        """'operations', 'xla', which is XLA's own count of them, and the bytes of XLA's plan. The program comes from a cache."""
+        compiled = self.traced.lower().compile()
         plan = compiled.memory_analysis()
         return {
-            "operations": operations(jaxpr),
+            "operations": self.operations,
             "xla": (compiled.cost_analysis() or {}).get("flops", float("nan")),
             "arguments": plan.argument_size_in_bytes,
             "results": plan.output_size_in_bytes,
@@ -105,23 +109,3 @@ def shape_of(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return leaf
-
-
-def row_of_memory(program: Watched, analysis: dict[str, float], process: str) -> dict[str, Any]:
-    """A row of section 7."""
-    megabyte = 1e6
-    planned = analysis["arguments"] + analysis["results"] + analysis["temporary"] - analysis["shared"]
-    before, after = program.seen["peak before"], program.seen["peak after"]
-    return {
-        "program": program.name,
-        "process": process,
-        "XLA's plan: arguments, MB": analysis["arguments"] / megabyte,
-        "results, MB": analysis["results"] / megabyte,
-        "temporary, MB": analysis["temporary"] / megabyte,
-        "all, MB": planned / megabyte,
-        "peak of the device before its first call, MB": None if before is None else before / megabyte,
-        "and after it, MB": None if after is None else after / megabyte,
-        "peak of the process in RAM, MB": None if after is not None else process_peak() / megabyte,
-        "counted, GFLOP a call": analysis["operations"] / 1e9,
-        "XLA's count, GFLOP": analysis["xla"] / 1e9,
-    }
