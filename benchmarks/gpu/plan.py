@@ -56,7 +56,7 @@ PARTS = (
     Part("determinism", "exclude", flags=EXCLUDE),
     Part("determinism", "deterministic", flags=DETERMINISTIC),
     Part("densenet", "drmad-C4", least=30, most=120),
-    Part("seeds", "seeds", least=20, most=90),
+    Part("seeds", "few seeds"),
     Part("memory", "exact", most=60),
     Part("memory", "adaptive", most=60),
     Part("memory", "plain", most=60),
@@ -66,4 +66,7 @@ PARTS = (
     Part("determinism", "exclude, compiled anew", flags=EXCLUDE, fresh=True),
     Part("determinism", "deterministic, compiled anew", flags=DETERMINISTIC, fresh=True),
     Part("reversal", "deterministic", flags=DETERMINISTIC),
+    Part(
+        "seeds", "most seeds", most=150
+    ),  # slow to compile: the programs that take the runs apart grow with their number
 )

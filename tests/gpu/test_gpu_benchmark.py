@@ -241,7 +241,7 @@ def test_all_of_it_at_tiny_sizes(root, tmp_path):
     assert {row["states"] for row in rows["trajectories"]} == {"device", "host", "disk"}
     assert all(row["ok"] for row in rows["trajectories"])
     assert all(row["states of all steps equal to the bit"] for row in rows["determinism"])
-    assert {row["runs"] for row in rows["seeds"]} == {1, 8, 64, 512}
+    assert [row["runs"] for row in rows["seeds"]] == [1, 1, 2, 1, 8]
     check, *methods = rows["densenet"]
     assert check["ok"]
     assert len(methods) == 5
