@@ -25,7 +25,7 @@ def measure(part: Part, sizes: Sizes, machine: dict[str, Any], say: processes.Sa
     networks = {
         size.words: problems.densenet(size, (L2("parameter", 1e-4),)),
         f"perceptron 64-{sizes.hidden}-10, a weight for each example": problems.perceptron(
-            sizes.hidden, size.steps, (L2("parameter", 1e-4), ExampleWeight(init=1.0))
+            sizes.hidden, size.steps, (L2("parameter", 1e-4), ExampleWeight(init=0.9))
         ),
     }
     for words, problem in networks.items():

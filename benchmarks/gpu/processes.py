@@ -101,7 +101,7 @@ def listen(lines: TextIO, deadline: float, hear: Hear) -> str | None:
         if line is None:
             return status
         if not line.startswith(MARK):
-            print(line, end="")
+            print(line, end="", flush=True)
             continue
         message = json.loads(line[len(MARK) :])
         status = message.get("status", status)
