@@ -208,7 +208,7 @@ def test_make_gpu_runs_the_file(root):
     assert said.splitlines()[-1] == ".venv/bin/python benchmarks/gpu/run.py --tiny"
 
 
-UNITS = re.compile(r"(, (s|s a step|steps|MB|GFLOP|GFLOP a (step|call)|TFLOP/s|%|a number and step))$")
+UNITS = re.compile(r"((^|, )(s|s a step|steps|MB|GFLOP|GFLOP a (step|call)|TFLOP/s|%|a number and step))$")
 PURE = re.compile(
     r"ratio|difference|tolerance|^(runs|repeats|line steps N|programs from the cache|first state that differs)$"
 )
