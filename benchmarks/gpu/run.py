@@ -53,10 +53,9 @@ def run(report: Report, parts: Sequence[Part], tiny: bool, budget: float, cache:
     for part in parts:
         left = budget - RESERVE - (time.monotonic() - started)
         scale = budget / BUDGET
-        if left < part.least * scale:
-            report.start(
-                part, f"skipped: {max(left, 0):.0f} s of the budget are left, it needs about {part.least * scale:.0f} s"
-            )
+        needed = part.least * min(scale, 1)
+        if left < needed:
+            report.start(part, f"skipped: {max(left, 0):.0f} s of the budget are left, it needs about {needed:.0f} s")
             continue
         print(f"{time.monotonic() - started:5.0f} s  {part.section}, {part.name}", flush=True)
         record, begun = report.start(part), time.monotonic()
