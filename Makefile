@@ -15,7 +15,7 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lock clean
+.PHONY: help demo test test-slow bench gpu lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test       build .venv if needed, then ruff check, ruff format --check and the fast tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      install the bench extra (CPU torch, torchopt) and write the tables in benchmarks/results/"
+	@echo "make gpu        all that a GPU can answer, in at most 8 minutes; writes a table in benchmarks/results/gpu/ (ARGS=--tiny: on a CPU)"
 	@echo "make lock       resolve requirements.lock anew from pyproject.toml (needs uv)"
 	@echo "make clean      remove .venv and the tools' caches (runs/ stays)"
 
@@ -39,6 +40,10 @@ test-slow: $(INSTALLED)
 
 bench: $(BENCH_INSTALLED)
 	@set -e; for one in $(BENCHMARKS); do echo "$$one"; $(BIN)/python $$one $(ARGS); done
+
+# On whatever device the JAX of .venv finds: for a GPU, .venv/bin/pip install 'jax[cuda13]' first. Without .venv: the file says how.
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu/run.py $(ARGS)
 
 # Everything that is fetched is pinned and hashed, the build back end included; the project itself needs no network.
 $(INSTALLED): requirements.lock pyproject.toml
