@@ -29,8 +29,9 @@ class Part:
     """One process of a section.
 
     least: with fewer seconds left in the budget it is not started. most: after so many seconds it is ended. Both are for a
-    budget of BUDGET seconds, and shrink with a smaller one; with a larger one `most` grows. flags: for XLA_FLAGS, in this process alone. fresh: it reads no compilation
-    cache, so that whatever XLA decides while it compiles, by trying out kernels, is decided anew.
+    budget of BUDGET seconds, and shrink with a smaller one; with a larger one `most` grows. flags: for XLA_FLAGS, in this
+    process alone. fresh: it reads no compilation cache, so that whatever XLA decides while it compiles, by trying out
+    kernels, is decided anew.
     """
 
     section: str
