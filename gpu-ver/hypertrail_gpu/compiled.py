@@ -70,9 +70,11 @@ FREE = ("seed", "splits", "schedule")  # in which two problems may differ that s
 
 def unlike(a: Problem, b: Problem) -> list[str]:
     """What keeps two problems from sharing compiled programs: the names of the fields that differ, or the sizes of the data."""
-    names = [name for name in a.__dataclass_fields__ if name not in FREE and not equal(getattr(a, name), getattr(b, name))]
     if type(a) is not type(b):
-        names.append("type")
+        return ["type"]
+    names = [
+        name for name in a.__dataclass_fields__ if name not in FREE and not equal(getattr(a, name), getattr(b, name))
+    ]
     if sizes(a) != sizes(b):
         names.append(f"sizes of splits and batch, {sizes(a)} and {sizes(b)}")
     return names
