@@ -29,8 +29,8 @@ Measured: seeds 0 to 4, float32, error in % (±: 95 % interval over seeds; − t
 
 Everything ties, in error as in loss (but the cosine trained on valid too, whose loss is .023 ± .020 nats lower): adaptation
 brings nothing here. It learns the valid split by heart, within 100 moves: valid falls from 3 % to a third of one, test stays
-where it was. Mostly the penalties do that, the rates alone get to 1.6 %. Chosen starts lie at an edge of the grid. Before the
-averaging of the output layer was made the thesis' own (online.Adaptive) the adaptive method had 2.33 ± .65: as good as this.
+where it was. Mostly the penalties do that, the rates alone get to 1.6 %. Chosen starts lie at an edge of the grid. With the
+output layer averaged after the signs, as it was done here before, the adaptive method had 2.33 ± .65: within these intervals.
 The thesis has no number for this problem; see adaptive-densenet.
 """
 
