@@ -216,9 +216,10 @@ def held_out(folder: Path, updates: str, lines: list[dict[str, Any]]) -> list[Se
     if len(good) < 2:
         return []
     end = lines[-1]["metrics"]
+    losses, errors = interval.Unit(digits=4), interval.percent(end["test"]["examples"])
     rows = [
-        [f"{len(good)} held-out seeds", interval.with_half([part["train_loss"] for part in good], ".4f"),
-         interval.with_half([100 * part["test_error"] for part in good], ".2f")],
+        [f"{len(good)} held-out seeds", interval.with_half([part["train_loss"] for part in good], losses),
+         interval.with_half([100 * part["test_error"] for part in good], errors)],
         ["the closing training", f"{end['train']['loss']:.4f}", f"{100 * end['test']['error']:.2f}"],
     ]  # fmt: skip
     gradients = sum(part["gradients"] for part in good)
