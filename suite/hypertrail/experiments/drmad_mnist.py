@@ -115,16 +115,10 @@ def problem_for(config: Config, problem: Problem, k: int) -> Problem:
     """The problem of meta-iteration k; as_published: with a split and first weights of its own, and the same batches."""
     if not config.as_published:
         return problem
-    from hypertrail_data import load
+    from hypertrail_data import derived_seed, load
 
-    return problem.with_(splits=published_splits(load("mnist", config.data_dir), config, k), seed=seed_of(config, k))
-
-
-def seed_of(config: Config, k: int) -> int:
-    """The seed of the first weights of meta-iteration k: a pure function of the run's seed and k."""
-    from hypertrail_data import generator
-
-    return int(generator(config.seed, "init", k).integers(2**31))
+    splits = published_splits(load("mnist", config.data_dir), config, k)
+    return problem.with_(splits=splits, seed=derived_seed(config.seed, "updates", k))
 
 
 def published_splits(dataset: Dataset, config: Config, k: int) -> Splits:
