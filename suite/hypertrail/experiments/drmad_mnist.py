@@ -87,7 +87,7 @@ class Config(Common):
 
 def problem(config: Config) -> Problem:
     """The problem; as_published: that of the first meta-iteration."""
-    from hypertrail_data import BatchSchedule, load, make_splits
+    from hypertrail_data import BatchSchedule, derived_seed, load, make_splits
     from hypertrail_nets import mlp
 
     c = config
@@ -108,7 +108,7 @@ def problem(config: Config) -> Problem:
         seed=c.seed,
         precision=c.precision,
     )
-    return made.with_(seed=seed_of(c, 0)) if c.as_published else made
+    return made.with_(seed=derived_seed(c.seed, "updates", 0)) if c.as_published else made
 
 
 def problem_for(config: Config, problem: Problem, k: int) -> Problem:
