@@ -27,7 +27,8 @@ the eight starts; ±: the 95 % interval over seeds, paired where two are compare
 So T1–T2 loses: the moved runs are worse than what they started from and worse than the chosen point of the grid (λ 1e-5, σ 1,
 inside the grid; 42 trainings). A second training with what they found ties with both. From nine of the ten starts with σ above
 .2 it grows, as the grid wants it, to as much as 1.8. Below .2 the derivative by ln σ is small (it vanishes with σ²): three of
-fourteen grow by a half or more. λ, over which the grid is flat for decades, overshoots: it ends between .0024 and .018 from every start.
+fourteen grow by a half or more. λ, over which the grid is flat for decades, overshoots: it ends between .0024
+and .018 from every start.
 The paper's number: none for this network; "the resulting regularization levels are within the optimal regions".
 """
 
