@@ -165,7 +165,7 @@ class Problem:
             raise UsageError(
                 f"the schedule draws from {self.schedule.examples} examples, train has {len(self.splits.train)}"
             )
-        refuse_vanished(self)
+        refuse_vanished(self.positive_constants(), self.hyperparameters, self.dtype)
         if self.valid_batch is not None and not 1 <= self.valid_batch <= len(self.splits.valid):
             raise UsageError(f"valid_batch {self.valid_batch}, expected 1 … {len(self.splits.valid)} (the valid split)")
         if "noise" in kinds and not get_noise_params(self.network):
@@ -181,6 +181,13 @@ class Problem:
                 raise UsageError(
                     f"the network takes images of shape {layer.shape}, the data has {self.splits.train.x.shape[1:]}"
                 )
+
+    def positive_constants(self) -> dict[str, float]:
+        """The numbers of the training that must not be lost in its precision, by name; a rate that the schedule multiplies too."""
+        d, rate = self.dynamics, self.declared("learning_rate")
+        start = d.learning_rate if rate is None else rate.init
+        constants = {"learning rate": d.learning_rate, "momentum": d.momentum, "epsilon": d.epsilon, "l2": self.l2}
+        return constants | {f"learning rate from step {t} on": start * factor for t, factor in d.schedule}
 
     def with_(self, **changes: Any) -> Problem:
         """A new problem with some fields changed (compiles anew)."""

@@ -255,7 +255,10 @@ def every_step(record: MetaIteration) -> dict[str, np.ndarray]:
 def doubts(problem: Problem, hyper: Hyper, training: Training) -> tuple[str, ...]:
     """What makes the numbers of a training doubtful though they are finite, in sentences. Cost: a pass over weights and λ."""
     lost = blown_up(norm(training.initial), norm(training.final), training.losses[0], training.losses[-1])
-    return (*([f"the training has blown up: {lost}"] if lost else []), *vanished(problem, hyper))
+    return (
+        *([f"the training has blown up: {lost}"] if lost else []),
+        *vanished(problem.hyperparameters, hyper, problem.dtype),
+    )
 
 
 def beginning(problem: Problem, rule: outer.Rule) -> Start:

@@ -6,46 +6,41 @@ Compiled programs also take for 0 what lies below the smallest normal number (1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .errors import UsageError
 from .hyperparameters import Hyper, Hyperparameter
 
-if TYPE_CHECKING:
-    from .problem import Problem
 
+def refuse_vanished(constants: Mapping[str, float], declared: Sequence[Hyperparameter], dtype: np.dtype) -> None:
+    """UsageError for a constant of the training, or a declared init, that is positive and 0 in this dtype.
 
-def refuse_vanished(problem: Problem) -> None:
-    """UsageError for a declared init, or a constant of the dynamics, that is positive and 0 in the problem's precision."""
-    d, dtype = problem.dynamics, problem.dtype
-    constants = {"learning rate": d.learning_rate, "momentum": d.momentum, "epsilon": d.epsilon, "l2": problem.l2}
-    rate = problem.declared("learning_rate")
-    start = d.learning_rate if rate is None else rate.init
-    constants |= {f"learning rate from step {t} on": start * factor for t, factor in d.schedule}
+    constants: {name, as the error says it: value}.
+    """
     for name, value in constants.items():
         if value != 0 and vanishes(value, dtype):
             raise UsageError(f"{name} {words(value, dtype)}")
-    for one in problem.hyperparameters:
+    for one in declared:
         if one.init != 0 and holds_no_zero(one) and vanishes(value_of(one, one.free(one.init), dtype), dtype):
             raise UsageError(f"{one.kind}: init {words(one.init, dtype)}")
 
 
-def vanished(problem: Problem, hyper: Hyper) -> Iterator[str]:
-    """A sentence for each kind of which a value is 0 in the problem's precision, though its representation is a finite number.
+def vanished(declared: Sequence[Hyperparameter], hyper: Hyper, dtype: np.dtype) -> Iterator[str]:
+    """A sentence for each kind of which a value is 0 in this dtype, though its representation is a finite number.
 
     Cost: one pass over the hyperparameters, in NumPy.
     """
-    for one in problem.hyperparameters:
+    for one in declared:
         if not holds_no_zero(one):
             continue
         for name, u in hyper[one.kind].items():
             u = np.asarray(u)
-            lost = np.isfinite(u) & vanishes(value_of(one, u, problem.dtype), problem.dtype)
+            lost = np.isfinite(u) & vanishes(value_of(one, u, dtype), dtype)
             if lost.any():
-                yield f"{one.kind} of {name}: {int(lost.sum()):,} of {u.size:,} values are 0 in {problem.precision}"
+                yield f"{one.kind} of {name}: {int(lost.sum()):,} of {u.size:,} values are 0 in {dtype}"
                 break
 
 

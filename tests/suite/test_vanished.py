@@ -51,11 +51,13 @@ def test_the_start_of_an_arm_is_checked_as_well(make_problem):
 def test_what_has_moved_to_0_is_named(make_problem, engine, rule):
     problem = make_problem(precision="float32", hyperparameters=(L2(), RATE))
     hyper = problem.initial_hyper()
-    assert list(vanished(problem, hyper)) == []
+    assert list(vanished(problem.hyperparameters, hyper, problem.dtype)) == []
     hyper["l2"]["dense1/W"][0, :2] = -60.0
-    assert list(vanished(problem, hyper)) == ["l2 of dense1/W: 2 of 320 values are 0 in float32"]
+    assert list(vanished(problem.hyperparameters, hyper, problem.dtype)) == [
+        "l2 of dense1/W: 2 of 320 values are 0 in float32"
+    ]
     hyper["l2"]["dense1/W"][0, :2] = -np.inf
-    assert list(vanished(problem, hyper)) == [], "log 0 is a 0 that is meant"
+    assert list(vanished(problem.hyperparameters, hyper, problem.dtype)) == [], "log 0 is a 0 that is meant"
     engine.error = 0.0
     moved = [record.warnings for record in tune(problem, engine, Exact(), outer.Sign(120.0), 1)]
     assert moved == [(), ("learning_rate of network: 1 of 1 values are 0 in float32",)]

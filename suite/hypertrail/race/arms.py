@@ -88,7 +88,7 @@ class Arm:
                 within = f"between {one.bounds[0]:g} and {one.bounds[1]:g}" if one else "a kind that is declared"
                 raise UsageError(f"arm {self.name}: {kind} {value:g} at the start, expected {within}")
             hyper[kind] = {key: np.full_like(u, one.free(value)) for key, u in hyper[kind].items()}
-        for sentence in vanished(problem, hyper):
+        for sentence in vanished(problem.hyperparameters, hyper, problem.dtype):
             raise UsageError(f"arm {self.name}: {sentence} at the start; expected a larger start, or float64")
         return hyper
 
