@@ -183,7 +183,7 @@ class Problem:
                 )
 
     def positive_constants(self) -> dict[str, float]:
-        """The numbers of the training that must not be lost in its precision, by name; a rate that the schedule multiplies too."""
+        """The numbers of the training that must not be lost in its precision, by name: scheduled rates too."""
         d, rate = self.dynamics, self.declared("learning_rate")
         start = d.learning_rate if rate is None else rate.init
         constants = {"learning rate": d.learning_rate, "momentum": d.momentum, "epsilon": d.epsilon, "l2": self.l2}
