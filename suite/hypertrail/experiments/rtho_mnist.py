@@ -21,7 +21,7 @@ paired), median α, μ, λ at the end; a moving run costs 14,040 to 18,000 gradi
                          slow (.003, .5, 1e-5)                             over-regularised (.03, .5, 1e-2)
                          test          − grid                              test         − grid
     kept                 9.44 ± .82    2.8 ± .9                            7.81 ± .20   1.2 ± .6
-    RTHO, Δ 2            8.34 ± 2.90   1.7 ± 3.2  1e-4, .01, 1e-7          diverged with two seeds
+    RTHO, Δ 2            8.34 ± 2.90   1.7 ± 3.2  1e-4, .01, 1e-7          diverged with one seed
     RTHO, Δ 5            7.00 ± 1.42   .4 ± 1.9   .042, .93, 2.1e-5 *      6.59 ± .51   −.0 ± .8   .003, .098, 3.6e-4
     RTHO, Δ 10           7.11 ± .92    .5 ± 1.2   .024, .91, 5.6e-5        6.47 ± .45   −.2 ± .6   .11, .71, 4.5e-4 *
     RTHO, Δ 50           7.89 ± .54    1.3 ± .9   .010, .79, 3.2e-7        6.87 ± .41   .2 ± .8    .099, .78, 7.0e-4
