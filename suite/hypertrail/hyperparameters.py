@@ -101,7 +101,8 @@ class Hyperparameter:
     def clip(self, u: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             low, high = (self.free(np.asarray(b, dtype=np.float64)) for b in self.bounds)
-        return np.clip(u, low, high).astype(np.asarray(u).dtype)
+        clipped: np.ndarray = np.clip(u, low, high).astype(np.asarray(u).dtype)
+        return clipped
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class ExampleWeight(OfExamples):
     free, value, slope = Momentum.free, Momentum.value, Momentum.slope
 
     def start(self, x: np.ndarray) -> np.ndarray:
-        return np.full(len(x), float(self.free(self.init)))
+        return np.full(len(x), float(self.free(self.init)))  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -407,7 +408,8 @@ def unbroadcast(d: np.ndarray, shape: tuple[int, ...], front: int = 0) -> np.nda
     surplus = d.ndim - len(shape)
     d = d.sum(axis=tuple(range(front, front + surplus)))
     stretched = tuple(i for i, (have, want) in enumerate(zip(d.shape, shape, strict=True)) if want == 1 and have != 1)
-    return d.sum(axis=stretched, keepdims=True)
+    total: np.ndarray = d.sum(axis=stretched, keepdims=True)
+    return total
 
 
 def count(hyper: Hyper) -> int:

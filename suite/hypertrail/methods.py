@@ -161,10 +161,8 @@ SOLVERS = ("cg", "neumann", "dense")
 FIRST = "-first"
 COMPLETIONS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6")
 Method = Exact | DrMAD | Truncated | FloatReversed | Forward | Implicit
-SIMPLE: dict[str, Method] = {
-    one.name: one
-    for one in (Exact(), Truncated(), FloatReversed(), Forward(), *(Implicit(solver) for solver in SOLVERS))
-}
+WITHOUT_SETTINGS: tuple[Method, ...] = (Exact(), Truncated(), FloatReversed(), Forward(), *map(Implicit, SOLVERS))
+SIMPLE = {method.name: method for method in WITHOUT_SETTINGS}
 
 NAMES = ("exact", *(f"drmad-{one}" for one in COMPLETIONS), f"drmad-C1{FIRST}", "truncated-K", *list(SIMPLE)[1:])
 
@@ -179,14 +177,14 @@ def parse_method(word: str) -> Method:
     method = named(name)
     said = ("steps",) if name.startswith("truncated-") else IN_THE_NAME
     known = {field.name: field.type for field in fields(method) if field.name not in said}
-    given = {}
+    given: dict[str, float] = {}
     for setting in settings:
         field, _, value = setting.partition("=")
         if field not in known:
             expected = ", ".join(known) or "none"
             raise UsageError(f"method {word!r}: {name} has no setting {field!r}, expected {expected}")
         given[field] = number(word, field, value, whole=known[field].startswith("int"))
-    return replace(method, **given)
+    return replace(method, **given)  # type: ignore[arg-type]  # the names and numbers are checked above
 
 
 IN_THE_NAME = ("completion", "first_batches", "solver")
