@@ -8,6 +8,8 @@ import pytest
 import hypertrail_gpu as gpu
 from hypertrail import L2, DrMAD, Dynamics, Exact, Momentum, Reversible
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture
 def compilations():
