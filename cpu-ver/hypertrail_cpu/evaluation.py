@@ -40,6 +40,6 @@ def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
     total = np.zeros(2)
     for begin in range(0, len(examples), BATCH):
         x, y = images[begin : begin + BATCH].astype(np.float64), examples.y[begin : begin + BATCH]
-        total += problem.metrics(OPS, weights, running, x, y).sum(axis=1)
+        total += problem.metrics(OPS, weights, running, x, y).sum(axis=1)  # type: ignore[arg-type]  # autograd has no types
     loss, error = total / len(examples)
     return Metrics(float(loss), float(error), len(examples))

@@ -50,9 +50,9 @@ def hypergradient(
     if isinstance(training.trajectory, Undoable):
         problem, hyper = rounded(problem, hyper)
     if isinstance(method, Forward):
-        result = forward_mode(problem, hyper, training, method, progress)
-        refuse_nonfinite(result.gradient, ends_at(method, training.steps), DIVERGED)
-        return result
+        finished = forward_mode(problem, hyper, training, method, progress)
+        refuse_nonfinite(finished.gradient, ends_at(method, training.steps), DIVERGED)
+        return finished
     if isinstance(method, Implicit):
         result, more = implicit(problem, hyper, training, method)
     else:
@@ -107,7 +107,7 @@ def walk(
     if method.completion == "C5":
         K = tail_of(method, problem.values(hyper)["momentum"].values(), T)
         tail = go(undone(), K, to=T - K) if K else None
-        if K == T:
+        if tail and K == T:
             check_arrival(tail, training, method)
             return tail, {"tail": K}
         w = tail.w if tail else final
@@ -142,6 +142,7 @@ def true_states(problem: Problem, hyper: Hyper, training: Training) -> Provider:
         return ExactlyReversed(problem, problem.values(hyper), kept, float64(training.initial))
     if isinstance(kept, Checkpointed):
         return Recomputed(problem, problem.values(hyper), kept, float64(training.final))
+    assert kept is not None  # refused before
     return Stored(kept, problem.needs_velocity())
 
 

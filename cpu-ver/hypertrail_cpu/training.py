@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hypertrail import keeping as names
-from hypertrail.engines import Keep, Progress
+from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
-from hypertrail.keeping import Reversible
+from hypertrail.keeping import Keep, Reversible
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem, Values
@@ -177,9 +177,8 @@ def train(
         steps = forward_in_integers(problem, values, integers)
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
-    kept = keeper(
-        keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun, midway and midway.index
-    )
+    index = midway.index if midway else None
+    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun, index)
     try:
         for one in steps:
             losses[one.t] = one.loss
@@ -211,7 +210,7 @@ def train(
         losses=losses,
         distances=distances,
         steps=problem.steps,
-        trajectory=trajectory,
+        trajectory=trajectory,  # type: ignore[arg-type]  # a protocol there, its classes here
         cost=Cost(
             gradients=problem.steps,
             seconds=spent + time.perf_counter() - clock,

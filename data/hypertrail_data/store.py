@@ -199,7 +199,7 @@ class StoredTrajectory:
         steps, layout = describe(states)
         check_start(start, self.stop if len(self) else None)
         if len(self):
-            check_layout(layout, self._known_layout())
+            check_layout(layout, self._known_layout() or {})
         else:
             self._layout = layout
             self._first = self._handed = start
@@ -311,6 +311,7 @@ class StoredTrajectory:
             ahead = reader.submit(self._load, entries[0]) if entries else None
             yield from latest
             for entry in entries[1:]:
+                assert ahead is not None
                 current = ahead.result()
                 ahead = reader.submit(self._load, entry)
                 yield current
@@ -352,7 +353,12 @@ class StoredTrajectory:
         self._loaded.clear()
         self._latest.clear()
         self._abandoned.detach()
-        self._writer.close(lambda: self._lock is None or os.close(self._lock))
+
+        def unlock() -> None:
+            if self._lock is not None:
+                os.close(self._lock)
+
+        self._writer.close(unlock)
         self._rooms.close()
         if not self._writer.told:
             self._raise_failure()

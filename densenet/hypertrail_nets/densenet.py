@@ -51,7 +51,7 @@ def densenet(
             f"depth {depth} with {blocks} blocks: (depth − blocks − 1) / blocks must be a whole number ≥ 1; "
             f"the nearest depths are {fits[0]} and {fits[1]}"
         )
-    last = Conv2D(Input(input_shape), first_output, 3, "first.conv", initial=He())
+    last: Layer = Conv2D(Input(input_shape), first_output, 3, "first.conv", initial=He())
     for block in range(1, blocks + 1):
         maps: Layer = BatchNorm(last, f"block{block}.norm0")
         for i in range(1, n + 1):
@@ -66,6 +66,6 @@ def densenet(
 
 def composite(maps: Layer, filters: int, size: int, name: str, dropout: float) -> Layer:
     """Scale and bias, rectifier, convolution, dropout: what reads the normalised maps of a block."""
-    h = Nonlinearity(ScaleBias(maps, f"{name}.affine"), "relu", f"{name}.relu")
+    h: Layer = Nonlinearity(ScaleBias(maps, f"{name}.affine"), "relu", f"{name}.relu")
     h = Conv2D(h, filters, size, f"{name}.conv", initial=He())
     return Dropout(h, dropout, f"{name}.dropout") if dropout > 0.0 else h

@@ -221,4 +221,5 @@ def gathered(mine: int) -> list[int]:
         return [mine]
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(np.array(mine, np.int32)).reshape(-1).tolist()
+    numbers = np.asarray(multihost_utils.process_allgather(np.array(mine, np.int32)))
+    return [int(number) for number in numbers.reshape(-1)]

@@ -79,7 +79,7 @@ def linearise(
     the Hessian is symmetric and ∂(∇_λ L)/∂w · u is the mixed term. Cost: one gradient, and one HVP when the map is used.
     """
 
-    def gradients(w: Tree) -> tuple[Tree, Tree]:
+    def gradients(w: Tree) -> Tree:
         out = jax.grad(inner.loss, argnums=(0, 1), has_aux=inner.has_aux)(w, hyper, batch, t)
         return out[0] if inner.has_aux else out
 
@@ -152,11 +152,11 @@ def train(inner: Inner, w0: Tree, v0: Tree, hyper: Tree, batches: Tree, *, every
     if every < 1 or steps % every:
         raise UsageError(f"train: a state every {every} steps, expected a divisor of the {steps} steps")
 
-    def forward(state: tuple, x: tuple) -> tuple:
+    def forward(state: Tree, x: Tree) -> Tree:
         w, v, loss, _ = step(inner, *state, hyper, *x)
         return (w, v), loss
 
-    def stretch(state: tuple, xs: tuple) -> tuple:
+    def stretch(state: Tree, xs: Tree) -> Tree:
         after, losses = lax.scan(forward, state, xs) if every > 1 else forward(state, xs)
         return after, (losses, state)
 
@@ -175,15 +175,15 @@ def hypergradient(inner: Inner, hyper_loss: Callable[..., Any], run: Run, hyper:
     every = steps // length((run.w_path, run.v_path))
     value, (dw, dhyper) = jax.value_and_grad(hyper_loss, argnums=(0, 1))(run.w, hyper)
 
-    def backward(adjoint: tuple, x: tuple) -> tuple:
+    def backward(adjoint: Tree, x: Tree) -> Tree:
         (dw, dv, dhyper), ((batch, t), (w, v)) = adjoint, x
         dw, dv, more = reverse_step(inner, w, v, hyper, batch, t, dw, dv)
         return (dw, dv, add(dhyper, more)), None
 
-    def again(state: tuple, x: tuple) -> tuple:
+    def again(state: Tree, x: Tree) -> Tree:
         return step(inner, *state, hyper, *x)[:2], state
 
-    def stretch(adjoint: tuple, x: tuple) -> tuple:
+    def stretch(adjoint: Tree, x: Tree) -> Tree:
         xs, state = x
         _, states = lax.scan(again, state, xs)
         return lax.scan(backward, adjoint, (xs, states), reverse=True)
@@ -196,7 +196,7 @@ def hypergradient(inner: Inner, hyper_loss: Callable[..., Any], run: Run, hyper:
 
 def length(tree: Tree) -> int:
     """Of the leading axis."""
-    return jax.tree.leaves(tree)[0].shape[0]
+    return int(jax.tree.leaves(tree)[0].shape[0])
 
 
 def stretches(tree: Tree, every: int) -> Tree:

@@ -49,7 +49,7 @@ def train(
         programs = compiled(problem)
         midway = midway if keeping.from_middle(keep) else None
         middle = midway.read() if midway else None
-        kept = keeper(keep, programs, middle.step if middle else 0, midway and midway.index)
+        kept = keeper(keep, programs, middle.step if middle else 0, midway.index if midway else None)
         values = programs.values(hyper)
         initial = programs.initial_weights(values)
         w0 = jax.tree.map(jnp.asarray, initial)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .adapting import Block, State
 from .errors import UsageError
@@ -96,7 +96,7 @@ def load(name: str) -> Engine:
     if name not in ENGINES:
         raise UsageError(f"engine {name!r}, expected one of {', '.join(ENGINES)}")
     try:
-        return importlib.import_module(ENGINES[name])  # type: ignore[return-value]
+        return cast(Engine, importlib.import_module(ENGINES[name]))
     except ModuleNotFoundError as missing:
         raise UsageError(f"engine {name!r} needs the module {missing.name!r}; install hypertrail again") from missing
 

@@ -25,7 +25,7 @@ class NumericalFailure(ArithmeticError):
         self.quantity, self.step, self.hint = quantity, step, hint
         super().__init__(f"{quantity} {self.what} at step {step}" + (f"; {hint}" if hint else ""))
 
-    def __reduce__(self) -> tuple[type, tuple]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.quantity, self.step, self.hint)
 
 
@@ -42,7 +42,7 @@ class NotSolved(NumericalFailure):
         ArithmeticError.__init__(self, message)
         self.quantity, self.step, self.hint = "implicit solve", iterations, ""
 
-    def __reduce__(self) -> tuple[type, tuple]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (str(self), self.step)
 
 

@@ -105,7 +105,8 @@ class Hyperparameter:
         """The nearest array that this declaration allows, in the shape and dtype of u: clipped to the bounds, or projected."""
         with np.errstate(all="ignore"):
             low, high = (self.free(np.asarray(b, dtype=np.float64)) for b in self.bounds)
-        return np.clip(u, low, high).astype(np.asarray(u).dtype)
+        clipped: np.ndarray = np.clip(u, low, high).astype(np.asarray(u).dtype)
+        return clipped
 
 
 @dataclass(frozen=True)
@@ -480,7 +481,8 @@ def unbroadcast(d: np.ndarray, shape: tuple[int, ...], front: int = 0) -> np.nda
     surplus = d.ndim - len(shape)
     d = d.sum(axis=tuple(range(front, front + surplus)))
     stretched = tuple(i for i, (have, want) in enumerate(zip(d.shape, shape, strict=True)) if want == 1 and have != 1)
-    return d.sum(axis=stretched, keepdims=True)
+    total: np.ndarray = d.sum(axis=stretched, keepdims=True)
+    return total
 
 
 def count(hyper: Hyper) -> int:

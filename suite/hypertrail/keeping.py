@@ -100,7 +100,7 @@ def check(keep: Keep) -> None:
 
 def parse_keep(word: str, folder: Path) -> Keep:
     """What `--trajectory` says: 'memory', 'host', 'auto', 'disk' (in `folder`), 'checkpoints', 'checkpoints-30', 'reversible'."""
-    found = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
+    found: dict[str, Keep] = {"disk": folder, "checkpoints": Checkpoints(), "reversible": Reversible()}
     number = word.removeprefix("checkpoints-")
     if number != word and number.isdecimal():
         return Checkpoints(int(number))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -248,10 +248,8 @@ CHOICE_OF = {
     "regularized_only": ("C1", "C2", "C3", "C4"),
 }
 Method = Exact | DrMAD | Truncated | FloatReversed | Forward | Implicit
-SIMPLE: dict[str, Method] = {
-    one.name: one
-    for one in (Exact(), Truncated(), FloatReversed(), Forward(), *(Implicit(solver) for solver in SOLVERS))
-}
+WITHOUT_SETTINGS: tuple[Method, ...] = (Exact(), Truncated(), FloatReversed(), Forward(), *map(Implicit, SOLVERS))
+SIMPLE = {method.name: method for method in WITHOUT_SETTINGS}
 
 NAMES = (
     "exact",
@@ -275,7 +273,7 @@ def parse_method(word: str) -> Method:
     said = ("steps",) if name.startswith("truncated-") else IN_THE_NAME
     known = {one.name: one.type for one in fields(method) if one.name not in said}
     choices = [one.name for one in fields(AsPublished)] if isinstance(method, DrMAD) else []
-    given = {}
+    given: dict[str, Any] = {}
     chosen = [setting for setting in settings if setting in choices]
     for setting in settings:
         if setting in choices:

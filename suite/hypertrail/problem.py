@@ -316,7 +316,7 @@ class Problem:
         x: Array,
         y: Array,
         step: Any,
-        collect: dict | None = None,
+        collect: dict[str, Any] | None = None,
         values: Values | None = None,
         key: tuple[Any, Any] | None = None,
     ) -> Array:

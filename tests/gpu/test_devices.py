@@ -29,7 +29,7 @@ CONVOLUTIONS = "tiny penalty exact"  # with batch norm: the statistics are those
 
 
 def start(folder: Path, devices: int, wanted: str, cases: list[str], **variables: str) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(folder), wanted, *cases], env=environment, stderr=subprocess.PIPE, text=True

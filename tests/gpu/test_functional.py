@@ -71,6 +71,7 @@ def test_loss_without_aux(case):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.optimised
 def test_states_computed_again_are_the_same(case):
     """A state every third step: a third of the states is kept, and the hypergradient does not notice."""
     inner, w0, v0, hyper, batches = case

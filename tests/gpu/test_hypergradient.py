@@ -175,6 +175,7 @@ def test_full_hessian_not_block_diagonal(make, relative):
     assert relative(blocks, numerical) > 1e-2
 
 
+@pytest.mark.optimised
 def test_stored_on_disk_equals_memory_to_the_bit(make, tmp_path: Path):
     problem = make("mlp", "everything")
     hyper = problem.initial_hyper()

@@ -26,6 +26,8 @@ from hypertrail import (
 from hypertrail_gpu import reversal
 from hypertrail_nets import mlp
 
+pytestmark = pytest.mark.optimised
+
 STEPS = 40
 DECLARED = (
     L2("layer", 1e-2),

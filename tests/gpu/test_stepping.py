@@ -243,6 +243,7 @@ def copies_in_loops(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("declared", "method"),
     [

@@ -81,7 +81,12 @@ def stop_at(step):
 
 @pytest.mark.parametrize(
     ("engine", "stored"),
-    [("cpu", False), ("cpu", True), ("gpu", True), pytest.param("gpu", False, marks=pytest.mark.slow)],
+    [
+        ("cpu", False),
+        ("cpu", True),
+        pytest.param("gpu", True, marks=pytest.mark.optimised),
+        pytest.param("gpu", False, marks=pytest.mark.slow),
+    ],
     indirect=["engine"],
     ids=["cpu-ends", "cpu-disk", "gpu-disk", "gpu-ends"],
 )

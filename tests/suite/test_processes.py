@@ -105,7 +105,7 @@ def test_refusals_before_anything_is_written(tmp_path, capsys, words, why):
 
 
 def hypertrail(*words: str, **variables: str) -> subprocess.Popen:
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
         [HYPERTRAIL, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
