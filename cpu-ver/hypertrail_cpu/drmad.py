@@ -61,7 +61,7 @@ def line_before_tail(problem: Problem, hyper: Hyper, training: Training, method:
 
 def way(
     problem: Problem, hyper: Hyper, training: Training, end: Params, method: DrMAD
-) -> tuple[Sequence[float], float]:
+) -> tuple[Sequence[float] | np.ndarray, float]:
     """(‖w_{t+1} − w_0‖ of the first steps, ‖end − w_0‖). By sum_of_norms each is Σ ‖·‖ over the tensors, as in the thesis' GPU
     code, and the first steps, at most 20, are taken again. Cost: none, or their gradients.
     """

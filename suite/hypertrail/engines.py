@@ -105,5 +105,6 @@ def compilation_cache(wanted: bool, *engines: Engine) -> contextlib.AbstractCont
     """A with-block in which the one of these engines that compiles keeps its programs in a folder, or, not `wanted`, does not."""
     for engine in engines:
         if hasattr(engine, "compilation_cache"):
-            return engine.compilation_cache.using(wanted)
+            kept: contextlib.AbstractContextManager[Any] = engine.compilation_cache.using(wanted)
+            return kept
     return contextlib.nullcontext()

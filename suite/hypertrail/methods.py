@@ -271,7 +271,7 @@ def parse_method(word: str) -> Method:
     name, *settings = word.split(":")
     method = named(name)
     said = ("steps",) if name.startswith("truncated-") else IN_THE_NAME
-    known = {one.name: one.type for one in fields(method) if one.name not in said}
+    known = {one.name: str(one.type) for one in fields(method) if one.name not in said}
     choices = [one.name for one in fields(AsPublished)] if isinstance(method, DrMAD) else []
     given: dict[str, Any] = {}
     chosen = [setting for setting in settings if setting in choices]
