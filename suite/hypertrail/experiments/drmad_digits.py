@@ -18,8 +18,8 @@ Measured: seeds 0 to 4, float32, gpu engine on a processor with two threads, aft
 
 Both help every seed. Paired by seed, C4 less exact is +2.2 ± 3.4 points of test error: a tie, because C4 scatters from 2.85 to
 8.88 % where exact stays within 2.68 to 4.52 %. The train loss falls as well (.660 → .354 and .173): in so short a training the
-penalties speed up learning more than they prevent overfitting. Signs make large moves of small differences: the number of threads,
-the rounding of a convolution and the minibatches that the line sees each change a single seed by points.
+penalties speed up learning more than they prevent overfitting. Signs make large moves of small differences: the number of
+threads, the rounding of a convolution and the minibatches that the line sees each change a single seed by points.
 
 The paper's number: none for this problem.
 """
