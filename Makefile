@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 check: $(INSTALLED)
 	$(LINT)
 	$(BIN)/python -m mypy
-	$(FAST_XLA) $(PYTEST) --telling $(ARGS)
+	$(FAST_XLA) $(PYTEST) @tests/check.txt $(ARGS)
 
 # Where ARGS names tests, one of the two may have none of them: pytest then ends with 5.
 test: $(INSTALLED)
