@@ -7,6 +7,9 @@ PYTHON ?= python3
 UV ?= uv
 ARGS ?=
 
+# The tests start many processes: where no bytecode is kept, each compiles all that it imports anew, for a second or two.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
