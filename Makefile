@@ -7,6 +7,9 @@ PYTHON ?= python3
 UV ?= uv
 ARGS ?=
 
+# The tests start many processes: where no bytecode is kept, each compiles all that it imports anew, for a second or two.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -40,7 +43,7 @@ demo: $(INSTALLED)
 check: $(INSTALLED)
 	$(LINT)
 	$(BIN)/python -m mypy
-	$(FAST_XLA) $(PYTEST) --telling $(ARGS)
+	$(FAST_XLA) $(PYTEST) @tests/check.txt $(ARGS)
 
 # Where ARGS names tests, one of the two may have none of them: pytest then ends with 5.
 test: $(INSTALLED)

@@ -49,6 +49,9 @@ ON_FILES = ("drmad-mnist", "drmad-densenet", "chaos", "interpolation", "schedule
             "rtho-mnist")  # fmt: skip
 
 
+# Of these, tests/suite has whole runs on noise in the shape of the data: the real files add minutes, and little.
+WITHOUT_FILES = ("ard-mnist", "chaos", "completions-mnist", "drmad-vs-exact", "hd-mnist", "interpolation", "rtho-mnist",
+                 "schedules-mnist", "t1t2-mnist")  # fmt: skip
 STUDIES = ("rosenbrock", "adaptive-digits", "almeida-quadratic")
 LAUNCHES = (
     "hypertrail launch drmad-digits --seeds 0:10 --grid method=exact,drmad-C4 --partition gpu --gpus 1 --time 2:00:00",
@@ -143,7 +146,9 @@ def test_verify(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ON_FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in WITHOUT_FILES else name for name in ON_FILES]
+)
 def test_experiments_on_real_data(root, tmp_path, name):
     hypertrail(f"run {name} --data-dir {shlex.quote(str(datasets(root)))} {SHORT[name]} --run-dir run", tmp_path)
     assert (tmp_path / "run" / "DONE").is_file()
