@@ -203,7 +203,7 @@ def test_the_stored_numbers_are_those_of_the_reference_engine(benchmark):
 
 
 def test_make_gpu_runs_the_file(root):
-    words = ["make", "-n", "-o", ".venv/.installed", "gpu", "ARGS=--tiny"]
+    words = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "gpu", "ARGS=--tiny"]
     said = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == ".venv/bin/python benchmarks/gpu/run.py --tiny"
 
