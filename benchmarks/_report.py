@@ -7,9 +7,10 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from _machine import installed, processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hypertrail", "numpy", "jax", "jaxlib", "optax", "torch", "torchopt")
@@ -27,21 +28,6 @@ def environment(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := installed(name))},
     }
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 def target(words: str, value: float, limit: float) -> dict[str, Any]:

@@ -8,10 +8,9 @@ import platform
 import shutil
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from _machine import installed, processor
 from roots import FOLDERS, ROOT
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "numpy", "h5py", "optax")
@@ -35,25 +34,10 @@ def environment(command: str) -> dict[str, Any]:
     }
 
 
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def hypertrail_version() -> str:
     """Of this checkout, which need not be installed."""
     text = (ROOT / "suite" / "hypertrail" / "__init__.py").read_text(encoding="utf-8")
     return next(line.split('"')[1] for line in text.splitlines() if line.startswith("__version__"))
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 def gpus() -> list[str]:

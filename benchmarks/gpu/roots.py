@@ -1,4 +1,5 @@
-"""Makes hypertrail importable where it is not installed: the folders of its five packages go onto `sys.path`.
+"""Makes hypertrail importable where it is not installed: the folders of its five packages, and that of the benchmarks, go onto
+`sys.path`.
 
 What the benchmark imports of them needs Python 3.11 or newer, numpy, h5py, optax and jax, and nothing else.
 """
@@ -14,4 +15,4 @@ FOLDERS = ("suite", "densenet", "data", "gpu-ver", "cpu-ver")
 
 def put_on_path() -> None:
     """This checkout comes before an installed hypertrail, so that the commit in the report is the one that ran."""
-    sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
+    sys.path[:0] = [str(ROOT / folder) for folder in (*FOLDERS, "benchmarks")]

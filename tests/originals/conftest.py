@@ -22,6 +22,18 @@ DATA = Path(__file__).parent / "data"
 MOST = 17.0  # what two equal arrays are said to agree to: float64 holds no more
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`fast_on_gpu(case=…)`: only this case of a test is fast on the compiled engine, which compiles anew for each."""
+    for item in items:
+        mark = item.get_closest_marker("fast_on_gpu")
+        if mark is None:
+            continue
+        values = item.callspec.params  # type: ignore[attr-defined]
+        if values["engine"] == "gpu" and any(values[name] != fast for name, fast in mark.kwargs.items()):
+            item.add_marker(pytest.mark.slow)
+
+
 def digits_of(ours: Any, theirs: Any) -> float:
     """Decimal digits to which two arrays of one shape agree: −log₁₀ (‖ours − theirs‖ / ‖theirs‖), at most 17."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)

@@ -25,21 +25,9 @@ CASES = {
 }
 
 
-def on_both(*cases: tuple[str, ...], fast: tuple[str, ...]) -> list:
-    """Each case on each engine. On the compiled one, which compiles anew for each, all but `fast` are slow."""
-    return [
-        pytest.param(name, *case, id="-".join((name, *case)), marks=pytest.mark.slow if slow else ())
-        for name in ("cpu", "gpu")
-        for case in cases
-        for slow in [name == "gpu" and case != fast]
-    ]
-
-
-@pytest.mark.parametrize(
-    ("engine", "case", "decay"),
-    on_both(*((case, decay) for case in CASES for decay in ("whole", "decay", "decayW")), fast=("adam", "decay")),
-    indirect=["engine"],
-)
+@pytest.mark.fast_on_gpu(case="adam", decay="decay")
+@pytest.mark.parametrize("decay", ["whole", "decay", "decayW"])
+@pytest.mark.parametrize("case", CASES)
 def test_thirty_steps(engine, case, decay, golden, started, digits_splits, meets, flat):
     """decayW: their decay on weight matrices alone, which is our default."""
     recorded = golden("e")

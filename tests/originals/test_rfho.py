@@ -31,16 +31,6 @@ OUTER = {
 }
 
 
-def on_both(*cases: tuple[str, ...], fast: tuple[str, ...]) -> list:
-    """Each case on each engine. On the compiled one, which compiles anew for each, all but `fast` are slow."""
-    return [
-        pytest.param(name, *case, id="-".join((name, *case)), marks=pytest.mark.slow if slow else ())
-        for name in ("cpu", "gpu")
-        for case in cases
-        for slow in [name == "gpu" and case != fast]
-    ]
-
-
 CASES = [(network, kind) for network in ("64-10", "64-12-10") for kind in DYNAMICS]
 
 
@@ -73,9 +63,8 @@ def problem_of(golden, started, digits_splits) -> Callable[..., tuple[h.Problem,
     return problem_of
 
 
-@pytest.mark.parametrize(
-    ("engine", "network", "kind"), on_both(*CASES, fast=("64-12-10", "momentum")), indirect=["engine"]
-)
+@pytest.mark.fast_on_gpu(network="64-12-10", kind="momentum")
+@pytest.mark.parametrize(("network", "kind"), CASES)
 def test_reverse(engine, network, kind, problem_of, by_name, meets, flat):
     problem, theirs = problem_of(network, kind, "parameter")
     names = [p.name for p in problem.params]
@@ -91,7 +80,8 @@ def test_reverse(engine, network, kind, problem_of, by_name, meets, flat):
         meets("d logit μ", result.gradient["momentum"]["network"], theirs["rev_mu"], 14)
 
 
-@pytest.mark.parametrize(("engine", "network", "kind"), on_both(*CASES, fast=("64-12-10", "adam")), indirect=["engine"])
+@pytest.mark.fast_on_gpu(network="64-12-10", kind="adam")
+@pytest.mark.parametrize(("network", "kind"), CASES)
 def test_forward(engine, network, kind, problem_of, meets, flat):
     problem, theirs = problem_of(network, kind, "network")
     hyper = problem.initial_hyper()
@@ -103,11 +93,9 @@ def test_forward(engine, network, kind, problem_of, meets, flat):
             meets(ours, gradient[ours]["network"], theirs[f"fwd_{other}"], 14)
 
 
-@pytest.mark.parametrize(
-    ("engine", "network", "kind", "outer"),
-    on_both(*((*case, outer) for case in CASES for outer in ("descent", "adam")), fast=("64-12-10", "adam", "adam")),
-    indirect=["engine"],
-)
+@pytest.mark.fast_on_gpu(network="64-12-10", kind="adam", outer="adam")
+@pytest.mark.parametrize("outer", ["descent", "adam"])
+@pytest.mark.parametrize(("network", "kind"), CASES)
 def test_rtho(engine, network, kind, outer, problem_of, meets, flat):
     """Four moves: the path of the hyperparameters, the hypergradients, and where the weights end."""
     problem, theirs = problem_of(network, kind, "network")

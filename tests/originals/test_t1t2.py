@@ -20,21 +20,9 @@ LAYERS = ("dense1", "logits")
 AS_PUBLISHED = {"clip": "each-tensor", "nonfinite": "zero"}
 
 
-def on_both(*cases: tuple[str, ...], fast: tuple[str, ...]) -> list:
-    """Each case on each engine. On the compiled one, which compiles anew for each, all but `fast` are slow."""
-    return [
-        pytest.param(name, *case, id="-".join((name, *case)), marks=pytest.mark.slow if slow else ())
-        for name in ("cpu", "gpu")
-        for case in cases
-        for slow in [name == "gpu" and case != fast]
-    ]
-
-
-@pytest.mark.parametrize(
-    ("engine", "deviation", "at"),
-    on_both(*((deviation, at) for deviation in ("0.2", "1.5") for at in ("after", "same")), fast=("1.5", "same")),
-    indirect=["engine"],
-)
+@pytest.mark.fast_on_gpu(deviation="1.5", at="same")
+@pytest.mark.parametrize("at", ["after", "same"])
+@pytest.mark.parametrize("deviation", ["0.2", "1.5"])
 def test_a_step_and_a_move(engine, deviation, at, golden, started, digits_splits, meets, flat):
     recorded = golden(f"f_{deviation}")
     names = [f"{layer}/{letter}" for layer in LAYERS for letter in "Wb"]
