@@ -111,8 +111,13 @@ from hypertrail_gpu import threads
 if wanted:
     threads.ask(wanted)
 x, w = np.random.default_rng(0).standard_normal((2, 600, 600)).astype("f")
-gradient = jax.jit(jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w))))(w)
-bits = hashlib.sha256(np.asarray(gradient).tobytes()).hexdigest()
+tall = np.random.default_rng(1).standard_normal((5000, 784)).astype("f")
+results = (  # which of these depend on the threads is another question on each processor
+    jax.jit(jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w))))(w),
+    jax.jit(lambda tall: tall.T @ tall)(tall),
+    jax.jit(lambda tall: tall.sum(0))(tall),
+)
+bits = hashlib.sha256(b"".join(np.asarray(result).tobytes() for result in results)).hexdigest()
 count = threads.count()
 threads.ask(9)
 print(count, threads.count(), bits)

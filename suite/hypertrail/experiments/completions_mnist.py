@@ -9,21 +9,22 @@ hypergradient alone moves the hyperparameters (by signs), so every method is ask
 rate in it: it is asked for the penalties only, and only at the first meta-iteration, where all rates are alike. C6 is asked
 twice: with 10 kept states and with √T.
 
-Hardware: one of two CPU cores: 45 minutes, 33 of them for T = 20,000 (`--lengths 200 2000`: 12).
-Measured with --even-batches, the rule of earlier releases: seed 0, float32, cosine with the exact hypergradient at the first
-meta-iteration, penalties / learning rates:
+Hardware: one core of an AMD EPYC: 24 minutes, 18 of them for T = 20,000; of an Intel Xeon: 45, 33 of them (`--lengths 200 2000`:
+6 and 12).
+Measured: seed 0, float32, cosine with the exact hypergradient at the first meta-iteration, penalties / learning rates:
 
     T         C1-first     C2           C3           C4           C5            C6, √T states  last 200 steps
     200       .99 / .99    1.00 / .99   1.00 / .99   1.00 / .99   1.00 / 1.00   1.00 / 1.00    exact
-    2000      .59 / .41    .02 / −.03   .54 / .40    .14 / .10    .34 / .14     .68 / .59      .62 / .23
-    20,000    .02 / −.01   not finite   .39 / .05    .12 / .08    .22 / .05     .76 / .24      .55 / .00
+    2000      .59 / .41    .02 / −.03   .53 / .42    .13 / .10    .35 / .14     .57 / .47      .62 / .23
+    20,000    .02 / −.01   not finite   .52 / .08    .13 / .01    .17 / .01     .76 / .25      .55 / .00
 
-and it decays over the meta-iterations, that of C6 with √T states too (T = 2000: .68 to .36 for the penalties). C0 explodes
-(T = 2000: 3e10 times too long) and so does C2. So: a line through two states is a good stand-in for 200 steps and none for 2000;
-with √T kept states (C6) it stays useful, at a fifth of the time of the exact pass from the same states; for the penalties the
-last 200 steps alone beat every line through two states.
-Measured with drawn minibatches (the default): not yet. (Evenly spaced steps alias with the epoch of 300 minibatches, which has a
-fixed order: at T = 20,000 C3's 200 minibatches are 3 different ones.)
+and it decays over the meta-iterations, that of C6 with √T states too (T = 2000: .57 to .21 for the penalties, after .90 at the
+fourth). C0 explodes (T = 2000: 3e10 times too long) and so does C2. So: a line through two states is a good stand-in for 200
+steps and none for 2000; with √T kept states (C6) it stays useful where T is 20,000, at a quarter of the time of the exact pass
+from the same states; for the penalties the last 200 steps alone beat every line through two states.
+With --even-batches, the rule of earlier releases, C3 at T = 20,000 has .39 / .05 and its other numbers are within .12 of these:
+evenly spaced steps alias with the epoch of 300 minibatches, which has a fixed order, so that C3's 200 minibatches are 3 different
+ones there.
 The thesis, on this network: T = 200 starts near .98 (C4) and .99 (C5) and decays over 20 meta-iterations; T = 20,000 about .09;
 learning rates worse than penalties.
 """
