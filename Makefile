@@ -43,12 +43,12 @@ demo: $(INSTALLED)
 check: $(INSTALLED)
 	$(LINT)
 	$(BIN)/python -m mypy
-	$(FAST_XLA) $(PYTEST) @tests/check.txt $(ARGS)
+	$(FAST_XLA) $(PYTEST) --sketches @tests/check.txt $(ARGS)
 
 # Where ARGS names tests, one of the two may have none of them: pytest then ends with 5.
 test: $(INSTALLED)
 	$(LINT)
-	$(FAST_XLA) $(PYTEST) -m "not slow and not optimised" $(ARGS) || [ $$? -eq 5 ]
+	$(FAST_XLA) $(PYTEST) --sketches -m "not slow and not optimised" $(ARGS) || [ $$? -eq 5 ]
 	$(PYTEST) -m "optimised and not slow" $(ARGS) || [ $$? -eq 5 ]
 
 test-slow: $(INSTALLED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,33 @@ import pytest
 
 # What the command line compiles here, in this process and in others, stays out of the user's own cache.
 os.environ.setdefault("HYPERTRAIL_CACHE", str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "hypertrail"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sketches", action="store_true", help="draw figures in half the time (tests/README.md)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sketches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --sketches: figures whose parts are not laid out, and whose fonts are not made smaller before they go into a PDF.
+
+    A module that looks at pictures is marked `pictures` and has them as users do.
+    """
+    if not request.config.getoption("--sketches") or request.node.get_closest_marker("pictures"):
+        yield
+        return
+    from hypertrail import figures
+
+    real = figures.save
+
+    def sketch(folder: Path, name: str, figure: Any) -> Path:
+        figure.set_layout_engine("none")
+        return real(folder, name, figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", sketch)
+        patch.setitem(figures.TEXT, "pdf.fonttype", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

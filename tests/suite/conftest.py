@@ -15,6 +15,7 @@ from hypertrail import L2, LearningRate, Problem, cli, engines, outer, runs, tun
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
 from hypertrail.records import Cost, Hypergradient, Metrics
+from hypertrail.report import writing
 from hypertrail_nets import mlp
 
 OFFSETS = {"train": 0.0, "valid": 0.1, "select": 0.2, "test": 0.3}
@@ -146,6 +147,12 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def run_folder(make_run: Any) -> Path:
     return make_run()
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have what the experiment shows, and all their words, but none of the figures that every run has: they take seconds."""
+    monkeypatch.setattr(writing, "catalogue", lambda shown: [])
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def test_a_complaint_that_nobody_can_read_keeps_its_exit_code(screen):
         (runs.METRICS, b'\xff\xfe\n{"meta_iteration": 1}\n{', r"metrics\.jsonl is damaged in line 1 of 2"),
     ],
 )
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_a_damaged_run_folder_is_named(tmp_path, run_folder, capsys, name, damage, said, command):
     folder = shutil.copytree(run_folder, tmp_path / "run")

@@ -78,6 +78,7 @@ def test_every_exact_way_is_the_same(small_mnist, tmp_path, capsys):
     assert "exact, undone with Python integers" in said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_ten_images_are_learned(small_mnist, tmp_path, capsys):
     config = learned_data_mnist.Config(valid=60, select=10, test=10, precision="float64")
     problem = learned_data_mnist.problem(config)

@@ -15,6 +15,8 @@ from hypertrail.report.catalogue import catalogue, draw
 from hypertrail.report.view import View, views
 from hypertrail.report.writing import write_report
 
+pytestmark = pytest.mark.pictures
+
 NAMES = ("metrics", "training", "hyper-l2-W", "hyper-l2-scale", "norms", "agreement", "agreement-layers", "cost")
 
 

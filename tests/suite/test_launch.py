@@ -474,6 +474,7 @@ def test_states(tmp_path, gone):
     assert now(["5_0"], {}) == "done"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_table_of_a_runs_folder(make_run, tmp_path, capsys):
     for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
         make_run(tmp_path / "drmad-digits" / f"{seed}-{rate}", seed=seed, outer_rate=rate, **SMALL)

@@ -20,6 +20,8 @@ from hypertrail.report.page import disk
 from hypertrail.report.view import View, differing, letters, views
 from hypertrail.report.writing import write_folder, write_report
 
+pytestmark = pytest.mark.pictures
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

@@ -146,6 +146,7 @@ def test_verify_says_that_there_is_nothing_to_verify(squares, capsys):
     )
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_meta_loop_may_add_to_its_report(make_run, monkeypatch):
     folder = make_run()
     total = sum(line["hyper_loss"] for line in runs.read_metrics(folder))

@@ -141,6 +141,7 @@ def test_a_training_that_has_blown_up_without_overflow_is_said(problem, engine, 
     assert "warnings" not in next(tune(problem, engine, Exact(), rule, 1)).as_json()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_has_blown_up_is_in_log_report_and_collection(make_run, tmp_path, capsys):
     folder = make_run(tmp_path / "drmad-digits" / "a", growth=4e28)
     sentence = "the training has blown up: ‖w‖ grew from 2 to 8e+28"
@@ -152,6 +153,7 @@ def test_what_has_blown_up_is_in_log_report_and_collection(make_run, tmp_path, c
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_two_hypergradients_of_zero_have_no_cosine(make_run, tmp_path, capsys):
     """It was 1.000: the same direction. Tables show a dash, figures a gap, collections nothing."""
     folder = make_run(tmp_path / "drmad-digits" / "a", zero=True)
@@ -312,6 +314,7 @@ def test_what_was_measured_at_every_step_lies_beside_them_too(run_folder):
     assert line["memory"]["device"] is None
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_failed_run_keeps_its_last_good_state(make_run, tmp_path):
     with pytest.raises(NumericalFailure):
         make_run(tmp_path / "folder", fails=2)
