@@ -231,7 +231,7 @@ def test_float_reversal_of_a_short_run_is_nearly_exact(run):
     assert result.cost.gradients == exact.cost.gradients
 
 
-@pytest.mark.parametrize("gamma", [0.6, 0.8, 0.9, 0.95, 0.98])
+@pytest.mark.parametrize("gamma", [0.6, 0.8, 0.9, 0.95, pytest.param(0.98, marks=pytest.mark.slow)])
 def test_float32_reversal_dies_where_the_reference_says(make, gamma):
     """Negative control: the velocity is lost after about 24 / log2(1/γ) steps: by then the error is as large as it."""
     T = int(24 / -np.log2(gamma) * 1.3)

@@ -11,8 +11,6 @@ import hypertrail_gpu as gpu
 from hypertrail import L2, DrMAD, Dynamics, Exact, Momentum, Reversible
 from hypertrail_gpu import compiled as compiled_module
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.fixture
 def compilations():

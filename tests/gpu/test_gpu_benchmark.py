@@ -183,6 +183,7 @@ def test_the_arithmetic_of_loops_conditions_and_custom_derivatives(benchmark):
     assert operations(jax.make_jaxpr(loops)(a[0]).jaxpr) == 9 * product
 
 
+@pytest.mark.slow
 def test_the_stored_numbers_are_those_of_the_reference_engine(benchmark):
     import cases
     import reference

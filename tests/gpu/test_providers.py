@@ -244,7 +244,6 @@ def test_buffer_schedule_and_effective_momentum(make):
     assert kept.nbytes < 300 * 8 * sum(p.size for p in problem.params) / 50
 
 
-@pytest.mark.optimised
 def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, relative):
     problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=60)
     reversible = trained(problem, Reversible())
@@ -259,7 +258,6 @@ def test_reversible_run_is_the_damped_run_with_the_effective_momentum(make, rela
     assert relative(a.gradient, b.gradient) < allowed
 
 
-@pytest.mark.optimised
 def test_a_bit_that_was_changed_is_noticed(make):
     problem = make("mlp", "penalties", dynamics=Dynamics("damped", 0.1, 0.9), steps=60)
     training = gpu.train(problem, problem.initial_hyper(), Reversible())

@@ -172,7 +172,6 @@ def assert_close(a: Any, b: Any, what: str) -> None:
     assert np.linalg.norm(x - y) <= TOLERANCE * np.linalg.norm(y), what
 
 
-@pytest.mark.optimised
 def test_the_second_block_compiles_nothing(case):
     assert case.compiled_first > 0, "the first block compiles, or this test sees nothing"
     assert case.compiled_later == 0
@@ -203,7 +202,6 @@ def test_engines_agree_block_by_block(case):
         moved = mine.hyper
 
 
-@pytest.mark.optimised
 def test_a_run_cut_and_taken_up_ends_with_the_same_bits(case, tmp_path):
     """The state goes through a file; the rest of the run is done by an engine that never saw its beginning."""
     arrays.save(tmp_path / "state.npz", case.blocks[0].state)

@@ -79,7 +79,7 @@ def test_a_layer_name_used_twice_is_an_error():
 
 
 def test_a_net_far_deeper_than_the_recursion_limit(ops):
-    depth = 3000
+    depth = 1500
     net = mlp((2,), (1,) * depth, classes=2)
     assert len(get_all_layers(net)) == 2 * depth + 2
     assert count_params(net) == (2 + 1) + (depth - 1) * 2 + (2 + 2)
