@@ -151,7 +151,7 @@ def run_folder(make_run: Any) -> Path:
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have what the experiment shows, and all their words, but none of the figures that every run has: they take seconds."""
+    """Reports have what the experiment shows, and all words, but none of the figures that every run has: they take seconds."""
     monkeypatch.setattr(writing, "catalogue", lambda shown: [])
 
 

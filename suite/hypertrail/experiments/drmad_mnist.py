@@ -13,8 +13,8 @@ batch is drawn with replacement, the same batches in each update; and each updat
 new first weights. Where they derive a random state from a seed, this package draws from its own streams, so single runs differ.
 
 Hardware: two CPU cores: 1.5 minutes with or without the comparison with the exact hypergradient, MNIST files at hand.
-Measured without --as-published: seeds 0 to 4, float32, mean ± half of the 95 % interval; at the start hyper loss .535 ± .024, test
-error 12.57 ± .63 %; after 20 updates:
+Measured without --as-published: seeds 0 to 4, float32, mean ± half of the 95 % interval; at the start hyper loss .535 ± .024,
+test error 12.57 ± .63 %; after 20 updates:
 
     method           hyper loss     test error      less that of exact, paired
     drmad-C1-first   .274 ± .024    7.43 ± .77 %    +1.50 ± .61 points: loses
