@@ -197,8 +197,17 @@ def test_c0_is_algorithm_2_to_the_letter(make):
     assert result.method == "drmad-C0"
 
 
-@pytest.mark.parametrize(("completion", "cosine"), [("C0", -1.0), ("C1", 0.9), ("C4", 0.98)])
-@pytest.mark.parametrize("network", ["tanh", "densenet"])
+@pytest.mark.parametrize(
+    ("network", "completion", "cosine"),
+    [
+        ("tanh", "C0", -1.0),
+        ("tanh", "C1", 0.9),
+        ("tanh", "C4", 0.98),
+        pytest.param("densenet", "C0", -1.0, marks=pytest.mark.slow),
+        pytest.param("densenet", "C1", 0.9, marks=pytest.mark.slow),
+        ("densenet", "C4", 0.98),
+    ],
+)
 def test_completions_on_a_short_and_nearly_straight_run(make, network, completion, cosine):
     """From the two ends alone. Measured cosines with the exact hypergradient: C1 .94 and .998, C4 .984 to .996 (by which steps
     are drawn) and 1.000; C0, which lacks the learning rate, has none to promise."""

@@ -15,12 +15,12 @@ from hypertrail_data import StoredTrajectory
 PROGRAM = Path(__file__).with_name("writing.py")
 
 
-def test_killed_twenty_five_times(tmp_path, writing):
+def test_killed_ten_times(tmp_path, writing):
     folder = tmp_path / "t"
     StoredTrajectory.create(folder, writing.SEGMENT_BYTES).close()
     moments = random.Random(25)
     stop = life = 0
-    while life < 25 or stop <= 100:  # on a busy machine it takes more of them to come so far
+    while life < 10 or stop <= 100:  # on a busy machine it takes more of them to come so far
         life += 1
         command = [sys.executable, PROGRAM, folder, str(life)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:

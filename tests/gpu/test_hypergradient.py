@@ -34,7 +34,9 @@ def slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("network", "declared", "changes"), [CASES[0], slow(*CASES[1]), ("mlp", "per-step", HEAVY)])
+@pytest.mark.parametrize(
+    ("network", "declared", "changes"), [CASES[0], slow(*CASES[1]), slow("mlp", "per-step", HEAVY)]
+)
 def test_finite_differences_in_random_directions(make, network, declared, changes):
     problem = make(network, declared, **changes)
     hyper = problem.initial_hyper()

@@ -121,9 +121,10 @@ def test_equals_autodiff_through_the_unrolled_loop(problem, exact, relative):
     ("keep", "method", "tolerance"),
     [
         (Checkpoints(2), Exact(), 1e-12),
-        (Checkpoints(6), DrMAD("C6"), 1e-12),  # a state at every step: the line kernel fed with the true states
+        # A state at every step: the line kernel fed with the true states
+        pytest.param(Checkpoints(6), DrMAD("C6"), 1e-12, marks=pytest.mark.slow),
         ("ends", DrMAD("C5", tail=6), 1e-9),
-        ("memory", Truncated(6), 1e-12),
+        pytest.param("memory", Truncated(6), 1e-12, marks=pytest.mark.slow),
         ("ends", Forward(most=100), 1e-12),
         (Reversible(), Exact(), 1e-4),  # γ is rounded up to a fraction, by at most 1.5e-5
     ],

@@ -68,7 +68,8 @@ def stored(problem: Any, gamma: float) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9])
 @pytest.mark.parametrize(
-    "keep", ["host", "auto", "disk", Checkpoints(), Checkpoints(1), Checkpoints(7), Checkpoints(STEPS), Reversible()],
+    "keep", ["host", "auto", "disk", Checkpoints(), Checkpoints(1), pytest.param(Checkpoints(7), marks=pytest.mark.slow),
+             pytest.param(Checkpoints(STEPS), marks=pytest.mark.slow), Reversible()],
     ids=str,
 )  # fmt: skip
 def test_every_exact_provider_equals_every_other(case, relative, tmp_path, keep, gamma):

@@ -107,8 +107,8 @@ def test_sweep_is_the_three_loops(small_blocks, shape):
     ("network", "declared", "kind"),
     [
         ("mlp", EVERYTHING, "damped"),
-        ("mlp", EVERYTHING, "heavy-ball"),
-        ("mlp", PER_STEP, "damped"),
+        pytest.param("mlp", EVERYTHING, "heavy-ball", marks=pytest.mark.slow),
+        pytest.param("mlp", PER_STEP, "damped", marks=pytest.mark.slow),
         ("mlp", PER_STEP, "adam"),
         ("mlp", RATES, "nesterov"),
         pytest.param("densenet", EVERYTHING, "damped", marks=pytest.mark.slow),
@@ -156,7 +156,12 @@ ONLINE = {
 }
 
 
-@pytest.mark.parametrize("case", ONLINE)
+QUICK = ("t1t2", "descent, parameter", "almeida, penalties")  # the others are these with fewer terms or other shapes
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name not in QUICK else ()) for name in ONLINE]
+)
 def test_online_by_rows(make, relative, small_blocks, monkeypatch, case):
     declared, dynamics, method = ONLINE[case]
     problem = make("mlp", hyperparameters=declared, dynamics=dynamics, steps=8).with_()

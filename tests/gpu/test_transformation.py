@@ -73,7 +73,7 @@ def unrolled(transformation_of, hyper, w, batches):
     return hyper_loss(w, hyper)
 
 
-LONG = ("noise", "every second step", "decay of each weight")  # to compile: random numbers, a state with counters
+LONG = ("noise", "every second step", "decay of each weight", "sgd")  # to compile; sgd is in the other two
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MAKE])

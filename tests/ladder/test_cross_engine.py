@@ -147,7 +147,7 @@ def test_gradients_and_second_order_products(make, network):
     ("network", "kind"),
     [
         ("mlp", "damped"),
-        ("mlp", "heavy-ball"),
+        pytest.param("mlp", "heavy-ball", marks=pytest.mark.slow),
         pytest.param("lenet", "damped", marks=pytest.mark.slow),
         pytest.param("densenet", "damped", marks=pytest.mark.slow),
     ],

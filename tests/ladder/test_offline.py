@@ -81,7 +81,7 @@ def compare(problem: Problem, keep: Any, method: Any, tolerance: float = TOLERAN
 
 CASES = [
     (Checkpoints(), Exact()),
-    (Checkpoints(5), Exact()),
+    pytest.param(Checkpoints(5), Exact(), marks=pytest.mark.slow),
     (Checkpoints(), Truncated(7)),
     (Last(9), Truncated(5)),
     ("memory", Truncated(1)),
@@ -92,7 +92,7 @@ CASES = [
     ("ends", DrMAD("C5", tail=21)),
     (Reversible(), DrMAD("C4")),
     (Checkpoints(3), DrMAD("C6")),
-    (Checkpoints(24), DrMAD("C6")),
+    pytest.param(Checkpoints(24), DrMAD("C6"), marks=pytest.mark.slow),
     ("ends", Forward()),
 ]
 
@@ -148,7 +148,9 @@ def small(problem):
     return small
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind != "adam" else ()) for kind in OTHERS]
+)
 def test_engines_agree_on_other_dynamics(small, kind):
     """With each other, and each of them on its three exact ways."""
     other = small(OTHERS[kind])
@@ -230,7 +232,7 @@ def test_what_cannot_go_back_is_refused_before_anything_is_computed(problem, eng
             engine.hypergradient(one, one.initial_hyper(), training, method)
 
 
-@pytest.mark.parametrize("solver", ["cg", "neumann", "dense"])
+@pytest.mark.parametrize("solver", ["cg", pytest.param("neumann", marks=pytest.mark.slow), "dense"])
 def test_implicit_solutions_agree(problem, solver):
     """Damped, so that w_T need not be a minimum for the solve to be well posed; the two solves are one linear system."""
     other = problem.with_(hyperparameters=(L2("layer", 1e-2),))

@@ -52,7 +52,7 @@ def on(*cases: Any, fast: int = 1) -> list:
     ]
 
 
-both = pytest.mark.parametrize("engine", [cpu, gpu], ids=["cpu", "gpu"])
+# That the engines agree block by block is in test_online.py.
 gpu_slowly = pytest.mark.parametrize(
     "engine", [pytest.param(cpu, id="cpu"), pytest.param(gpu, id="gpu", marks=pytest.mark.slow)]
 )
@@ -120,7 +120,7 @@ def test_one_step_back_without_momentum_is_t1t2_times_the_learning_rate(make, en
     assert set(other.gradient) == {h.kind for h in declared} - {"learning_rate"}
 
 
-@both
+@gpu_slowly
 def test_learning_rates_one_step_back_are_the_product_of_two_gradients(make, engine):
     """dr_i = −e^{r_i} ∇f(w_{t+1})_i ∇L(w_t)_i."""
     problem = make(*BOTH, steps=3)
@@ -166,7 +166,7 @@ def test_a_whole_block_back_is_the_derivative_of_the_block(make, engine, kind):
         assert flat(second.gradient[kind]) @ flat(direction) == pytest.approx(slope, rel=1e-6), kind
 
 
-@both
+@gpu_slowly
 def test_every_sign_step_has_its_length_or_ends_at_a_bound(make, engine):
     declared = (L2("parameter", 2e-2, bounds=(1e-7, 2.1e-2)), LearningRate("parameter", 0.2, bounds=(0.19, 1.0)))
     problem = make(*declared, dynamics=DAMPED, steps=12)
@@ -242,7 +242,7 @@ def test_where_the_next_block_begins(make, engine, mode):
 # -- learning rates that follow products of gradients --------------------------------------------------------------------
 
 
-@both
+@gpu_slowly
 def test_with_the_next_batch_for_validation_three_methods_are_one_product(make, engine):
     """g_1 ⊙ g_0 is what hypergradient descent adds (over β), what Almeida multiplies by (times v, over k), and −dr/α of the
     adaptive method one step back, where the valid split is the next training batch."""
@@ -411,7 +411,7 @@ def test_t1t2_at_the_published_bound_of_zero(make, engine):
     assert any(h < 0 for h in block.gradient["l2"].values()), "one of them leaves"
 
 
-@both
+@gpu_slowly
 def test_t1t2_with_moves_in_the_place_of_steps(make, engine):
     """Of three batches two are trained on; ∇C₂ and the penalties are taken at the same w; the next block begins with batch 3."""
     problem = make(L2("unit", 2e-2), L1("network", 3e-3), dynamics=DAMPED, steps=6)
@@ -431,7 +431,7 @@ def test_t1t2_with_moves_in_the_place_of_steps(make, engine):
     assert (first.losses.size, first.cost.gradients, second.start) == (2, 3, 3)
 
 
-@both
+@gpu_slowly
 def test_t1t2_cuts_each_tensor_by_itself(make, engine):
     """First each tensor of ∇C₂, then each array of h: at this limit some are longer and some are not."""
     problem = make(L2("unit", 2e-2), L1("layer", 3e-3), dynamics=DAMPED, steps=3)
@@ -454,7 +454,7 @@ def test_t1t2_cuts_each_tensor_by_itself(make, engine):
     assert min(lengths) < 0.2 < max(lengths)
 
 
-@both
+@gpu_slowly
 def test_t1t2_moves_with_zeros_for_what_is_not_finite(make, engine):
     """As below, where a move is skipped: the penalties of the first layers move, that of the third stays."""
     network = mlp((8, 8, 1), (5, 4), nonlinearity="relu")
@@ -466,7 +466,7 @@ def test_t1t2_moves_with_zeros_for_what_is_not_finite(make, engine):
     assert np.isfinite(flat(block.hyper)).all()
 
 
-@both
+@gpu_slowly
 def test_t1t2_skips_a_move_that_overflows(make, engine):
     """Two layers of units of 1e100 each: every loss is finite, the gradient of the third layer is not in square."""
     network = mlp((8, 8, 1), (5, 4), nonlinearity="relu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -55,6 +56,21 @@ def arrays_by_name(network: Layer, recorded: dict[str, np.ndarray], tag: str, en
     return {
         name: in_our_layout(recorded[f"{tag}{i}{end}"]) for i, name in enumerate(names) if f"{tag}{i}{end}" in recorded
     }
+
+
+# Compiling this network takes half a minute of processor time, and so does going tensor by tensor in the reference engine.
+@pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest) -> ModuleType:
+    """Each of the two engines."""
+    return h.load(request.param)
+
+
+@pytest.fixture(params=["full", pytest.param("block", marks=pytest.mark.slow)])
+def hessian(request: pytest.FixtureRequest) -> str:
+    """full: the whole Hessian; block: that of each tensor alone, which the engines then have too."""
+    if request.param == "block":
+        request.getfixturevalue("tensor_by_tensor")
+    return request.param
 
 
 @pytest.fixture(scope="session")

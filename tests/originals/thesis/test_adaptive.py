@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 
 import hypertrail as h
 
@@ -43,22 +42,8 @@ def check(theirs: Callable[[str], dict[str, np.ndarray]], blocks: Iterator[Any],
             meets(f"block {i}, output layer", mine[OUTPUT], other[OUTPUT], DIGITS["r"])
 
 
-def case(engine: str, hessian: str, *marks: Any) -> Any:
-    return pytest.param(engine, hessian, id=f"{engine}-{hessian}", marks=marks)
-
-
-# The slow ones take half a minute of processor time each, to compile or to go tensor by tensor.
-@pytest.mark.parametrize(
-    ("engine", "hessian"),
-    [
-        case("cpu", "full"),
-        *(case(*at, pytest.mark.slow) for at in (("gpu", "full"), ("cpu", "block"), ("gpu", "block"))),
-    ],
-)
-def test_two_blocks(engine, hessian, golden, meets, flat, thesis_problem, by_parameter, request):
+def test_two_blocks(engine, hessian, golden, meets, flat, thesis_problem, by_parameter):
     """λ and r identical to the rounding of one addition: every sign agrees, and the output layer is averaged as theirs."""
-    if hessian == "block":
-        request.getfixturevalue("tensor_by_tensor")
     recorded = golden(f"c_online_{hessian}")
     problem = thesis_problem(recorded, steps=2 * STEPS, rates=True)
 
@@ -68,4 +53,4 @@ def test_two_blocks(engine, hessian, golden, meets, flat, thesis_problem, by_par
     hyper = {"l2": theirs("l"), "learning_rate": theirs("r")}
     moves = (("learning_rate", 0.1), ("l2", 0.01))
     method = h.Adaptive(STEPS, 0, LAST, moves=moves, mode="as-published", states="undone")
-    check(theirs, h.load(engine).adapt(problem, hyper, method), meets, flat)
+    check(theirs, engine.adapt(problem, hyper, method), meets, flat)

@@ -8,7 +8,6 @@ whole Hessian. Its constant 10 is a float32, and so is its logarithm: 1.4e-8 in 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 import hypertrail as h
 from hypertrail.methods import AsPublished
@@ -20,11 +19,7 @@ METHOD = h.DrMAD(
 LN10 = float(np.log(np.float32(10))) / np.log(10)  # their logarithm of 10, over ours
 
 
-# By tensors, the compiled engine compiles for half a minute and the reference engine computes for as long.
-@pytest.mark.parametrize("hessian", ["full", pytest.param("block", marks=pytest.mark.slow)])
-def test_one_meta_iteration(engine, golden, thesis_problem, by_parameter, meets, flat, request, hessian):
-    if hessian == "block":
-        request.getfixturevalue("tensor_by_tensor")
+def test_one_meta_iteration(engine, hessian, golden, thesis_problem, by_parameter, meets, flat):
     recorded = golden("c_drmad")
     problem = thesis_problem(recorded, steps=30, rates=False)
 
