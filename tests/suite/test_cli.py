@@ -18,6 +18,8 @@ from hypertrail.methods import NAMES
 
 HYPERTRAIL = Path(sys.executable).with_name("hypertrail")
 # A network and data so small that the reference engine needs a few seconds.
+pytestmark = pytest.mark.pictures  # a report of this process is compared with that of another
+
 SMALL = ["--engine", "cpu", "--depth", "7", "--growth", "2", "--train", "64", "--valid", "20", "--select", "20", "--test", "20",
          "--steps", "6", "--batch", "16", "--meta-iterations", "1"]  # fmt: skip
 HEAVY = ("jax", "jaxlib", "matplotlib", "autograd", "h5py", "optax", "pooch", "hypertrail_gpu", "hypertrail_cpu")
