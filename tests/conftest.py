@@ -15,12 +15,12 @@ os.environ.setdefault("HYPERTRAIL_CACHE", str(Path(__file__).resolve().parent.pa
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sketches", action="store_true", help="draw figures in half the time (tests/README.md)")
+    parser.addoption("--sketches", action="store_true", help="draw figures in two thirds of the time (tests/README.md)")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def sketches(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With --sketches: figures whose parts are not laid out, and whose fonts are not made smaller before they go into a PDF.
+    """With --sketches: figures whose parts are not laid out, and whose fonts go into a PDF as Type 3.
 
     A module that looks at pictures is marked `pictures` and has them as users do.
     """
