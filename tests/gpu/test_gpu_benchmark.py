@@ -203,6 +203,17 @@ def test_the_stored_numbers_are_those_of_the_reference_engine(benchmark):
             assert difference(gradient, expected) < tolerance("runs", "float64").epsilon
 
 
+def test_every_section_is_the_module_of_its_name_here(root):
+    """It was benchmarks/densenet.py that was found in the place of benchmarks/gpu/densenet.py."""
+    here = root / "benchmarks" / "gpu"
+    words = "import run; print(*(run.importlib.util.find_spec(part.section).origin for part in run.PARTS), sep='\\n')"
+    said = subprocess.run(
+        [sys.executable, "-c", f"import importlib.util; {words}"], cwd=here, capture_output=True, text=True, check=True
+    ).stdout
+    assert {Path(line).parent for line in said.splitlines()} == {here}
+    assert {"densenet", "memory"} < {Path(line).stem for line in said.splitlines()}
+
+
 def test_make_gpu_runs_the_file(root):
     words = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "gpu", "ARGS=--tiny"]
     said = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
