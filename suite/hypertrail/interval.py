@@ -76,9 +76,8 @@ def estimate(values: Sequence[float], unit: Unit = Unit()) -> Estimate:
 
 def quantile(degrees: int, level: float = LEVEL) -> float:
     """The t ≥ 0 with P(|T| ≤ t) = level, for T of Student's distribution with so many degrees of freedom (≥ 1)."""
-    from scipy.special import (
-        stdtrit,  # what scipy.stats.t.ppf calls, without the second that scipy.stats takes to import
-    )
+    # What scipy.stats.t.ppf calls, without the second that scipy.stats takes to import.
+    from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + level) / 2))
 
