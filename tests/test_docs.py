@@ -152,6 +152,38 @@ def test_what_an_experiment_measured_is_what_its_docstring_says(root: Path):
     assert stale == {}
 
 
+def stands(number: str, said: set[str]) -> bool:
+    """Whether one of these numbers, rounded to as many decimals, is this one."""
+    if "e" in number:
+        return number in said
+    half = 0.5 * 10.0 ** -len(number.partition(".")[2])
+    return any("e" not in one and abs(float(number) - float(one.replace(",", ""))) <= half * (1 + 1e-6) for one in said)
+
+
+def test_what_the_readme_repeats_is_measured_by_an_experiment_that_it_names(root: Path):
+    """It rounds, and has the minutes in a column of their own. Its headline kept the numbers of an older rule for a week, as the
+    paragraph named no experiment: what has an error rate must name one."""
+    from hypertrail.experiments import load, names
+
+    known, stale, checked = set(names()), {}, 0
+    for paragraph in prose(root / "README.md").split("\n\n"):
+        rows = paragraph.splitlines() if paragraph.startswith("|") else [paragraph.replace("\n", " ")]
+        for row in rows:
+            about = known & set(re.findall(r"`([\w-]+)", row))
+            text = re.sub(r"\]\([^)]*\)", "]", row)
+            if row.startswith("|"):
+                text = "|".join(cell for i, cell in enumerate(text.split("|")) if i != 2)
+            if not about and not re.search(r"\d %(?! interval)", text):
+                continue
+            said = numbers(" ".join(str(load(one).__doc__) for one in about))
+            found = {one.replace(",", "") for one in numbers(text)}
+            checked += len(found)
+            if wrong := {one for one in found if not stands(one, said)}:
+                stale[row[:60]] = wrong
+    assert checked > 80
+    assert stale == {}
+
+
 # -- links ------------------------------------------------------------------------------------------------------------------
 
 
