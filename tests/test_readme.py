@@ -17,6 +17,8 @@ import pytest
 
 from hypertrail import cli, rows
 
+pytestmark = pytest.mark.pictures  # the figures of each experiment, laid out as users have them
+
 RACE = "--engine cpu --repeats 1 --rates 0.3 --batch 4 --train 8 --valid 40 --select 10 --test 10 --every 1 "
 SHORT = {
     "drmad-digits": "--engine cpu --depth 4 --growth 2 --blocks 1 --steps 6 --meta-iterations 1 --train 64 --valid 32 --batch 16",
