@@ -13,6 +13,7 @@ from typing import Any
 from . import manifest
 from .errors import TrajectoryError
 from .manifest import Entry
+from .sealed import unseal
 
 HEADER, LOCK = "trajectory.json", "lock"
 FORMAT, VERSION = "hypertrail-trajectory", 1
@@ -22,7 +23,7 @@ LEFTOVER = re.compile(r"segment-\d+-\d+\.h5|(segment-\d+-\d+\.h5|manifest\.jsonl
 def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = manifest.unseal(path.read_bytes())
+        header = unseal(path.read_bytes())
     except FileNotFoundError as error:
         raise TrajectoryError(f"{folder} holds no trajectory ({HEADER} is missing); make one with create()") from error
     except OSError as error:

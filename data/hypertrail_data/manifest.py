@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from .durable import write_all, write_file
 from .errors import TrajectoryError
+from .sealed import seal, unseal
 
 NAME = "manifest.jsonl"
 
@@ -26,26 +24,6 @@ class Entry:
     stop: int
     bytes: int
     sha256: str
-
-
-def seal(record: dict[str, Any]) -> bytes:
-    """One line of compact JSON that carries a check sum of itself: its last key is ``check``, the first 16 hexadecimal
-    digits of the sha256 of the line as it reads without that key."""
-    check = hashlib.sha256(_compact(record)).hexdigest()[:16]
-    return _compact({**record, "check": check}) + b"\n"
-
-
-def unseal(line: bytes) -> dict[str, Any]:
-    """The record of a line made by ``seal``. Raises ValueError if so much as one bit of the line is not as it was written."""
-    record = json.loads(line)
-    record.pop("check")
-    if seal(record) != line:
-        raise ValueError("check sum does not match")
-    return record
-
-
-def _compact(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, separators=(",", ":")).encode()
 
 
 def read(folder: Path) -> tuple[list[Entry], int, TrajectoryError | None]:

@@ -23,6 +23,7 @@ from .folder import FORMAT, HEADER, VERSION, occupied, read_header, sweep, take_
 from .gathering import Gathered, state_bytes
 from .manifest import Entry
 from .rooms import Rooms
+from .sealed import seal, unseal
 from .trajectory import Array, Layout, Segment, State, check_cut, check_layout, check_start, check_step, describe
 from .writer import Writer, write_segment
 
@@ -94,7 +95,7 @@ class StoredTrajectory:
             raise ValueError(f"segment_bytes is {segment_bytes}; expected at least 1")
         folder = Path(folder)
         record = {"format": FORMAT, "version": VERSION, "segment_bytes": segment_bytes, "meta": meta or {}}
-        header = manifest.seal(record)
+        header = seal(record)
         with storing(folder, "put that right or choose another folder"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = take_lock(folder)
@@ -109,7 +110,7 @@ class StoredTrajectory:
             except BaseException:
                 os.close(lock)
                 raise
-        return cls(folder, manifest.unseal(header), [], lock)
+        return cls(folder, unseal(header), [], lock)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], mode: Literal["r", "a"] = "r", until: int | None = None) -> Self:

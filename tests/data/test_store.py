@@ -21,6 +21,7 @@ from hypertrail_data import segment as segment_module
 from hypertrail_data import store as store_module
 from hypertrail_data import writer as writer_module
 from hypertrail_data.rooms import Rooms
+from hypertrail_data.sealed import seal
 
 STEP = {"w": np.ones((1, 1000), np.float64)}  # 8000 bytes
 
@@ -125,7 +126,7 @@ class TestFormat:
         raw = (folder / entry["name"]).read_bytes()
         changed = {**entry, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
         del changed["check"]
-        (folder / "manifest.jsonl").write_bytes(manifest_module.seal(changed))
+        (folder / "manifest.jsonl").write_bytes(seal(changed))
         with StoredTrajectory.open(folder) as trajectory:
             assert trajectory.read(2)["w"].tolist() == [6.0, 7.0, 8.0]
 
@@ -203,7 +204,7 @@ class TestOpening:
     def test_a_version_from_the_future(self, tmp_path, writing):
         folder = fill(tmp_path / "t", writing)
         header = {"format": "hypertrail-trajectory", "version": 2, "segment_bytes": 1, "meta": {}}
-        (folder / "trajectory.json").write_bytes(manifest_module.seal(header))
+        (folder / "trajectory.json").write_bytes(seal(header))
         with pytest.raises(TrajectoryError, match=r"version 2; this release reads .* version 1"):
             StoredTrajectory.open(folder)
 
