@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,10 +119,11 @@ class Starts:
 
 
 def keeper(
-    keep: Keep, problem: Problem, state_bytes: int, begun: int = 0, index: int | None = None
+    keep: Keep, problem: Problem, state_bytes: int, begun: int = 0, about: Mapping[str, Any] = {}
 ) -> Nothing | States | Starts:
     """The keeper of one run. state_bytes: of the arrays that one stored state holds; begun: the steps whose states an earlier
-    start has left in the folder; index: of the meta-iteration, which the folder remembers.
+    start has left in the folder; about: what the folder remembers of this training. The folder above must be there: one that was
+    deleted meanwhile is not made again.
 
     'auto' takes memory if T states fit into half of what `available_memory` finds, else a new folder of HDF5 segments where
     temporary files go, removed when the trajectory is closed or let go of, and at the latest when Python ends.
@@ -130,8 +132,10 @@ def keeper(
     velocity = problem.needs_velocity()
     if isinstance(keep, Path):
         store = hypertrail_data.StoredTrajectory
-        about = meta(problem) | ({} if index is None else {"meta_iteration": index})
-        return States(store.open(keep, "a", begun) if begun else store.create(keep, meta=about), velocity)
+        about = {**meta(problem), **about}
+        return States(
+            store.open(keep, "a", begun) if begun else store.create(keep, meta=about, parents=False), velocity
+        )
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(problem.steps))
     if isinstance(keep, Last):

@@ -14,10 +14,10 @@ from hypertrail.errors import NumericalFailure, UsageError
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Keep, Reversible
 from hypertrail.methods import MEASURED_STEPS
-from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem, Values
 from hypertrail.records import Cost, Params, Training
 from hypertrail.refusals import refuse_hyper
+from hypertrail.runs.midway import Middle, Midway
 
 from .dynamics import rule
 from .keeping import keeper
@@ -177,8 +177,8 @@ def train(
         steps = forward_in_integers(problem, values, integers)
     size = sum(one.nbytes for one in initial.values())
     block = max(1, min(BLOCK, BLOCK_BYTES // size))
-    index = midway.index if midway else None
-    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun, index)
+    about = midway.about if midway else {}
+    kept = keeper(keep, problem, size * (1 + problem.dynamics.moments * problem.needs_velocity()), begun, about)
     try:
         for one in steps:
             losses[one.t] = one.loss

@@ -10,8 +10,12 @@ from typing import Any
 def seal(record: dict[str, Any]) -> bytes:
     """One line of compact JSON that carries a check sum of itself: its last key is ``check``, the first 16 hexadecimal
     digits of the sha256 of the line as it reads without that key."""
-    check = hashlib.sha256(_compact(record)).hexdigest()[:16]
-    return _compact({**record, "check": check}) + b"\n"
+    return _compact({**record, "check": check_sum(record)}) + b"\n"
+
+
+def check_sum(record: dict[str, Any]) -> str:
+    """The first 16 hexadecimal digits of the sha256 of a record in compact JSON."""
+    return hashlib.sha256(_compact(record)).hexdigest()[:16]
 
 
 def unseal(line: bytes) -> dict[str, Any]:

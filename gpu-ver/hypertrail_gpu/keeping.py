@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,9 @@ class Starts(Nothing):
         return self.kept
 
 
-def keeper(keep: Keep, programs: Compiled, begun: int = 0, index: int | None = None) -> Nothing:
-    """The keeper of one run. begun: the steps whose states an earlier start has left in the folder; index: of the
-    meta-iteration, which the folder remembers."""
+def keeper(keep: Keep, programs: Compiled, begun: int = 0, about: Mapping[str, Any] = {}) -> Nothing:
+    """The keeper of one run. begun: the steps whose states an earlier start has left in the folder; about: what the folder
+    remembers of this training. The folder above must be there: one that was deleted meanwhile is not made again."""
     if isinstance(keep, Checkpoints):
         return Starts(keep.at(programs.problem.steps))
     if isinstance(keep, Last):
@@ -133,8 +133,7 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0, index: int | None = N
     place = room_for(programs) if keep == "auto" else keep
     if isinstance(place, Path):
         store = Temporary if keep == "auto" else StoredTrajectory
-        about = {} if index is None else {"meta_iteration": index}
-        trajectory = store.open(place, "a", begun) if begun else store.create(place, meta=about)
+        trajectory = store.open(place, "a", begun) if begun else store.create(place, meta=dict(about), parents=False)
         return States(trajectory, on_host=True)
     return Nothing() if place == "ends" else States(MemoryTrajectory(), on_host=place == "host")
 

@@ -15,10 +15,10 @@ from hypertrail.errors import NumericalFailure
 from hypertrail.hyperparameters import Hyper
 from hypertrail.keeping import Keep
 from hypertrail.methods import MEASURED_STEPS
-from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Problem
 from hypertrail.records import Cost, Training
 from hypertrail.refusals import refuse_hyper
+from hypertrail.runs.midway import Middle, Midway
 
 from .compiled import compiled, precision
 from .keeping import Nothing, keeper
@@ -49,7 +49,7 @@ def train(
         programs = compiled(problem)
         midway = midway if keeping.from_middle(keep) else None
         middle = midway.read() if midway else None
-        kept = keeper(keep, programs, middle.step if middle else 0, midway.index if midway else None)
+        kept = keeper(keep, programs, middle.step if middle else 0, midway.about if midway else {})
         values = programs.values(hyper)
         initial = programs.initial_weights(values)
         w0 = jax.tree.map(jnp.asarray, initial)

@@ -20,14 +20,14 @@ import re
 import signal
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from . import experiments, signals, stopping
-from .errors import NO_ROOM, NoProgress, Stopped, UsageError
+from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError
+from .terminal import complain, leave, prepare, say, warnings_in_one_line
 
 C = TypeVar("C")
 
@@ -74,20 +74,20 @@ class Terminated(BaseException):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = warn
+    prepare()
     try:
-        with terminations():
+        with terminations(), warnings_in_one_line():
             return dispatch(words)
     except SystemExit as end:  # argument parsing: help was printed, or a usage error is in words already
         return end.code if isinstance(end.code, int) else USAGE
-    except KeyboardInterrupt:
-        complain("interrupted (SIGINT)")
+    except KeyboardInterrupt as end:
+        complain(str(end) or "interrupted (SIGINT)")
         return INTERRUPTED
     except Terminated:
         complain("terminated (SIGTERM)")
         return TERMINATED
     except BrokenPipeError:  # `hypertrail list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(sys.stdout)
         return PIPE
     except OSError as problem:
         if traceback_wanted():
@@ -95,6 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = problem.errno in NO_ROOM
         complain(f"no room left on the disk: {problem}; {GO_ON}" if full else str(problem))
         return AGAIN if full else DATA
+    except MemoryError as problem:
+        if traceback_wanted():
+            raise
+        complain(
+            f"this asks for more memory than there is ({problem or 'MemoryError'}); ask for less, smaller or fewer"
+        )
+        return USAGE
     except Exception as problem:
         code = getattr(problem, "exit_code", None)
         if code is None or traceback_wanted():
@@ -156,7 +163,7 @@ def run_command(words: list[str], name: str) -> int:
 def nothing_to_do(folder: Path) -> int:
     from . import runs
 
-    print(f"{folder} holds this run, finished; nothing to do. Report: {folder / runs.REPORT}")
+    say(f"{folder} holds this run, finished; nothing to do. Report: {folder / runs.REPORT}")
     return 0
 
 
@@ -164,18 +171,22 @@ def into_folder(
     words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
+    from hypertrail_data.used import recording
+
     from . import display, engines, processes, runs, threads
-    from .report.writing import write_report
-    from .sections import own_sections
 
     study = experiments.is_study(module)
-    problem = refuse_early(module, config) if study else build(module, config)
+    drawn: list[tuple[str, Any]] = []
+    with recording(lambda how, splits: drawn.append((how, splits))):
+        problem = refuse_early(module, config) if study else build(module, config)
     if not study:
         refuse_method(config, problem)
+        drawn = drawn or [("the problem", problem.splits)]
     engine = engines.load(config.engine)
     began = threads.recorded(config.run_dir)
-    with threads.fixed(engine, config.threads, began):
+    with engines.starting(engine), threads.fixed(engine, config.threads, began):
         processes.share(engine, config.devices, problem)
+        about_engine = engine.describe()
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
     with (
         engines.compilation_cache(config.compilation_cache, engine),
@@ -184,9 +195,11 @@ def into_folder(
     ):
         if run.finished:
             return nothing_to_do(path)
-        run.describe(words, engine.describe(), ("figures",) if study else runs.META_LOOP)
+        run.describe(words, about_engine, (runs.FIGURES,) if study else runs.META_LOOP)
+        for how, splits in drawn:
+            run.data_used(how, splits)
         voice = display.Voice(run.log)
-        with recorded(run):
+        with recorded(run), recording(run.data_used):
             voice.say(f"run folder: {path}")
             if not run.fresh:
                 voice.say("it holds this run, not finished: goes on where that was")
@@ -201,11 +214,29 @@ def into_folder(
                     lines = tune(module, config, problem, engine, run, voice)
                     if hasattr(module, "after"):
                         module.after(config, problem, engine, run, voice)
-            own = own_sections(path)
-            display.show_end(voice, lines, own, write_report(path, "done", own))
+            show_end(run, voice, lines)
             summary = {} if study else {"meta_iterations": config.meta_iterations}
             run.done({**summary, "time": runs.now()})
     return 0
+
+
+def show_end(run: Any, voice: Any, lines: Sequence[dict[str, Any]]) -> None:
+    """The closing tables and the report. All of it can be made again from the folder, so where it fails the run is done all the
+    same; a full disk and a stop are told as such."""
+    from . import display
+    from .report.writing import write_report
+    from .sections import own_sections
+
+    try:
+        own = own_sections(run.path)
+        display.show_end(voice, lines, own, write_report(run.path, "done", own))
+    except (FolderLost, Stopped):
+        raise
+    except Exception as problem:
+        if getattr(problem, "errno", None) in NO_ROOM or traceback_wanted():
+            raise
+        words = f"the report was not written ({type(problem).__name__}: {problem}); hypertrail report {run.path} tries again"
+        voice.say(f"warning: {words}")
 
 
 def refuse_early(module: ModuleType, config: Any) -> None:
@@ -403,6 +434,8 @@ def recorded(run: Any) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         run.log("stopped by SIGINT")
+        raise KeyboardInterrupt(f"stopped by SIGINT; run the same command with --run-dir {run.path} to go on") from None
+    except FolderLost:  # nothing is written any more
         raise
     except Stopped as stopped:
         stuck = stopping.asked() == signal.SIGUSR2.name and not run.reached().beyond(before)
@@ -493,16 +526,6 @@ def terminations() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def complain(message: str) -> None:
-    if sys.stderr is not None:  # closed: `2>&-`
-        with contextlib.suppress(OSError):
-            print(f"hypertrail: {' '.join(message.split())}", file=sys.stderr)
-
-
-def warn(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
-    complain(f"warning: {message}")
 
 
 def traceback_wanted() -> bool:

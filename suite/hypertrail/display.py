@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from . import diagnostics
+from . import diagnostics, terminal
 from .engines import SPLITS
 from .sections import Section
 from .tuning import MetaIteration, warnings_of
@@ -31,15 +31,14 @@ class Screen(Console):
     def gone(self) -> None:
         """Say nothing more; what Python would still write at its end goes nowhere."""
         self.quiet = True
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.leave(sys.stdout)
 
     def print(self, *what: Any, **how: Any) -> None:
         try:
             super().print(*what, **how)
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a full disk behind it can still be caught
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a closed stream, or an encoding that lacks a letter
             self.gone()
 
 
@@ -67,26 +66,38 @@ class Voice:
         self.task: Any = None
 
     def __enter__(self) -> Voice:
-        self.bar.start()
+        with self.without_a_bar_after_failure():
+            self.bar.start()
         return self
 
     def __exit__(self, *what: object) -> None:
-        self.bar.stop()
+        with self.without_a_bar_after_failure():
+            self.bar.stop()
 
     def say(self, line: str) -> None:
         """One line to screen and log."""
-        self.log(line)
-        self.console.print(line, markup=False)
+        self.log(terminal.visible(line))
+        self.console.print(terminal.visible(line), markup=False)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """How far one stage is, for the bar."""
         if self.bar.disable:
             return
-        if self.task is None or self.bar.tasks[-1].description != what:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(what, total=total)
-        self.bar.update(self.task, completed=done, total=total)
+        with self.without_a_bar_after_failure():
+            if self.task is None or self.bar.tasks[-1].description != what:
+                if self.task is not None:
+                    self.bar.remove_task(self.task)
+                self.task = self.bar.add_task(what, total=total)
+            self.bar.update(self.task, completed=done, total=total)
+
+    @contextlib.contextmanager
+    def without_a_bar_after_failure(self) -> Iterator[None]:
+        """A terminal that cannot draw the bar gets the plain lines alone; the run goes on."""
+        try:
+            yield
+        except Exception as problem:
+            self.bar.disable = True
+            self.log(f"no progress bar: {type(problem).__name__}: {problem}")
 
     def report(self, k: int, stage: str, done: int, total: int) -> None:
         """Steps of one stage of a meta-iteration."""
@@ -110,11 +121,17 @@ def line_of(record: MetaIteration) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """First column left, the others right."""
-    out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    out = Table(
+        title=Text(terminal.visible(title)),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for i, column in enumerate(columns):
-        out.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        out.add_column(Text(terminal.visible(column)), justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*(Text(terminal.visible(cell)) for cell in row))
     return out
 
 

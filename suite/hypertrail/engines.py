@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -20,10 +21,10 @@ from .errors import UsageError
 from .hyperparameters import Hyper
 from .keeping import Keep
 from .methods import Method
-from .midway import Midway
 from .online import Online
 from .problem import Problem
 from .records import Hypergradient, Metrics, Training
+from .runs.midway import Midway
 
 ENGINES = {"cpu": "hypertrail_cpu", "gpu": "hypertrail_gpu"}
 SPLITS = ("train", "valid", "select", "test")
@@ -99,6 +100,27 @@ def load(name: str) -> Engine:
         return cast(Engine, importlib.import_module(ENGINES[name]))
     except ModuleNotFoundError as missing:
         raise UsageError(f"engine {name!r} needs the module {missing.name!r}; install hypertrail again") from missing
+    except Exception as problem:  # JAX reads its variables when it is imported
+        raise cannot_start(name, problem) from problem
+
+
+@contextlib.contextmanager
+def starting(engine: Engine) -> Iterator[None]:
+    """A with-block in which an engine looks for its devices. What its libraries say of devices that are not there becomes a
+    UsageError in one line, with the variables that decide about them."""
+    try:
+        yield
+    except Exception as problem:
+        if hasattr(problem, "exit_code"):
+            raise
+        raise cannot_start(engine.name, problem) from problem
+
+
+def cannot_start(name: str, problem: Exception) -> UsageError:
+    given = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("JAX_", "XLA_", "CUDA_"))]
+    reason = " ".join(str(problem).split())[:300]
+    hint = f"these variables decide about it: {', '.join(given)}" if given else "see the installation of JAX"
+    return UsageError(f"the {name} engine cannot start ({type(problem).__name__}: {reason}); {hint}")
 
 
 def compilation_cache(wanted: bool, *engines: Engine) -> contextlib.AbstractContextManager[Any]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import errno
 
+from hypertrail_data.errors import DataError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, file size limit: make room, and run again
 
 
@@ -50,6 +52,10 @@ class VerificationFailure(Exception):
     """Two derivations of one number disagree beyond the tolerance table."""
 
     exit_code = 4
+
+
+class FolderLost(DataError):
+    """The folder that is being written was moved, replaced or deleted by somebody else. Nothing is written from then on."""
 
 
 class Stopped(Exception):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from . import diagnostics
 from .checks import at_least
-from .engines import Engine, compilation_cache, load
+from .engines import Engine, compilation_cache, load, starting
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import (
     L1,
@@ -38,6 +38,7 @@ from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Tru
 from .problem import DYNAMICS, Dynamics, Problem
 from .records import Training
 from .refusals import refuse_plan
+from .terminal import say
 from .tolerances import tolerance
 from .verify import Check, finite_differences
 
@@ -207,20 +208,23 @@ class Options:
 def main(options: Any) -> int:
     """Prints a line per combination; raises VerificationFailure when one fails."""
     engines = load(options.engine), load("cpu" if options.engine == "gpu" else "gpu")
+    for engine in engines:
+        with starting(engine):
+            engine.describe()
     counted = {"ok": 0, "refused": 0}
     failed = []
     with compilation_cache(options.compilation_cache, *engines):
         for dynamics in DYNAMICS if options.dynamics == "all" else (options.dynamics,):
             for family in FAMILIES if options.family == "all" else (options.family,):
                 for result in walk(dynamics, family, engines, options.seed):
-                    print(result, flush=True)
+                    say(result)
                     if isinstance(result, Refused):
                         counted["refused"] += 1
                     elif result.passed:
                         counted["ok"] += 1
                     else:
                         failed.append(result)
-    print(f"{counted['ok']} checks passed, {len(failed)} failed, {counted['refused']} combinations refused")
+    say(f"{counted['ok']} checks passed, {len(failed)} failed, {counted['refused']} combinations refused")
     if failed:
         raise VerificationFailure(f"{len(failed)} of the checks failed, the first: {failed[0].what}")
     return 0

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; splits a
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -57,10 +58,22 @@ _place: ContextVar[tuple[Path | None, tuple[str, ...], list[Path]]] = ContextVar
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """What is drawn inside looks like all our figures. An experiment draws its own so: `with style(): save(folder, …)`."""
-    import matplotlib
+    with without_a_backend():
+        import matplotlib.style
 
-    with matplotlib.rc_context(TEXT):
+    with matplotlib.style.context(["default", TEXT]):
         yield
+
+
+@contextlib.contextmanager
+def without_a_backend() -> Iterator[None]:
+    """MPLBACKEND left out: no window is ever opened, and a name that Matplotlib does not know would stop its import."""
+    before = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
 
 
 @contextlib.contextmanager

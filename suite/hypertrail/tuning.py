@@ -7,6 +7,7 @@ hyperparameters do, not what the last but one did.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,20 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from hypertrail_data import DataError
+from hypertrail_data import DataError, TrajectoryError
 
-from . import arrays, diagnostics, memory, outer, stopping
+from . import diagnostics, memory, outer, stopping
 from .blown_up import blown_up, norm
 from .engines import SPLITS, Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
 from .keeping import Checkpoints, Keep, Last, from_middle, parse_keep
 from .methods import DrMAD, Exact, Method, Truncated
-from .midway import Middle, Midway
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_lengths, refuse_other_shapes, refuse_plan, refuse_without_valid
-from .runs import TRAINING, Run
+from .runs import Run, arrays, reading
+from .runs.midway import Middle, Midway
+from .runs.names import HYPERGRADIENTS, STATES, STEPS, TRAINING, TRAJECTORY
 from .vanished import vanished
 
 Report = Callable[[int, str, int, int], None]  # (meta-iteration, stage, done, in all), called between chunks of steps
@@ -212,28 +214,29 @@ def into_run(
     `tune` raises, Stopped after a saved meta-iteration too.
     """
     start, lines = taken_up(run, problem, rule, meta_iterations)
-    folder = run.path / "trajectory"
+    folder = run.path / TRAJECTORY
     keep = parse_keep(trajectory, folder)
-    midway = partial(Midway, run.path / TRAINING)
+    before = {start.index: arrays.as_nested(start.hyper, start.state)}
+
+    def midway(k: int) -> Midway:
+        return Midway(run.path / TRAINING, k, mark(run, problem, k, before[k]))
+
     if start.index <= meta_iterations:
         kept = "ends" if start.index == meta_iterations else keep_for(method, beside(compare_exact, method), keep)
-        told = middle_or_nothing(midway(start.index), folder if kept == folder else None)
+        told = middle_or_nothing(midway(start.index), problem, folder if kept == folder else None)
         if told and not run.fresh:
             run.log(told)
     loop = tune(
         problem, engine, method, rule, meta_iterations, compare_exact, steps, keep, report, start, midway, problem_for
     )
-    for record in loop:
-        if record.hypergradient is not None:
-            gradients = {"hypergradient": record.hypergradient.gradient}
-            if record.exact is not None:
-                gradients["exact"] = record.exact.gradient
-            arrays.save(run.hypergradient(record.index), gradients)
-            arrays.save_state(run.state(record.index + 1), record.after, record.state)
-        arrays.save(run.steps(record.index), every_step(record))
-        lines.append({**record.as_json(), "memory": {"host": memory.peak(), "device": engine.device_memory()}})
+    for record in begin_again_after_damage(loop, run):
+        k = record.index
+        files = save_arrays(run, record)
+        used = {"host": memory.peak(), "device": engine.device_memory()}
+        lines.append({**record.as_json(), "memory": used, "files": files})
         run.append(lines[-1])
-        midway(record.index).forget()
+        (run.path / TRAINING).unlink(missing_ok=True)
+        before = {k + 1: arrays.as_nested(record.after, record.state)}
         if finished is not None:
             finished(record)
         if record.hypergradient is not None:
@@ -241,6 +244,43 @@ def into_run(
         if keep == folder and record.index < meta_iterations - 1:
             shutil.rmtree(folder, ignore_errors=True)
     return lines
+
+
+def mark(run: Run, problem: Problem, k: int, before: dict[str, Any]) -> str:
+    """A word that only the training of meta-iteration k of this run has: it comes from the settings, the data, and the state
+    before."""
+    text = f"{run.identity} {problem.splits.digest} {k} {arrays.digest(before)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_arrays(run: Run, record: MetaIteration) -> dict[str, str]:
+    """Write the arrays of a record; {file: its sha256}, for the line that speaks of them."""
+    files: dict[Path, str] = {}
+    if record.hypergradient is not None:
+        gradients = {"hypergradient": record.hypergradient.gradient}
+        if record.exact is not None:
+            gradients["exact"] = record.exact.gradient
+        path = run.hypergradient(record.index)
+        files[path] = arrays.save(path, gradients)
+        path = run.state(record.index + 1)
+        files[path] = arrays.save_state(path, record.after, record.state)
+    path = run.steps(record.index)
+    files[path] = arrays.save(path, every_step(record))
+    return {run.name_of(path): sha256 for path, sha256 in files.items()}
+
+
+def begin_again_after_damage(loop: Iterator[MetaIteration], run: Run) -> Iterator[MetaIteration]:
+    """The same records. Where a stored segment turns out to be damaged, the training is let go of and what to do is said."""
+    try:
+        yield from loop
+    except TrajectoryError as damage:
+        if damage.segment is None:
+            raise
+        (run.path / TRAINING).unlink(missing_ok=True)
+        raise DataError(
+            f"{run.path / TRAJECTORY}: segment {damage.segment} is damaged; run the same command with --run-dir {run.path}: the "
+            "training of this meta-iteration begins again"
+        ) from damage
 
 
 def every_step(record: MetaIteration) -> dict[str, np.ndarray]:
@@ -274,39 +314,45 @@ def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int)
     with state 0.
     """
     lines = run.keep_lines(meta_iterations + 1)
-    done = 0
-    for line in lines[:meta_iterations]:
-        whole = run.hypergradient(done).is_file() and run.state(done + 1).is_file()
-        if line.get("meta_iteration") != done or "method" not in line or not whole:
-            break
-        done += 1
-    closed = len(lines) == meta_iterations + 1 == done + 1 and lines[-1].get("meta_iteration") == done
-    start = None
+    whole = whole_lines(run, lines)
+    done = min(whole, meta_iterations)
+    while done and "method" not in lines[done - 1]:
+        done -= 1
+    first = beginning(problem, rule)
+    start = state_of(run, lines, done, first)
     while start is None:
-        start = state_of(run, done)
-        if start is None and done == 0:
-            start = beginning(problem, rule)
-            arrays.save_state(run.state(0), start.hyper, start.state)
-        elif start is None:  # not readable: one earlier, then
-            done, closed = done - 1, False
+        done -= 1
+        start = state_of(run, lines, done, first)
+    closed = whole == len(lines) == meta_iterations + 1 == done + 1
     if closed:
         start = Start(done + 1, start.hyper, start.state)
     lines = run.keep_lines(start.index)
-    after = ((run.state(0), done + 1), (run.hypergradient(0), done), (run.steps(0), start.index))
-    for folder, first in ((path.parent, first) for path, first in after):
-        for path in folder.glob("*.npz"):
-            if int(path.stem) >= first:
+    arrays.save_state(run.state(0), first.hyper, first.state)
+    for folder, kept in ((STATES, done + 1), (HYPERGRADIENTS, done), (STEPS, start.index)):
+        for path in (run.path / folder).glob("*.npz"):
+            if path.stem.isdecimal() and int(path.stem) >= kept:
                 path.unlink()
     if not run.fresh:
         run.log(f"goes on at meta-iteration {start.index}" if not closed else "goes on with the report")
     return start, lines
 
 
-def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
+def whole_lines(run: Run, lines: Sequence[Mapping[str, Any]]) -> int:
+    """How many lines from the first one on are of the meta-iterations 0, 1, 2 … and speak of files that are as they were."""
+    for k, line in enumerate(lines):
+        if line.get("meta_iteration") != k:
+            return k
+        if not reading.files_are_whole(run.path, dict(line)):
+            run.log(f"meta-iteration {k} is done again: one of its files is not as it was written")
+            return k
+    return len(lines)
+
+
+def middle_or_nothing(midway: Midway, problem: Problem, folder: Path | None) -> str:
     """See to it that the first training finds its middle, with all states before it in `folder` (None: none are kept), or
     nothing at all. What it finds, in words."""
     middle = midway.read()
-    if middle is not None and folder is not None and not covers(folder, middle.step):
+    if middle is not None and not (fits(middle, problem) and (folder is None or covers(folder, middle.step, midway))):
         middle = None
     if middle is None:
         midway.forget()
@@ -316,23 +362,43 @@ def middle_or_nothing(midway: Midway, folder: Path | None) -> str:
     return f"the training goes on at step {middle.step}"
 
 
-def covers(folder: Path, step: int) -> bool:
-    """Whether a stored trajectory holds the states 0 … step − 1."""
-    from hypertrail_data import StoredTrajectory
+def fits(middle: Middle, problem: Problem) -> bool:
+    """Whether the arrays of a middle are those of a training of this problem."""
+    there = {"w": middle.w, "v": middle.v, "running": middle.running}
+    like = {"w": problem.initial_weights(), "v": problem.initial_velocity(), "running": problem.initial_running()}
+    return arrays.alike(there, like)
+
+
+def covers(folder: Path, step: int, midway: Midway) -> bool:
+    """Whether a stored trajectory of this training holds the states 0 … step − 1, all of them as they were written. Costs reading
+    them."""
+    from hypertrail_data import StoredTrajectory  # h5py: only where states lie on the disk
 
     try:
         with StoredTrajectory.open(folder) as trajectory:
-            return trajectory.start == 0 and trajectory.stop >= step
+            if trajectory.meta.get("mark") != midway.mark or trajectory.start != 0 or trajectory.stop < step:
+                return False
+            trajectory.verify()
+            return True
     except DataError:
         return False
 
 
-def state_of(run: Run, k: int) -> Start | None:
-    """The state before meta-iteration k; None where it is not there or not whole."""
-    try:
-        return Start(k, *arrays.load_state(run.state(k)))
-    except (UsageError, DataError, OSError, KeyError):
+def state_of(run: Run, lines: Sequence[dict[str, Any]], k: int, first: Start) -> Start | None:
+    """The state before meta-iteration k; None where it is not there, not whole, or not of this problem. The first is not read:
+    it is declared."""
+    if k == 0:
+        return first
+    path = run.state(k)
+    sha256 = reading.sha256_in(lines[k - 1 : k], run.name_of(path))
+    if sha256 is None:
         return None
+    try:
+        hyper, state = arrays.load_state(path, sha256)
+    except (UsageError, DataError):
+        return None
+    like = arrays.as_nested(first.hyper, first.state)
+    return Start(k, hyper, state) if arrays.alike(arrays.as_nested(hyper, state), like) else None
 
 
 def beside(compare_exact: bool, method: Method) -> bool:
@@ -402,10 +468,11 @@ def stage(
 
 
 def warnings_of(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """'meta-iteration 3: the training has blown up: …' for every warning in these lines of metrics.jsonl."""
+    """'meta-iteration 3: the training has blown up: …' for every warning in these lines of metrics.jsonl that are of one."""
     return [
         f"meta-iteration {line['meta_iteration']}: {sentence}"
         for line in lines
+        if "meta_iteration" in line
         for sentence in line.get("warnings", ())
     ]
 

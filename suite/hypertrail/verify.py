@@ -16,13 +16,14 @@ from typing import Annotated, Any
 import numpy as np
 
 from . import diagnostics, processes, threads
-from .engines import ENGINES, Engine, compilation_cache, load
+from .engines import ENGINES, Engine, compilation_cache, load, starting
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import Arrays, Hyper
 from .methods import Exact, Method, parse_method
 from .outer import tree
 from .problem import Problem
 from .refusals import refuse_plan
+from .terminal import say
 from .tolerances import tolerance
 from .tuning import keep_for
 
@@ -149,14 +150,14 @@ def main(module: ModuleType, config: Any, name: str) -> int:
     problem = build(module, config)
     method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
-    with threads.fixed(engine, config.threads):
+    with starting(engine), threads.fixed(engine, config.threads):
         processes.share(engine, config.devices, problem)
     other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
-    print(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}", flush=True)
+    say(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}")
     failed = []
     with compilation_cache(config.compilation_cache, *filter(None, (engine, other))):
         for check in verify(problem, engine, other, method, config.directions):
-            print(check, flush=True)
+            say(check)
             if not check.passed:
                 failed.append(check)
     if failed:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, minimize
 
-from hypertrail import L2, Box, BudgetSum, ExampleWeight, Simplex, UsageError, arrays, outer
+from hypertrail import L2, Box, BudgetSum, ExampleWeight, Simplex, UsageError, outer
 from hypertrail.hyperparameters import collapse, expand
+from hypertrail.runs import arrays
 
 
 def nearest(a, projection):

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hypertrail import arrays, cli, runs
+from hypertrail import cli, runs
 from hypertrail.experiments import chaos
+from hypertrail.runs import arrays
 from hypertrail_data import DataError
 
 HYPERTRAIL = Path(sys.executable).with_name("hypertrail")

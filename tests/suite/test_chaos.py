@@ -10,8 +10,9 @@ import pytest
 
 import hypertrail
 import hypertrail_data
-from hypertrail import NumericalFailure, UsageError, arrays, cli
+from hypertrail import NumericalFailure, UsageError, cli
 from hypertrail.experiments import chaos
+from hypertrail.runs import arrays
 
 TINY = {
     "values": 5,

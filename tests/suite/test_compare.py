@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import hypertrail_data
-from hypertrail import UsageError, arrays, diagnostics
+from hypertrail import UsageError, diagnostics
 from hypertrail.report import compare, compare_figure
+from hypertrail.runs import arrays
 
 
 def test_a_run_agrees_with_itself(run_folder, capsys):

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from hypertrail import arrays, cli, experiments, runs
+from hypertrail import cli, experiments, runs
+from hypertrail.runs import arrays
 
 tensorboard = pytest.importorskip("tensorboard", reason="the track extra is not installed")
 

@@ -9,8 +9,9 @@ import pytest
 
 import hypertrail
 import hypertrail_data
-from hypertrail import L2, Problem, UsageError, arrays, cli, runs
+from hypertrail import L2, Problem, UsageError, cli, runs
 from hypertrail.experiments import interpolation
+from hypertrail.runs import arrays
 from hypertrail_nets import mlp
 
 

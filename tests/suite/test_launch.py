@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from hypertrail import cli, experiments, lock, runs
+from hypertrail import cli, experiments, runs
 from hypertrail.launch import command, gathering, gpus, launches, status, submitting
+from hypertrail.runs import lock
 
 ROSENBROCK = ["--engine", "cpu", "--updates", "1"]
 SMALL = {"depth": 4, "growth": 2, "blocks": 1}

@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from hypertrail import UsageError, lock
+from hypertrail import UsageError
+from hypertrail.runs import lock
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail import L2, DrMAD, Exact, LearningRate, engines, midway, outer, runs, stopping, tuning
+from hypertrail import L2, DrMAD, Exact, LearningRate, engines, outer, runs, stopping, tuning
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
-from hypertrail.midway import Middle, Midway
 from hypertrail.problem import Dynamics, Problem
+from hypertrail.runs import midway
+from hypertrail.runs.midway import Middle, Midway
 from hypertrail_nets import densenet, mlp
 
 STEPS, CHUNK = 12, 4

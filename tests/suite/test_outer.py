@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hypertrail import L2, LearningRate, NumericalFailure, UsageError, arrays
+from hypertrail import L2, LearningRate, NumericalFailure, UsageError
 from hypertrail.outer import Adam, AdamHips, GradientDescent, Sign, SignMomentum, State, update
+from hypertrail.runs import arrays
 
 FREE = (L2(bounds=(1e-300, 1e300)), LearningRate(bounds=(1e-300, 1e300)))
 

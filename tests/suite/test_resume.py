@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from hypertrail import NumericalFailure, Problem, arrays, cli, outer, runs, stopping, tuning
+from hypertrail import NumericalFailure, Problem, cli, outer, runs, stopping, tuning
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
-from hypertrail.midway import Middle, Midway
 from hypertrail.report import writing
+from hypertrail.runs import arrays
+from hypertrail.runs.midway import Middle, Midway
 
 M = 3
 RULES = [outer.Sign(0.1), outer.Adam(0.1)]  # without memory, and with the longest

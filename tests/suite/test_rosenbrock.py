@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hypertrail import NumericalFailure, arrays, cli, experiments, runs
+from hypertrail import NumericalFailure, cli, experiments, runs
 from hypertrail.experiments import rosenbrock
+from hypertrail.runs import arrays
 
 
 def loss(y, x):

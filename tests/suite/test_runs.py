@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hypertrail import UsageError, arrays, runs
+from hypertrail import UsageError, runs
 from hypertrail.experiments.drmad_digits import Config
+from hypertrail.runs import arrays
 
 
 def record(**fields):

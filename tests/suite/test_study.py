@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hypertrail import UsageError, arrays, cli, experiments, figures, runs
+from hypertrail import UsageError, cli, experiments, figures, runs
 from hypertrail.checks import at_least
 from hypertrail.errors import Stopped
 from hypertrail.experiments import drmad_digits
 from hypertrail.experiments._common import Study
 from hypertrail.report.writing import write_report
+from hypertrail.runs import arrays
 from hypertrail.sections import Section
 from hypertrail_data import DataError
 

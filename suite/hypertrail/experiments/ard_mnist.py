@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import arrays, figures
+from .. import figures
 from ..hyperparameters import L2, LN10
 from ..outer import GradientDescent, Rule
 from ..problem import Dynamics, Problem
+from ..runs import arrays
 from ..sections import Section
 from ._common import Common
 

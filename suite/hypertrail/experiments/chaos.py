@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, engines, figures
+from .. import engines, figures
 from ..checks import at_least, positive
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import LearningRate
 from ..methods import Exact
 from ..problem import Dynamics, Problem
 from ..rows import Row
-from ..runs import Run, read_metrics
+from ..runs import Run, arrays, read_metrics
 from ..sections import Section
 from ._common import Study, built, listed, numbered
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, diagnostics, engines, figures, outer, stopping
+from .. import diagnostics, engines, figures, outer, stopping
 from ..checks import at_least
 from ..engines import Progress
 from ..errors import NumericalFailure
@@ -48,7 +48,8 @@ from ..problem import Problem
 from ..records import Hypergradient, Training
 from ..refusals import refuse_plan
 from ..rows import Row
-from ..runs import Run, read_metrics
+from ..runs import Run, arrays, read_metrics
+from ..runs.names import PARTS
 from ..sections import Section
 from . import drmad_mnist
 from ._common import Study, built
@@ -152,7 +153,7 @@ def descend(config: Config, engine: Any, problem: Problem, run: Run, voice: Voic
     hyper = problem.initial_hyper()
     state = rule.start(hyper)
     for k in range(config.meta_iterations):
-        after = run.path / "parts" / f"T{T}-{k + 1:02d}.npz"
+        after = run.path / PARTS / f"T{T}-{k + 1:02d}.npz"
 
         def compute(
             k: int = k, after: Path = after, hyper: Hyper = hyper, state: outer.State = state
@@ -164,7 +165,7 @@ def descend(config: Config, engine: Any, problem: Problem, run: Run, voice: Voic
             arrays.save_state(after, *outer.update(rule, problem.hyperparameters, hyper, exact.gradient, state))
             return {"lines": lines}
 
-        part = run.part(f"T{T}-{k:02d}", compute)
+        part = run.part(f"T{T}-{k:02d}", compute, [after])
         if "stopped" in part:
             voice.say(f"T {T}: stopped, {part['stopped']}")
             run.append({"steps": T, "stopped": part["stopped"]})

@@ -35,14 +35,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import arrays, diagnostics, engines, figures
+from .. import diagnostics, engines, figures
 from ..checks import at_least
 from ..hyperparameters import Hyper
 from ..keeping import Checkpoints, Keep, Reversible
 from ..methods import Exact, Method, parse_method
 from ..problem import Problem
 from ..rows import Row
-from ..runs import Run, read_metrics
+from ..runs import Run, arrays, read_metrics
+from ..runs.names import PARTS
 from ..sections import Section
 from . import drmad_mnist
 from ._common import Study, built
@@ -118,7 +119,7 @@ def compare(engine: Any, problem: Problem, ways: dict[str, tuple[Keep, Method | 
     """
 
     def gradient(name: str) -> Path:
-        return run.path / "parts" / f"{engine.name}-{name}.npz"
+        return run.path / PARTS / f"{engine.name}-{name}.npz"
 
     def compute(name: str) -> dict[str, Any]:
         row, found = timed(engine, problem, name, *ways[name], voice)
@@ -128,7 +129,7 @@ def compare(engine: Any, problem: Problem, ways: dict[str, tuple[Keep, Method | 
 
     rows = {}
     for name in ways:
-        row = rows[name] = run.part(f"{engine.name}-{name}", lambda name=name: compute(name))
+        row = rows[name] = run.part(f"{engine.name}-{name}", lambda name=name: compute(name), [gradient(name)])
         voice.say(f"{engine.name}, {LABELS[name]}: {row['training']:.2f} s and {row.get('reverse', 0.0):.2f} s back")
     exact = arrays.load(gradient("memory"))
     for name, row in rows.items():

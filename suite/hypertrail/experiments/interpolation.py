@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import arrays, engines, figures, stopping
+from .. import engines, figures, stopping
 from ..checks import at_least
 from ..hyperparameters import L2
 from ..problem import Dynamics, Problem
 from ..records import Training
 from ..rows import Row
-from ..runs import Run, read_metrics
+from ..runs import Run, arrays, read_metrics
 from ..sections import Section
 from . import drmad_digits, drmad_mnist
 from ._common import Study, built, listed, numbered

@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, figures, outer
+from .. import figures, outer
 from ..errors import NumericalFailure, UsageError
 from ..rows import Row
-from ..runs import Run, read_metrics
+from ..runs import Run, arrays, read_metrics
+from ..runs.names import PARTS
 from ..sections import Section
 from ._common import Precision, Study
 
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 DRAWS = False  # the same start, loss and steps whatever the seed
 START = np.array([1.4, 3.9])  # w = (y, x)
-Training = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]  # w_0 … w_T (T+1, 2), their losses, dloss(w_T)/dλ
+Hyper = dict[str, np.ndarray]  # "log_rate" and "momentum", (T,) each
+Training = tuple[np.ndarray, np.ndarray, Hyper]  # w_0 … w_T (T+1, 2), their losses, dloss(w_T)/dλ
 
 
 @dataclass(frozen=True)
@@ -85,22 +87,36 @@ def study(config: Config, run: Run, voice: Voice) -> None:
     u = {name: np.zeros(config.steps) for name in hyper}
     train = {"gpu": compiled, "cpu": by_hand}[config.engine](config)
     for k in range(config.updates + 1):
-        path, losses, h = train(hyper)
-        if not np.isfinite(losses).all():
-            raise NumericalFailure(f"loss in training {k}", int(np.argmin(np.isfinite(losses))), "lower log-rate")
-        outer.refuse_nonfinite({"schedule": h}, k)
-        arrays.save(run.path / f"training-{k}.npz", {"path": path, "losses": losses, "hyper": hyper, "gradient": h})
-        norm = float(np.sqrt(sum((one**2).sum() for one in h.values())))
-        run.append({"update": k, "start": float(losses[0]), "end": float(losses[-1]), "norm": norm})
-        voice.say(f"{after(k)}: loss {losses[0]:.4f} → {losses[-1]:.4f} | norm of the hypergradient {norm:.4g}")
+        file = file_of(run.path, k)
+        line = run.part(f"training-{k}", lambda k=k, hyper=hyper, file=file: computed(train, hyper, k, file), [file])
+        run.append(line)
+        voice.say(
+            f"{after(k)}: loss {line['start']:.4f} → {line['end']:.4f} | norm of the hypergradient {line['norm']:.4g}"
+        )
+        h = arrays.load(file)["gradient"]
         u = {name: m * u[name] - (1 - m) * h[name] for name in u}
         hyper = {name: hyper[name] + s * u[name] for name in u}
+
+
+def computed(train: Callable[[Hyper], Training], hyper: Hyper, k: int, file: Path) -> dict[str, Any]:
+    """Training k and its hypergradient into `file`; the line that speaks of it."""
+    path, losses, h = train(hyper)
+    if not np.isfinite(losses).all():
+        raise NumericalFailure(f"loss in training {k}", int(np.argmin(np.isfinite(losses))), "lower log-rate")
+    outer.refuse_nonfinite({"schedule": h}, k)
+    arrays.save(file, {"path": path, "losses": losses, "hyper": hyper, "gradient": h})
+    norm = float(np.sqrt(sum((one**2).sum() for one in h.values())))
+    return {"update": k, "start": float(losses[0]), "end": float(losses[-1]), "norm": norm}
+
+
+def file_of(folder: Path, k: int) -> Path:
+    return folder / PARTS / f"training-{k}.npz"
 
 
 # -- one training and its hypergradient, in two ways --------------------------------------------------------------------
 
 
-def compiled(config: Config) -> Callable[[dict[str, np.ndarray]], Training]:
+def compiled(config: Config) -> Callable[[Hyper], Training]:
     """By hypertrail_gpu.functional: the loss and the update in plain JAX, everything else is there already."""
     functional = importlib.import_module("hypertrail_gpu.functional")  # engines are found by name
     jax, jnp = functional.jax, functional.jnp
@@ -118,7 +134,7 @@ def compiled(config: Config) -> Callable[[dict[str, np.ndarray]], Training]:
     inner = functional.Inner(loss, update)
     final = jax.jit(lambda w, hyper: loss(w, hyper, None, None))
 
-    def train(hyper: dict[str, np.ndarray]) -> Training:
+    def train(hyper: Hyper) -> Training:
         with jax.enable_x64(config.precision == "float64"):
             here = {name: jnp.asarray(one, config.precision) for name, one in hyper.items()}
             w0, nothing = jnp.asarray(START, config.precision), jnp.zeros(config.steps)  # every step sees the same loss
@@ -130,14 +146,14 @@ def compiled(config: Config) -> Callable[[dict[str, np.ndarray]], Training]:
     return train
 
 
-def by_hand(config: Config) -> Callable[[dict[str, np.ndarray]], Training]:
+def by_hand(config: Config) -> Callable[[Hyper], Training]:
     """The same in NumPy, float64: forward and adjoint as they stand in Maclaurin et al. 2015, algorithm 2.
 
     v ← γ v − (1−γ) g,  w ← w + α v                     t = 0 … T−1     (as_published: γ v with the fraction of γ)
     dα = ⟨dw, v_{t+1}⟩,  dv += α dw,  dγ = ⟨dv, v_t + g⟩,  dw −= (1−γ) H dv,  dv ← γ dv      t = T−1 … 0
     """
 
-    def train(hyper: dict[str, np.ndarray]) -> Training:
+    def train(hyper: Hyper) -> Training:
         α, γ = np.exp(hyper["log_rate"]), 1 / (1 + np.exp(-hyper["momentum"]))
         kept = fraction(γ, np) if config.as_published else γ
         ws, vs = [START], [np.zeros(2)]
@@ -183,7 +199,7 @@ def r(y: Any, x: Any) -> Any:
 
 def show(folder: Path) -> list[Section]:
     lines = read_metrics(folder)
-    trainings = [arrays.load(folder / f"training-{line['update']}.npz") for line in lines]
+    trainings = [arrays.load(file_of(folder, line["update"])) for line in lines]
     rows = [
         [str(line["update"]), f"{line['start']:.2f}", f"{line['end']:.2f}", f"{line['norm']:.4g}"] for line in lines
     ]

@@ -42,7 +42,6 @@ up to 8.5 % while the hypergradient grew tenfold.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
@@ -50,13 +49,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import arrays, figures, interval
+from .. import figures, interval
 from ..checks import at_least, positive
 from ..errors import NumericalFailure
 from ..hyperparameters import InitialScale, LearningRate, Momentum
 from ..outer import Adam, AdamHips, Rule
 from ..problem import Problem
-from ..runs import read_metrics
+from ..runs import arrays, read_metrics, read_part
+from ..runs.names import PARTS
 from ..sections import Section
 from ._common import Common
 
@@ -211,7 +211,8 @@ def show(folder: Path) -> list[Section]:
 
 def held_out(folder: Path, updates: str, lines: list[dict[str, Any]]) -> list[Section]:
     """Train loss and test error on the held-out seeds, beside those of the training that closes the run."""
-    parts = [json.loads(path.read_text()) for path in sorted((folder / "parts").glob(f"{HELD_OUT}-{updates}-*.json"))]
+    names = sorted(path.stem for path in (folder / PARTS).glob(f"{HELD_OUT}-{updates}-*.json"))
+    parts = [read_part(folder, name) for name in names]
     good = [part for part in parts if "failed" not in part]
     if len(good) < 2:
         return []

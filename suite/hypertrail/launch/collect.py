@@ -13,7 +13,6 @@ about and what was measured the experiment says itself (rows.py). The end of a n
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Sequence
@@ -26,10 +25,13 @@ import tyro
 from hypertrail_data import DataError
 
 from .. import figures, rows, runs
-from ..arrays import write_atomic
 from ..errors import UsageError
 from ..interval import Estimate, Unit, estimate, in_words
 from ..rows import Row
+from ..runs.reading import looking_at
+from ..runs.writing import write_atomic
+from ..spreadsheet import as_csv
+from ..terminal import complain, say
 from ..tuning import warnings_of
 from . import gathering, grid
 
@@ -71,8 +73,6 @@ def main(options: Options) -> int:
 
     A run that is damaged is left out; which, and why, is said on stderr.
     """
-    from ..cli import complain
-
     found = collect(options.folders)
     for reason in dict.fromkeys(one.why for one in found if one.why):
         complain(f"warning: left out: {reason}")
@@ -83,7 +83,7 @@ def main(options: Options) -> int:
                 f"{one.experiment} drew nothing at random"
             )
     for one in (one for one in found if one.lines):
-        for sentence in warnings_of([line for line in runs.read_metrics(one.folder) if "meta_iteration" in line]):
+        for sentence in warnings_of(runs.read_metrics(one.folder)):
             complain(f"warning: {one.folder}: {sentence}")
     if not any(one.lines for one in found):
         raise UsageError(
@@ -106,11 +106,11 @@ def main(options: Options) -> int:
                 figure(title, mine).savefig(image, dpi=figures.DPI, facecolor="white", metadata={"Software": None})
             write_atomic(file, image.getvalue())
             screen.print(table(f"{title}: at the end, mean ± 95 % interval over seeds (Student's t)", *ends(mine)))
-            print(f"figure: {file}")
+            say(f"figure: {file}")
     left = sum(not one.lines or one.same is not None for one in found)
     reasons = "unfinished, or the same as another" + (", or left out" if any(one.why for one in found) else "")
-    print(f"{len(found) - left} runs counted" + (f", {left} not ({reasons})" if left else ""))
-    print(f"tables: {out / 'runs.csv'}, {out / 'lines.csv'}, {out / 'cells.csv'}")
+    say(f"{len(found) - left} runs counted" + (f", {left} not ({reasons})" if left else ""))
+    say(f"tables: {out / 'runs.csv'}, {out / 'lines.csv'}, {out / 'cells.csv'}")
     return 0
 
 
@@ -132,8 +132,15 @@ def collect(folders: Sequence[Path]) -> list[Collected]:
         config = one.record["config"]
         cell = tuple((key, plain(config.get(key))) for key in fields[one.experiment])
         mine, why = lines.get(one.folder, ([], ""))
-        out.append(Collected(one.folder, one.experiment, one.seed, runs.status(one.folder), cell, mine, why))
+        out.append(Collected(one.folder, one.experiment, one.seed, state_of(one.folder), cell, mine, why))
     return equal_runs(out)
+
+
+def state_of(folder: Path) -> str:
+    try:
+        return runs.status(folder)
+    except (DataError, OSError) as damage:
+        return f"damaged: {damage}"
 
 
 def equal_runs(found: Sequence[Collected]) -> list[Collected]:
@@ -185,11 +192,10 @@ def lines_of(begun: Sequence[gathering.Found]) -> dict[Path, tuple[list[Row], st
 def read(one: gathering.Found) -> tuple[list[Row], str]:
     """The rows of a finished run; where it has none, why."""
     try:
-        found = rows.of_run(one.folder)
-    except (DataError, OSError) as damage:
+        with looking_at(one.folder):
+            found = rows.of_run(one.folder)
+    except (DataError, UsageError, OSError) as damage:  # UsageError: a file is not there any more
         return [], f"{one.folder}, as {damage}"
-    except Exception as problem:  # a file that is whole and not as this version writes it, or not there any more
-        return [], f"{one.folder}, as its numbers cannot be read ({type(problem).__name__}: {problem})"
     if found is None:
         return [], f"the runs of {one.experiment}, as it does not say its numbers (`numbers` in its module)"
     return found, ""
@@ -310,16 +316,6 @@ def table_of_cells(found: Sequence[Group]) -> list[dict[str, Any]]:
 def beside(row: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
     """More columns for a row; what is there under the same name keeps it."""
     return {f"line_{key}" if key in row else key: value for one in more for key, value in one.items()}
-
-
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of any keys; a column for each, in the order in which they come; numbers to the last digit."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def ends(found: Sequence[Group]) -> tuple[list[str], list[list[str]]]:

@@ -27,6 +27,7 @@ import tyro
 
 from .. import experiments, runs
 from ..errors import NoProgress, Stopped, UsageError
+from ..terminal import say
 from . import gpus, grid, launches, submitting
 from .launches import Launch, Planned
 
@@ -226,14 +227,14 @@ def job_of(run: Planned, asked: submitting.Resources) -> submitting.Job:
 
 def show(experiment: str, base: Path, planned: Sequence[Planned], options: Options, asked: submitting.Resources) -> int:
     """The runs and the script."""
-    print(f"{len(planned)} runs of {experiment}:")
+    say(f"{len(planned)} runs of {experiment}:")
     for run in planned:
-        print(f"  {shlex.join(['hypertrail', *run.words])}")
+        say(f"  {shlex.join(['hypertrail', *run.words])}")
     if options.cluster == "local":
-        print(f"on this machine, {options.at_once or 1} at a time; nothing was written")
+        say(f"on this machine, {options.at_once or 1} at a time; nothing was written")
         return 0
     folder = base / launches.LAUNCHES / f"<time>-{experiment}" / launches.JOBS
-    print(f"\n{submitting.script(folder, asked, len(planned))}\nnothing was submitted or written (--dry-run)")
+    say(f"\n{submitting.script(folder, asked, len(planned))}\nnothing was submitted or written (--dry-run)")
     return 0
 
 
@@ -249,9 +250,9 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     left = [one.kind for one in states if one.kind not in again]
     for kind in dict.fromkeys(left):
         hint = "; try them again with --retry-failed" if kind == "failed" else ""
-        print(f"{left.count(kind)} of {len(states)} runs: {kind}{hint}")
+        say(f"{left.count(kind)} of {len(states)} runs: {kind}{hint}")
     if not todo:
-        print(f"nothing to submit; hypertrail status {launch.path}")
+        say(f"nothing to submit; hypertrail status {launch.path}")
         return 0
     launch.write()  # as it is asked for now
     jobs = [job_of(run, asked) for run in todo]
@@ -261,7 +262,7 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     for run, job in zip(todo, submitting.to_slurm(folder, asked, jobs), strict=True):
         run.jobs.append(job)
     launch.write()
-    print(f"submitted {len(todo)} runs as {todo[0].jobs[-1].partition('_')[0]}; hypertrail status {launch.path}")
+    say(f"submitted {len(todo)} runs as {todo[0].jobs[-1].partition('_')[0]}; hypertrail status {launch.path}")
     return 0
 
 
@@ -275,18 +276,18 @@ def here(launch: Launch, todo: Sequence[Planned], jobs: Sequence[submitting.Job]
     def started(place: int, job: str) -> None:
         todo[place].jobs.append(job)
         launch.write()
-        print(f"started {title(todo[place])}: {todo[place].folder}", flush=True)
+        say(f"started {title(todo[place])}: {todo[place].folder}")
 
-    print(f"{len(todo)} runs, {asked.at_once or 1} at a time; hypertrail status {launch.path}", flush=True)
+    say(f"{len(todo)} runs, {asked.at_once or 1} at a time; hypertrail status {launch.path}")
     by = submitting.to_processes(launch.path / launches.JOBS, asked, jobs, started)
     states = status.states(launch)
     kinds = [one.kind or "not started" for one in states]
-    print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+    say(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
     wrong = ("failed", "lost") if by else ("failed", "lost", "")  # after a signal no more are started
     bad = [one for one in states if one.kind in wrong]
     for run, one in zip(launch.runs, states, strict=True):
         if one.kind in wrong or (one.kind == "stopped" and one.message):
-            print(f"{title(run)}: {one}")
+            say(f"{title(run)}: {one}")
     if by:
         raise Stopped(f"stopped by {by}; the same launch again goes on")
     stopped = [one for one in states if one.kind == "stopped"]

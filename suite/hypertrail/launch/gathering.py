@@ -79,10 +79,8 @@ def begun(folder: Path) -> Found:
     try:
         record = read_config(folder)
         return Found(folder, record["experiment"], record["config"]["seed"], record)
-    except (DataError, OSError) as damage:
+    except (DataError, UsageError, OSError) as damage:  # UsageError: it went away while we looked
         return damaged(folder, damage)
-    except KeyError:
-        return damaged(folder, DataError(f"{folder / CONFIG} is damaged: it has no seed; put the original there"))
 
 
 def damaged(folder: Path, damage: Exception) -> Found:

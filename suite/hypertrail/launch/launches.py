@@ -12,20 +12,20 @@ same launch again finds what is finished, and a larger one begins with what the 
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hypertrail_data import DataError
 
-from .. import lock
-from ..arrays import write_atomic
 from ..errors import UsageError
-from ..runs import read_json
+from ..runs import lock
+from ..runs.reading import sealed_object
+from ..runs.writing import dump_sealed, write_atomic
 
 LAUNCH, LAUNCHES, JOBS, LOCK = "launch.json", "launches", "jobs", "lock"
 PID = "pid "  # in front of the number of a process of this machine
@@ -55,10 +55,9 @@ class Launch:
     def write(self) -> None:
         """launch.json, whole or not at all. Folders of runs stand in it as seen from here: the tree may be moved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        here = self.path.resolve()
-        runs = [asdict(one) | {"folder": os.path.relpath(one.folder.resolve(), here)} for one in self.runs]
+        runs = [asdict(one) | {"folder": os.path.relpath(one.folder, self.path)} for one in self.runs]
         record = {"experiment": self.experiment, "command": self.command, "runs": runs}
-        write_atomic(self.path / LAUNCH, json.dumps(record, indent=1) + "\n")
+        write_atomic(self.path / LAUNCH, dump_sealed(record))
 
     def asked_again(self, planned: Sequence[Planned]) -> Launch:
         """The same runs as they are asked for now. What they are called with may say that data or runs lie elsewhere, which is no
@@ -72,12 +71,29 @@ def read(path: Path) -> Launch:
     """What `write` wrote. UsageError where `path` is not the folder of a launch, DataError where its record is damaged."""
     if not (path / LAUNCH).is_file():
         raise UsageError(f"{path} is not the folder of a launch (it has no {LAUNCH})")
-    record = read_json(path / LAUNCH)
+    record = sealed_object(path / LAUNCH)
     try:
-        runs = [Planned(**one | {"folder": Path(os.path.normpath(path / one["folder"]))}) for one in record["runs"]]
-        return Launch(path, record["experiment"], record["command"], runs)
-    except (KeyError, TypeError) as damage:
+        runs = [planned(path, one) for one in record["runs"]]
+        experiment, command = record["experiment"], record["command"]
+        if not (isinstance(experiment, str) and isinstance(command, str)):
+            raise TypeError("its experiment or command is no text")
+    except (KeyError, TypeError, ValueError) as damage:
         raise DataError(f"{path / LAUNCH} is damaged ({damage}); put the original there, or launch anew") from damage
+    return Launch(path, experiment, command, runs)
+
+
+def planned(path: Path, record: dict[str, Any]) -> Planned:
+    """A run of the launch in `path`, as its record says. Raises KeyError, TypeError or ValueError for anything else than `write`
+    writes: also for a run outside the runs folder that the launch lies in."""
+    one = Planned(**record | {"folder": Path(os.path.normpath(path / record["folder"]))})
+    words = [one.hash, *one.cell, *one.cell.values(), *one.words, *one.jobs]
+    if not (isinstance(one.cell, dict) and isinstance(one.jobs, list) and type(one.seed) is int):
+        raise TypeError("a run has a cell, jobs or seed of another type")
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError("a run has a word that is no text")
+    if not Path(os.path.abspath(one.folder)).is_relative_to(os.path.abspath(path.parent.parent)):
+        raise ValueError(f"the run {one.folder} is not in the runs folder of the launch")
+    return one
 
 
 def say_damage(path: Path, damage: DataError) -> None:

@@ -20,14 +20,18 @@ import tyro
 
 from hypertrail_data import DataError
 
-from .. import experiments, lock
+from .. import experiments
 from ..errors import UsageError
-from ..runs import CONFIG, DONE, FAILED, LOCK, no_progress, read_metrics, writer
+from ..runs import CONFIG, DONE, FAILED, LOCK, lock, no_progress, read_metrics, read_text, writer
+from ..runs.names import PARTS
+from ..runs.reading import looking_at
+from ..terminal import visible
 from . import gathering, grid, launches, submitting
 from .gathering import Found
 from .launches import Launch
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+DAY = 86_400  # seconds
 COLUMNS = ("run", "seed", "settings", "state", "progress", "last metrics", "job")
 
 
@@ -54,8 +58,8 @@ class Options:
 
 def main(options: Options) -> int:
     """`hypertrail status`: a table on a terminal, plain lines elsewhere."""
-    if options.watch is not None and not options.watch > 0:
-        raise UsageError(f"watch {options.watch:g}, expected a positive number of seconds")
+    if options.watch is not None and not 0 < options.watch <= DAY:
+        raise UsageError(f"watch {options.watch:g}, expected a positive number of seconds, at most {DAY} (a day)")
     from rich.live import Live
 
     from ..display import console
@@ -97,7 +101,7 @@ def state(folder: Path, jobs: Sequence[str], queue: dict[str, str] | None, launc
     if there:
         return State("waiting" if there[-1] in WAITING else "running")
     if (folder / FAILED).is_file():
-        return State("failed", (folder / FAILED).read_text(encoding="utf-8").strip())
+        return State("failed", read_text(folder / FAILED))
     if (folder / CONFIG).is_file():
         gone = lock.read(folder / LOCK)
         return State("stopped", no_progress(folder)) if gone is None else State("lost", f"{gone} is gone")
@@ -134,7 +138,8 @@ class Row:
 
     def cells(self) -> list[str]:
         seed = "" if self.seed is None else str(self.seed)
-        return [self.name, seed, self.settings, str(self.state), self.progress, self.metrics, self.job]
+        cells = [self.name, seed, self.settings, str(self.state), self.progress, self.metrics, self.job]
+        return [" ".join(visible(cell).split()) for cell in cells]
 
 
 def look(folder: Path) -> list[Row]:
@@ -148,6 +153,16 @@ def look(folder: Path) -> list[Row]:
 
 
 def row(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[str, list[str]]) -> Row:
+    """A row, whatever lies in the folder of the run: one that cannot be read is of no concern to the others."""
+    try:
+        with looking_at(one.folder):
+            return row_of_whole(one, queue, launching, fields)
+    except (DataError, UsageError, OSError) as damage:
+        name = f"{one.experiment}/{one.folder.name}"
+        return Row(one.experiment, name, one.seed, "", State("damaged", str(damage)), "", "", "")
+
+
+def row_of_whole(one: Found, queue: dict[str, str] | None, launching: bool, fields: dict[str, list[str]]) -> Row:
     if one.planned:
         cell: dict[str, Any] = one.planned.cell
     else:
@@ -180,7 +195,7 @@ def progress(one: Found, lines: Sequence[dict[str, Any]]) -> str:
         return ""
     if "meta_iterations" in one.record["config"] and not is_study(one.experiment):
         return f"{len(lines)}/{one.record['config']['meta_iterations'] + 1}"
-    parts = len(list((one.folder / "parts").glob("*.json")))
+    parts = len(list((one.folder / PARTS).glob("*.json")))
     return f"{parts} parts" if parts else f"{len(lines)} lines" if lines else ""
 
 

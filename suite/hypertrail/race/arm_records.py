@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays
+from hypertrail_data import DataError
+
 from ..adapting import Adapted, Block, State, numpy_state
 from ..blown_up import blown_up, norm
 from ..engines import SPLITS, Engine
@@ -19,6 +19,7 @@ from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import NETWORK, Hyper
 from ..online import Plain
 from ..problem import Problem
+from ..runs import arrays
 
 if TYPE_CHECKING:
     from .arms import Arm
@@ -33,8 +34,9 @@ def over(record: Record) -> bool:
     return record["gradients"] >= record["budget"]
 
 
-def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tuple[Record, State | None]:
-    """The record and state that `path` holds; where there is none, those of the start."""
+def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path, run: str) -> tuple[Record, State | None]:
+    """The record and state that `path` holds; those of the start where there is no such file, or where it is not whole or of
+    another arm or run."""
     first: Record = {
         "arm": arm.name,
         "schedule": arm.schedule,
@@ -44,19 +46,22 @@ def begun(problem: Problem, arm: Arm, budget: int, every: int, path: Path) -> tu
         "budget": budget,
         "every": every,
     }
-    if path.is_file():
-        saved = arrays.load(path)
-        record = json.loads(bytes(saved["record"]))
-        if any(record[key] != first[key] for key in first):
-            raise UsageError(f"{path} is of another arm than {arm.name} with a budget of {budget}; remove it")
-        return record, saved["state"]
-    return first | {
+    start: Record = first | {
         "steps": 0, "gradients": 0, "hvps": 0, "price": 0, "failed": None, "blown_up": None, "norms": [],
         "block": {"steps": [], "loss": [], "hyper_loss": [], "seconds": [], "processor": []},
         "points": [],
         "hyper": {},
         "evaluation_seconds": 0.0,
-    }, None  # fmt: skip
+    }  # fmt: skip
+    try:
+        saved = arrays.load(path)
+        record, state = json.loads(bytes(saved["record"])), saved["state"]
+        same = (
+            str(saved["run"]) == run and set(record) == set(start) and all(record[key] == first[key] for key in first)
+        )
+    except (UsageError, DataError, KeyError, TypeError, ValueError, RecursionError):
+        return start, None
+    return (record, state) if same else (start, None)
 
 
 def count(record: Record, block: Block, processor: float) -> None:
@@ -130,19 +135,10 @@ def spreads(arm: Arm, hyper: Hyper) -> dict[str, dict[str, list[float]]]:
     return out
 
 
-def save(path: Path, record: Record, state: State) -> None:
-    """Record and state, together or not at all."""
+def save(path: Path, record: Record, state: State, run: str) -> None:
+    """Record and state, together or not at all. run: the identity of the run that they are of."""
     text = json.dumps(record, allow_nan=False).encode()
-    arrays.save(path, {"record": np.frombuffer(text, np.uint8), "state": numpy_state(state)})
-
-
-def digest(state: State) -> str:
-    """sha256 over every array of a state, with its name."""
-    out = hashlib.sha256()
-    for name, one in sorted(arrays.flatten(state)):
-        out.update(f"{name} {one.dtype} {one.shape} ".encode())
-        out.update(np.ascontiguousarray(one).tobytes())
-    return out.hexdigest()
+    arrays.save(path, {"run": np.array(run), "record": np.frombuffer(text, np.uint8), "state": numpy_state(state)})
 
 
 def as_json(settings: dict[str, Any]) -> dict[str, Any]:

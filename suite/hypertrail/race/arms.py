@@ -29,16 +29,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import arrays, stopping
+from .. import stopping
 from ..adapting import Block, State, gather, moved_kinds, refuse
 from ..engines import Engine
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import Hyper
 from ..online import Adaptive, Online, Periodic, Plain
 from ..problem import Problem
-from ..runs import Run
+from ..runs import Run, arrays
+from ..runs.names import ARMS
+from ..runs.writing import make_folder
 from ..vanished import vanished
-from .arm_records import Record, begun, count, digest, measure, measure_start, over, save
+from .arm_records import Record, begun, count, measure, measure_start, over, save
 
 EVERY = 120.0  # seconds of work that a kill may cost, and a block
 
@@ -113,9 +115,9 @@ def in_run(
     What it needs to go on lies in arms/ while it is at work. Cost and errors: see `train`.
     """
     name = f"s{problem.seed}-{arm.name}"
-    path = run.path / "arms" / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
-    record = run.part(name, lambda: train(engine, problem, arm, budget, path, every, seen))
+    path = run.path / ARMS / f"{name}.npz"
+    make_folder(path.parent)
+    record = run.part(name, lambda: train(engine, problem, arm, budget, path, every, seen, run.identity))
     path.unlink(missing_ok=True)
     return record
 
@@ -154,10 +156,12 @@ def train(
     path: Path,
     every: int = 1,
     seen: Callable[[int, int], None] | None = None,
+    run: str = "",
 ) -> Record:
     """Blocks until the budget is spent; goes on from `path` where it is there, and leaves the last state there.
 
-    every: blocks between two measurements. seen(gradients spent, budget) after each block. Returns
+    every: blocks between two measurements. seen(gradients spent, budget) after each block. run: the identity of the run; a file
+    that is not of this run and this arm, or not whole, counts as none. Returns
 
         arm, schedule, method, start, seed, budget, every       what was asked
         steps, gradients, hvps, price       where it ended, what it has cost, the price of the first block, which is whole
@@ -174,11 +178,11 @@ def train(
         evaluation_seconds                  spent in measuring
         digest                              sha256 of all that the last state holds; None where it failed
 
-    Raises UsageError for what `refuse_arm` refuses, a budget that holds no block, a file of another arm;
+    Raises UsageError for what `refuse_arm` refuses, a budget that holds no block;
     Stopped after any block, and a save, where a signal has asked. A loss that is not finite is a result.
     """
     refuse_arm(problem, arm, budget)
-    record, state = begun(problem, arm, budget, every, path)
+    record, state = begun(problem, arm, budget, every, path, run)
     if not over(record):
         try:
             if not record["points"]:
@@ -190,17 +194,17 @@ def train(
                     measure(record, engine, problem, gather(problem, [block]), arm, block.index)
                     saved = -math.inf
                 if time.monotonic() - saved >= EVERY:
-                    save(path, record, block.state)
+                    save(path, record, block.state, run)
                     saved = time.monotonic()
                 if seen:
                     seen(record["gradients"], budget)
-                stopping.here(f"block {block.index} of arm {arm.name}", partial(save, path, record, block.state))
+                stopping.here(f"block {block.index} of arm {arm.name}", partial(save, path, record, block.state, run))
                 if over(record):
                     break
                 clock = time.process_time()
         except NumericalFailure as failure:  # once more it would end the same way, wherever the last save was
             return record | {"failed": str(failure), "digest": None}
-    return record | {"digest": digest(arrays.load(path)["state"])}
+    return record | {"digest": arrays.digest(arrays.load(path)["state"])}
 
 
 def moves(method: Online, kind: str) -> bool:

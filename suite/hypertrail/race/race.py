@@ -13,7 +13,6 @@ Everything is read back from parts/*.json and from one line of metrics.jsonl, wh
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from ..edges import edge
 from ..engines import Engine
 from ..errors import UsageError
 from ..problem import Problem
-from ..runs import Run, read_metrics
+from ..runs import Run, read_metrics, read_part
 from .arm_records import Record
 from .arms import Arm, in_run, refuse_arm
 
@@ -158,8 +157,7 @@ def read(folder: Path) -> Result:
     (line,) = [one for one in read_metrics(folder) if "families" in one][-1:]
     records: dict[str, list[Record]] = {}
     for name in dict.fromkeys(name for names in line["families"].values() for name in names):
-        paths = [folder / "parts" / f"s{seed}-{name}.json" for seed in line["seeds"]]
-        records[name] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        records[name] = [read_part(folder, f"s{seed}-{name}") for seed in line["seeds"]]
     clock = line["clock"]
     found = {family: choose(family, names, records, clock) for family, names in line["families"].items()}
     runners = [one for one in found.values() if one]

@@ -5,21 +5,21 @@ Meant for the reference engine's run against the compiled engine's, and for the 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays, diagnostics, threads
-from ..arrays import write_atomic
+from .. import diagnostics, threads
 from ..engines import SPLITS
 from ..errors import UsageError
 from ..hyperparameters import Hyper
-from ..runs import differences, read_config, read_metrics, status
+from ..runs import arrays, differences, read_config, read_metrics, status
+from ..runs.writing import write_atomic
+from ..spreadsheet import as_sheet
+from ..terminal import visible
 from ..tolerances import Tolerance, tolerance
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def main(a: Path, b: Path, out: Path | None = None) -> int:
     allowed, precision = allowed_between(records)
     screen = console()
     for letter, folder, record in zip("AB", (a, b), records, strict=True):
-        screen.print(f"{letter}  {folder}  ({record['experiment']}, {status(folder)})", markup=False)
-    screen.print(f"config: {differences(*records)}", markup=False)
+        screen.print(visible(f"{letter}  {folder}  ({record['experiment']}, {status(folder)})"), markup=False)
+    screen.print(visible(f"config: {differences(*records)}"), markup=False)
     if line := threads.difference(a, b):
         screen.print(line, markup=False)
     screen.print()
@@ -389,21 +389,21 @@ def verdict(found: list[Pair], allowed: Tolerance, precision: str) -> str:
 
 def as_csv(found: list[Pair]) -> str:
     """One line for each number that was compared; step is empty where there is none."""
-    text = io.StringIO()
-    sheet = csv.writer(text, lineterminator="\n")
-    sheet.writerow(["meta_iteration", "step", "quantity", "a", "b", "relative_difference"])
+    return as_sheet(["meta_iteration", "step", "quantity", "a", "b", "relative_difference"], compared_numbers(found))
+
+
+def compared_numbers(found: list[Pair]) -> Iterator[list[Any]]:
     for pair in found:
-        sheet.writerows([pair.index, "", f"hyperparameters of {kind}", "", "", d] for kind, d in pair.hyper.items())
+        for kind, difference in pair.hyper.items():
+            yield [pair.index, "", f"hyperparameters of {kind}", "", "", difference]
         for one in pair.steps:
-            sheet.writerows(
-                [pair.index, t, one.what, *(float(x) for x in row)]
-                for t, row in enumerate(zip(one.a, one.b, one.difference, strict=True))
-            )
-        sheet.writerows([pair.index, "", name, *values] for name, values in pair.metrics.items())
+            for t, row in enumerate(zip(one.a, one.b, one.difference, strict=True)):
+                yield [pair.index, t, one.what, *(float(x) for x in row)]
+        for name, values in pair.metrics.items():
+            yield [pair.index, "", name, *values]
         for kind, both_ in pair.agreement.items():
             for name, one in (("", both_.total), *both_.layers.items()):
                 what = f"hypergradient of {kind}" + (f", {name}" if name else "")
-                sheet.writerow([pair.index, "", f"norm of the {what}", one.norm, one.reference_norm, one.difference])
-                sheet.writerow([pair.index, "", f"cosine of the {what}", one.cosine, "", ""])
-                sheet.writerow([pair.index, "", f"equal signs of the {what}", one.signs, "", ""])
-    return text.getvalue()
+                yield [pair.index, "", f"norm of the {what}", one.norm, one.reference_norm, one.difference]
+                yield [pair.index, "", f"cosine of the {what}", one.cosine, "", ""]
+                yield [pair.index, "", f"equal signs of the {what}", one.signs, "", ""]

@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import experiments, rows
 from ..errors import UsageError
+from ..terminal import say
 from .view import View, views
 
 BUCKETS = 40
@@ -166,6 +167,6 @@ def main(folders: Sequence[Path], out: Path | None) -> int:
         refuse_occupied(place)
     for one, place in zip(shown, places, strict=True):
         n = export(one, place)
-        print(f"event files: {place} ({n:,} values)")
-    print(f"look at them: tensorboard --logdir {out or (places[0] if len(places) == 1 else places[0].parent.parent)}")
+        say(f"event files: {place} ({n:,} values)")
+    say(f"look at them: tensorboard --logdir {out or (places[0] if len(places) == 1 else places[0].parent.parent)}")
     return 0

@@ -11,6 +11,7 @@ from .. import figures
 from ..errors import UsageError
 from ..runs import read_metrics
 from ..sections import Section
+from ..terminal import complain, say
 from .catalogue import Drawing, catalogue
 from .view import View, views
 from .writing import NOTHING_YET, sections_so_far
@@ -38,7 +39,7 @@ def main(folder: Path, name: str | None, out: Path | None) -> int:
         target = out or folder / "figures" / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn, target)
-    print(f"figure: {target}")
+    say(f"figure: {target}")
     return 0
 
 
@@ -61,14 +62,12 @@ def show(
     captions |= {name: caption for name, (caption, _) in own.items()}
     lines = len(read_metrics(view.folder))
     if not captions and not lines:
-        print(f"{view.folder} has no figures yet: it has not written a line")
+        say(f"{view.folder} has no figures yet: it has not written a line")
     elif not captions:
-        print(f"{view.folder} has no figures{'' if view.state == 'done' else ' yet'}{why(sections)}")
+        say(f"{view.folder} has no figures{'' if view.state == 'done' else ' yet'}{why(sections)}")
     elif why(sections):
-        from ..cli import complain
-
         complain(why(sections)[2:])
     width = max(map(len, captions), default=0)
     for name, caption in captions.items():
-        print(f"{name:<{width}}  {caption}")
+        say(f"{name:<{width}}  {caption}")
     return 0

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import arrays
 from ..engines import SPLITS
 from ..figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, RUNS, STAGES, STYLE
+from ..runs import arrays
 from .view import Spread, View
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays
 from ..engines import SPLITS
-from ..runs import ENV, WHERE, read_config, read_json, read_metrics, status
+from ..runs import ENV, WHERE, arrays, read_config, read_json, read_metrics, status
 
 Spread = list[np.ndarray]  # the unconstrained values of one tensor, flat, one array for each state of the run
 UNIQUE = 3  # a run is named by the fields in which it differs from the others, where there are no more than these

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import figures
-from ..arrays import write_atomic
 from ..errors import UsageError
 from ..runs import REPORT
+from ..runs.writing import write_atomic
 from ..sections import Section, own_sections
+from ..terminal import complain, say
 from .catalogue import Drawing, catalogue, draw, of_one
 from .page import GENERATOR, PLOTLY, Page, Picture
 from .view import View, views
@@ -163,10 +164,8 @@ def picture(drawing: Drawing, files: dict[str, list[Path]], live: bool) -> Pictu
 
 def main(folders: Sequence[Path], out: Path | None) -> int:
     """`hypertrail report`."""
-    from ..cli import complain
-
     index, live = write_folder(folders, out)
     if not live:
         complain(WITHOUT)
-    print(f"report: {index}")
+    say(f"report: {index}")
     return 0

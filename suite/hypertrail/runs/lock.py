@@ -11,7 +11,12 @@ file systems it is not there, or does not reach the other hosts. So what the fil
                                                                    living writer touches it every BEAT seconds
     empty                                                          free: the last writer let go in good order
 
+    anything else                                                  stale: no writer of ours left it
+
 A writer at another place that is suspended (SIGSTOP) for longer than STILL looks gone where flock does not reach.
+
+A folder can be moved or deleted while its writer is at work, and another run can begin at the old path. So whoever writes asks
+`check_held` first, which compares the lock that is held with the file that lies at its path now.
 """
 
 from __future__ import annotations
@@ -23,16 +28,22 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .errors import UsageError
+from hypertrail_data import DataError
+from hypertrail_data.untrusted import open_regular, read_regular
+
+from ..errors import FolderLost, UsageError
 
 BEAT = 10.0
 STILL = 3 * BEAT
 SETTLE = 1.0  # without flock: how long to wait whether somebody else wrote at the same moment
+LARGEST = 4096  # bytes of a lock file
 WITHOUT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # this file system has no flock
 
 
@@ -55,13 +66,18 @@ class Holder:
         return f"process {self.process} on {self.host} (started {self.started})"
 
 
+_held: list[Lock] = []  # every lock of this process
+
+
 class Lock:
     """Held from here to `release`. took_over: the holder that was found gone, if there was one."""
 
     def __init__(self, path: Path) -> None:
-        """UsageError, naming the holder, where somebody holds it; OSError where the file cannot be written."""
+        """UsageError, naming the holder, where somebody holds it; OSError where the file cannot be written; DataError where it
+        is a link or no regular file."""
         self.path, self.took_over = path, None
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.folder = Path(os.path.abspath(path.parent))
+        self._fd = opened(path)
         try:
             alone = self._flock()
             there = read(path)
@@ -81,6 +97,7 @@ class Lock:
         except BaseException:
             os.close(self._fd)
             raise
+        _held.append(self)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
@@ -91,9 +108,27 @@ class Lock:
             return
         self._ended.set()
         self._thread.join()
+        _held.remove(self)
         with contextlib.suppress(OSError):
             self._write("")
         os.close(self._fd)
+
+    def check(self) -> None:
+        """Raise FolderLost unless the file at our path is still the one that we hold. Costs two calls of stat."""
+        mine = os.fstat(self._fd)
+        try:
+            there = os.stat(self.folder / self.path.name, follow_symlinks=False)
+        except OSError:
+            what = "was deleted" if mine.st_nlink == 0 else "was moved away"
+            raise FolderLost(
+                f"{self.folder} {what} while it was being written; nothing was written after that. "
+                f"{'Begin again' if mine.st_nlink == 0 else 'Put it back and go on'} with the same command"
+            ) from None
+        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+            raise FolderLost(
+                f"another folder lies at {self.folder}, where this one was while it was being written; nothing was "
+                "written after that. Go on with the same command and --run-dir where the folder lies now"
+            )
 
     def _flock(self) -> bool:
         """Whether the system gave its lock; False where it has none."""
@@ -116,6 +151,25 @@ class Lock:
                 os.utime(self._fd)
 
 
+def check_held(path: Path) -> None:
+    """Raise FolderLost where `path` lies in a folder that this process holds, and that folder was moved, replaced or deleted."""
+    absolute = Path(os.path.abspath(path))
+    for held in _held:
+        if absolute.is_relative_to(held.folder):
+            held.check()
+
+
+def opened(path: Path) -> int:
+    """A file descriptor of the lock file, which is made if need be. Nothing in it is changed."""
+    if path.is_symlink():
+        raise DataError(f"{path} is a symbolic link, expected a regular file; remove it")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise DataError(f"{path} is not a regular file; remove it")
+
+
 def taken(path: Path, holder: Holder | None) -> UsageError:
     return UsageError(
         f"{path.parent} is being written by {holder or 'another process'}; wait for it or name another --run-dir"
@@ -125,17 +179,25 @@ def taken(path: Path, holder: Holder | None) -> UsageError:
 def writer(path: Path) -> Holder | None:
     """Who writes to the folder of this lock, as far as can be told without taking it; None: nobody."""
     there = read(path)
-    if there is None or living(there) or (there.place != me().place and age(path) < STILL):
-        return there
+    with contextlib.suppress(OSError, DataError):  # let go meanwhile, and the folder with it
+        if there is None or living(there) or (there.place != me().place and age(path) < STILL):
+            return there
     return None
 
 
 def read(path: Path) -> Holder | None:
-    """What the file says; None where it says nothing."""
+    """What the file says; None where it says nothing, or nothing that a writer of ours can have written."""
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = json.loads(read_regular(path, LARGEST, follow_links=False))
+    except (OSError, DataError, ValueError, RecursionError):
         return None
+    if not isinstance(record, dict) or {key: type(value) for key, value in record.items()} != TYPES:
+        return None
+    possible = 0 < record["process"] < 2**31 and record["ticks"] >= 0
+    return Holder(**record) if possible else None
+
+
+TYPES = {"process": int, "host": str, "started": str, "ticks": int, "place": str}
 
 
 def me() -> Holder:
@@ -185,14 +247,15 @@ def birth(process: int) -> int | None:
 
 def age(path: Path) -> float:
     """Seconds since the file was touched, by the clock of its own file system."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        beside.write_text("now")
-        return beside.stat().st_mtime - modified(path) / 1e9
+        with open(beside, "x"):
+            return beside.stat().st_mtime - modified(path) / 1e9
     except OSError:
         return time.time() - modified(path) / 1e9
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def touched(path: Path) -> bool:
@@ -209,5 +272,8 @@ def touched(path: Path) -> bool:
 
 def modified(path: Path) -> int:
     """st_mtime_ns, asked of an opened file: a network file system then asks its server."""
-    with open(path, "rb") as file:
-        return os.fstat(file.fileno()).st_mtime_ns
+    fd = open_regular(path, follow_links=False)
+    try:
+        return os.fstat(fd).st_mtime_ns
+    finally:
+        os.close(fd)

@@ -10,23 +10,28 @@ goes on with the training done. Of a reverse pass itself nothing is kept. So wha
     in a reverse pass     the reverse passes of this meta-iteration, from their beginning
     either, where the states lie in memory (also checkpoints, the last K, or integers)     the whole meta-iteration
 
+The file says which training it is of, by a mark (tuning.py). A file that cannot be read, or is of another training, is as good as
+none: the training begins at its beginning.
+
 A job must therefore last longer than the hypergradient of one meta-iteration takes (with its training, in the last case).
 """
 
 from __future__ import annotations
 
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hypertrail_data import DataError
 
-from . import arrays, stopping
-from .errors import UsageError
-from .records import Params
+from .. import stopping
+from ..errors import UsageError
+from ..methods import MEASURED_STEPS
+from ..records import Params
+from . import arrays
 
 EVERY = 60.0  # seconds between two writes: what is lost at most, and a training that is shorter writes nothing
 
@@ -49,29 +54,35 @@ class Middle:
 
 
 class Midway:
-    """The file of one training. index: of the meta-iteration; a file of another one is not looked at."""
+    """The file of one training. index: of the meta-iteration; mark: a word that no other training has. A file of another
+    training is not looked at."""
 
-    def __init__(self, path: Path, index: int) -> None:
-        self.path, self.index = path, index
+    def __init__(self, path: Path, index: int, mark: str = "") -> None:
+        self.path, self.index, self.mark = path, index, mark
         self._last = time.monotonic()
         self.ended = False  # whether it holds the end of the training
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a folder of states remembers of the training that they are of."""
+        return {"meta_iteration": self.index, "mark": self.mark}
 
     def read(self) -> Middle | None:
         """Where to go on; None: at the beginning (nothing is there, or not whole, or another training's)."""
         try:
             one = arrays.load(self.path)
-            if int(one.pop("index")) != self.index:
+            if (int(one["index"]), str(one["mark"])) != (self.index, self.mark):
                 return None
-            state = {name: one.get(name, {}) for name in ("w", "v", "running")}
-            return Middle(
-                int(one["step"]),
+            middle = Middle(
+                step=int(one["step"]),
                 losses=one["losses"],
                 distances=one["distances"],
                 seconds=float(one["seconds"]),
-                **state,
+                **{name: one.get(name, {}) for name in ("w", "v", "running")},
             )
-        except (DataError, UsageError, OSError, KeyError):
+        except (DataError, UsageError, KeyError, TypeError, ValueError):
             return None
+        return middle if plausible(middle) else None
 
     def due(self) -> bool:
         """Whether it is time to write: after EVERY seconds, or because the `stopping.here` that follows will stop."""
@@ -80,17 +91,27 @@ class Midway:
 
     def write(self, one: Middle, ended: bool = False) -> None:
         """On the disk when this returns; states that are kept in a folder must be there before. Raises OSError."""
-        arrays.save(self.path, {"index": np.array(self.index), **vars(one)})
+        arrays.save(self.path, {"index": np.array(self.index), "mark": np.array(self.mark), **vars(one)})
         self._last, self.ended = time.monotonic(), ended
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
+def plausible(middle: Middle) -> bool:
+    """Whether the numbers of a file can be those of a training."""
+    n = middle.step
+    measured = {"losses": n, "distances": min(n, MEASURED_STEPS)}
+    return n > 0 and all(
+        isinstance(one := getattr(middle, name), np.ndarray) and one.shape == (count,) and one.dtype == np.float64
+        for name, count in measured.items()
+    )
+
+
 def place(path: Path) -> tuple[int, int]:
-    """The meta-iteration and the step that a file speaks of, before everything else where there is none. No state is read."""
+    """The meta-iteration and the step that a file speaks of; (-1, -1), which is before everything else, where there is none."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return int(archive["index"]), int(archive["step"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        one = arrays.load(path)
+        return int(one["index"]), int(one["step"])
+    except (DataError, UsageError, KeyError, TypeError, ValueError):
         return -1, -1

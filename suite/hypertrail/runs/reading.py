@@ -1,0 +1,322 @@
+"""What lies in the folder of a run, read as if a stranger had written it: one reader for each kind of file.
+
+A file may have been cut off by a kill or a full disk, changed by a bit that flipped, copied from another run, or made up by
+somebody. Each reader checks the form of what it reads and, where the file has one, its check sum. It answers with the contents,
+with DataError in one line, or (for what a run can compute again) with nothing at all.
+
+    config.json               its own hash of all that decides the numbers
+    env.json, parts/*.json    a check sum as their last entry; parts also the name of the part and the identity of the run
+    metrics.jsonl             each line a check sum and the identity of the run, and the sha256 of the files that it speaks of
+    DONE                      a check sum, and the sha256 of every file with numbers; *.npz: see arrays.py
+
+Runs of release 0.1 have no check sums. They can be looked at; a run of that release that is taken up begins again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hypertrail_data import DataError
+from hypertrail_data.sealed import check_sum, unseal
+from hypertrail_data.untrusted import LARGEST_JSON, json_object, open_regular, read_regular
+
+from ..errors import UsageError
+from . import arrays, lock
+from .config import Record, hash_of
+from .names import (
+    CONFIG,
+    DONE,
+    ENV,
+    FAILED,
+    FIGURES,
+    FILES,
+    FOLDERS,
+    LOCK,
+    LOG,
+    METRICS,
+    NO_PROGRESS,
+    PARTS,
+    TRAJECTORY,
+)
+from .writing import left_over
+
+LARGEST_LINES = 2**30  # bytes of metrics.jsonl
+SHOWN = 2000  # characters of a message that a folder may put on the screen
+Line = dict[str, Any]
+
+
+# -- whole files --------------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> Record:
+    """config.json of a run. UsageError where `folder` is not one, DataError where it is damaged."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…"
+        )
+    record = read_json(path)
+    experiment, config = record.get("experiment"), record.get("config")
+    if not (isinstance(experiment, str) and isinstance(config, dict) and isinstance(record.get("hash"), str)):
+        raise DataError(f"{path} is damaged: it has no experiment, hash or config; put the original there")
+    if hash_of(experiment, config) != record["hash"]:
+        raise DataError(f"{path} is damaged: its hash does not fit its settings; put the original there")
+    if type(config.get("seed")) is not int:
+        raise DataError(f"{path} is damaged: it has no seed; put the original there")
+    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no such file: a run may have been stopped before it was written. DataError where it is
+    damaged or cannot be read."""
+    try:
+        return json_object(read_regular(path, LARGEST_JSON), path)
+    except FileNotFoundError:
+        return {}
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
+
+
+def sealed_object(path: Path) -> dict[str, Any]:
+    """The same, for a file that `writing.dump_sealed` wrote; without a check sum it is of an earlier release."""
+    record = read_json(path)
+    check = record.pop("check", None)
+    if check is not None and check != check_sum(record):
+        raise DataError(f"{path} is damaged: its check sum does not match; put the original there")
+    return record
+
+
+def read_text(path: Path) -> str:
+    """A text for people; '' where there is none. Bytes that are no text are shown as such. DataError for no regular file."""
+    try:
+        return read_regular(path, LARGEST_JSON).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
+
+
+# -- lines --------------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path, run: str | None = None) -> tuple[list[Line], int]:
+    """The lines of a metrics.jsonl up to the first that is not whole, and the number of line breaks in the file.
+
+    run: the identity that every line must carry; None: whichever, also none (release 0.1). DataError where the file cannot be
+    read at all.
+    """
+    try:
+        raw = read_regular(path, LARGEST_LINES)
+    except FileNotFoundError:
+        return [], 0
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
+    lines: list[Line] = []
+    for one in raw.split(b"\n")[:-1]:
+        line = whole_line(one + b"\n", run)
+        if line is None:
+            break
+        lines.append(line)
+    return lines, raw.count(b"\n")
+
+
+def whole_line(raw: bytes, run: str | None) -> Line | None:
+    """The record of a line, without what seals it; None where it is torn, changed, or of another run."""
+    try:
+        line = unseal(raw)
+    except ValueError:
+        line = unsealed_line(raw) if run is None else None
+    if line is None or (run is not None and line.get("run") != run):
+        return None
+    line.pop("run", None)
+    return line if plausible(line) else None
+
+
+def unsealed_line(raw: bytes) -> Line | None:
+    """A line of release 0.1."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and "check" not in line else None
+
+
+def plausible(line: Line) -> bool:
+    """Whether a line that says it is of a meta-iteration has what everybody looks for in one."""
+    if "meta_iteration" not in line:
+        return True
+    metrics, cost = line.get("metrics"), line.get("cost")
+    return (
+        type(line["meta_iteration"]) is int
+        and type(line.get("steps")) is int
+        and number(line.get("hyper_loss"))
+        and isinstance(metrics, dict)
+        and all(has_numbers(one, "loss", "error", "examples") for one in metrics.values())
+        and isinstance(cost, dict)
+        and all(has_numbers(one, "seconds", "gradients", "hvps") for one in cost.values())
+        and isinstance(line.get("hyper"), dict)
+    )
+
+
+def has_numbers(found: Any, *names: str) -> bool:
+    return isinstance(found, dict) and all(number(found.get(name)) for name in names)
+
+
+def number(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool)
+
+
+def read_metrics(folder: Path) -> list[Line]:
+    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out. DataError where another one is damaged."""
+    path = folder / METRICS
+    lines, there = read_lines(path)
+    if len(lines) < there - 1:
+        raise DataError(f"{path} is damaged in line {len(lines) + 1} of {there}; run it again, or cut it off there")
+    return lines
+
+
+def files_are_whole(folder: Path, line: Line) -> bool:
+    """Whether the files that a line speaks of are those that were written. Costs reading them."""
+    files = line.get("files")
+    return isinstance(files, dict) and all(
+        inside(name) and arrays.sha256_of(folder / name) == sha256 for name, sha256 in files.items()
+    )
+
+
+def sha256_in(lines: list[Line], file: str) -> str | None:
+    """The sha256 of a file of the run, where one of its lines says it."""
+    for line in lines:
+        if isinstance(files := line.get("files"), dict) and isinstance(files.get(file), str):
+            return str(files[file])
+    return None
+
+
+def inside(name: Any) -> bool:
+    """Whether a name that a file gives is that of a file of the run: 'curve.npz' or 'states/0001.npz'."""
+    *folders, file = name.split("/") if isinstance(name, str) else [""]
+    return file not in ("", ".", "..") and (not folders or (len(folders) == 1 and folders[0] in FOLDERS))
+
+
+# -- parts of a study ---------------------------------------------------------------------------------------------------
+
+
+def read_part(folder: Path, name: str, run: str | None = None) -> dict[str, Any]:
+    """What a part of a study found. run: the identity that it must carry; None: whichever (to look at it).
+
+    DataError where it is not there, not whole, or another part's; a part of release 0.1 is only for looking at.
+    """
+    path = folder / PARTS / f"{name}.json"
+    record = sealed_object(path)
+    if run is None and "found" not in record and record:
+        return record  # of release 0.1
+    found, files = record.get("found"), record.get("files")
+    if not isinstance(found, dict) or not isinstance(files, dict) or record.get("part") != name:
+        raise DataError(f"{path} is not whole; run the same command again")
+    if run is not None and (record.get("run") != run or not files_are_whole(folder, record)):
+        raise DataError(f"{path} is of another run, or a file that it speaks of is; run the same command again")
+    return found
+
+
+# -- how it stands ------------------------------------------------------------------------------------------------------
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run came to its end, and every number that it wrote is still as it was. Costs reading its arrays."""
+    if not (folder / DONE).is_file():
+        return False
+    try:
+        said = sealed_object(folder / DONE)
+    except DataError:
+        return False
+    if "files" not in said:  # release 0.1
+        return set(said) <= {"meta_iterations", "time"}
+    return files_are_whole(folder, said)
+
+
+def numbers_of(folder: Path) -> list[Path]:
+    """The files in which the numbers of a run lie; a stored trajectory vouches for itself, figures are drawn from the numbers."""
+    places = (folder, *(folder / name for name in FOLDERS if name not in (FIGURES, TRAJECTORY)))
+    found = [one for place in places for one in place.glob("*.npz")] + list((folder / PARTS).glob("*.json"))
+    return sorted([*found, *folder.glob(METRICS)])
+
+
+def status(folder: Path) -> str:
+    """'done', 'failed: <message>' or 'unfinished'."""
+    if (folder / DONE).is_file():
+        return "done"
+    if (folder / FAILED).is_file():
+        return f"failed: {read_text(folder / FAILED)[:SHOWN]}"
+    return "unfinished"
+
+
+def no_progress(folder: Path) -> str:
+    """What the log's last line says of a stop that won nothing; "" where it says nothing of that."""
+    try:
+        with open(open_regular(folder / LOG), "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - SHOWN))
+            *_, last = log.read().decode(errors="replace").splitlines() or [""]
+    except (OSError, DataError):
+        return ""
+    return last[last.index(NO_PROGRESS) :] if NO_PROGRESS in last else ""
+
+
+def writer(folder: Path) -> lock.Holder | None:
+    """Who writes to the folder of a run now; None: nobody."""
+    return lock.writer(folder / LOCK)
+
+
+def identities(folder: Path) -> set[str]:
+    """The identities of the runs that the files of a folder say they belong to."""
+    found = set()
+    for path in (folder / ENV, *(folder / PARTS).glob("*.json")):
+        with suppress(DataError):
+            found.add(sealed_object(path).get("run"))
+    with suppress(DataError, OSError):
+        for raw in read_regular(folder / METRICS, LARGEST_LINES).splitlines(keepends=True):
+            with suppress(ValueError):
+                found.add(unseal(raw).get("run"))
+    return {one for one in found if isinstance(one, str)}
+
+
+def names_in(path: Path) -> set[str]:
+    """What lies in a folder, without its lock and what a dying writer left."""
+    if not path.is_dir():
+        return set()
+    return {one.name for one in path.iterdir() if one.name != LOCK and not left_over(one)}
+
+
+def refuse_links(folder: Path) -> None:
+    """DataError where a file or folder of the run is a link, a pipe or a device: what is written there would land elsewhere."""
+    for name in (*FILES, *FOLDERS):
+        path = folder / name
+        if path.is_symlink():
+            raise DataError(f"{path} is a symbolic link, and a run writes into its own folder only; remove the link")
+        kind, right = ("folder", path.is_dir()) if name in FOLDERS else ("regular file", path.is_file())
+        if path.exists() and not right:
+            raise DataError(f"{path} is not a {kind}, and a run needs it to be one; remove it")
+
+
+@contextmanager
+def looking_at(folder: Path) -> Iterator[None]:
+    """What goes wrong inside, while the files of a run are looked at, becomes a DataError: they are not as we write them."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        RecursionError,
+    ) as problem:
+        if hasattr(problem, "exit_code"):
+            raise
+        raise DataError(
+            f"the files of {folder} are not as this version writes them ({type(problem).__name__}: {problem}); run it again"
+        ) from problem
