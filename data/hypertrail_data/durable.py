@@ -47,13 +47,14 @@ def temporary(path: Path) -> Path:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; afterwards fsync it and rename it to ``path``, or remove it if anything failed."""
+def appearing(path: Path) -> Iterator[int]:
+    """Give a new file to write into, its descriptor; afterwards fsync it and rename it to ``path``, or remove it if anything
+    failed."""
     temp = temporary(path)
+    fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        yield temp
-        fd = os.open(temp, os.O_RDWR)
         try:
+            yield fd
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -67,16 +68,14 @@ def appearing(path: Path) -> Iterator[Path]:
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Replace ``path`` by ``data``, durably; a crash at any moment leaves the old file or the new one. Raises OSError."""
-    with appearing(path) as temp:
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            write_all(fd, data)
-        finally:
-            os.close(fd)
+    with appearing(path) as fd:
+        write_all(fd, data)
 
 
 def storage_error(error: BaseException, path: Path, way_out: str) -> Exception:
-    """The DiskFull or TrajectoryError to raise from ``error``."""
+    """The DiskFull or TrajectoryError to raise from ``error``. A TrajectoryError names its own way out."""
+    if isinstance(error, TrajectoryError):
+        return TrajectoryError(str(error))
     reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
     if isinstance(error, OSError) and error.errno in FULL:
         return DiskFull(f"cannot write in {path}: {reason}; {way_out}")

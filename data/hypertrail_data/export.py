@@ -32,33 +32,29 @@ def export(trajectory: StoredTrajectory, path: Path) -> None:
     """
     if not len(trajectory):
         raise TrajectoryError(f"{trajectory.folder} is empty; append states before exporting")
-    with storing(path.parent, "put that right, then export again"), appearing(path) as temp:
+    with storing(path.parent, "put that right, then export again"), appearing(path) as fd:
         offsets: dict[str, int | None] | None = None
-        fd = -1
-        try:
-            for part in trajectory.forwards():
-                if offsets is None:
-                    offsets = _lay_out(trajectory, part.states, temp)
-                    fd = os.open(temp, os.O_WRONLY)
-                rows = part.start - trajectory.start
-                steps = np.arange(part.start, part.stop, dtype=np.int64)
-                for name, array in {**part.states, "step": steps}.items():
-                    if array.nbytes and (offset := offsets[name]) is not None:
-                        os.lseek(fd, offset + rows * (array.nbytes // len(array)), os.SEEK_SET)
-                        write_all(fd, np.ascontiguousarray(array).data)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+        for part in trajectory.forwards():
+            offsets = offsets or _lay_out(trajectory, part.states, path.parent, fd)
+            rows = part.start - trajectory.start
+            steps = np.arange(part.start, part.stop, dtype=np.int64)
+            for name, array in {**part.states, "step": steps}.items():
+                if array.nbytes and (offset := offsets[name]) is not None:
+                    os.lseek(fd, offset + rows * (array.nbytes // len(array)), os.SEEK_SET)
+                    write_all(fd, np.ascontiguousarray(array).data)
 
 
-def _lay_out(trajectory: StoredTrajectory, states: dict[str, np.ndarray], temp: Path) -> dict[str, int | None]:
-    """Make the file with room for everything and nothing written; say where each data set begins."""
+def _lay_out(
+    trajectory: StoredTrajectory, states: dict[str, np.ndarray], folder: Path, fd: int
+) -> dict[str, int | None]:
+    """Give the empty file ``fd``, which lies in ``folder``, room for everything, nothing written; say where each data set
+    begins."""
     size = trajectory.nbytes + 8 * len(trajectory)
     # A full disk or a file size limit is to show here, before HDF5 meets it.
-    if shutil.disk_usage(temp.parent).free < size + MARGIN:
+    if shutil.disk_usage(folder).free < size + MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with open(temp, "wb") as file:
-        file.truncate(size + MARGIN)
+    os.ftruncate(fd, size + MARGIN)
+    os.ftruncate(fd, 0)  # HDF5 would take the zeros for a damaged file of its own
     create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     create.set_layout(h5py.h5d.CONTIGUOUS)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -67,7 +63,8 @@ def _lay_out(trajectory: StoredTrajectory, states: dict[str, np.ndarray], temp: 
     links.set_create_intermediate_group(True)
     layout = {**describe(states)[1], "step": ((), np.dtype(np.int64))}
     offsets: dict[str, int | None] = {}
-    with h5py.File(temp, "w", libver=LIBVER) as file:
+    # HDF5 is given our descriptor, not a name that may by now be that of another file.
+    with open(fd, "r+b", closefd=False) as opened, h5py.File(opened, "w", libver=LIBVER) as file:
         file.attrs["meta"] = json.dumps(trajectory.meta)
         file.attrs["start"], file.attrs["stop"] = trajectory.start, trajectory.stop
         for name, (shape, dtype) in layout.items():

@@ -1,41 +1,68 @@
-"""The folder of a stored trajectory: its header, its lock, and what dying writers leave in it."""
+"""The folder of a stored trajectory: its header, its own names, and what dying writers leave in it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from . import manifest
-from .errors import TrajectoryError
-from .manifest import Entry
+from .errors import DataError, TrajectoryError
+from .lock import LOCK, Lock
+from .manifest import LARGEST_NUMBER, Entry
 from .sealed import unseal
+from .untrusted import read_regular
 
-HEADER, LOCK = "trajectory.json", "lock"
+HEADER = "trajectory.json"
 FORMAT, VERSION = "hypertrail-trajectory", 1
+LARGEST_HEADER = 16 * 2**20  # bytes
 LEFTOVER = re.compile(r"segment-\d+-\d+\.h5|(segment-\d+-\d+\.h5|manifest\.jsonl|trajectory\.json)\.[0-9a-f]{32}\.tmp")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     try:
-        header = unseal(path.read_bytes())
+        header = unseal(read_regular(path, LARGEST_HEADER, follow_links=False))
+        kind, version = header.get("format"), header.get("version")
+        if not (isinstance(kind, str) and type(version) is int):
+            raise ValueError("it names no format and version")
     except FileNotFoundError as error:
         raise TrajectoryError(f"{folder} holds no trajectory ({HEADER} is missing); make one with create()") from error
     except OSError as error:
-        raise TrajectoryError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise TrajectoryError(
-            f"{path} is damaged; the segments beside it are ordinary HDF5 files: copy them, and train again"
+            f"{path} cannot be read ({error.strerror}); put that right, then open it again"
         ) from error
-    if header["format"] != FORMAT or header["version"] != VERSION:
-        found = f"{header['format']} version {header['version']}"
-        raise TrajectoryError(f"{path} says {found}; this release reads {FORMAT} version {VERSION}")
+    except DataError as error:
+        raise TrajectoryError(str(error)) from error
+    except ValueError as error:
+        raise _damaged(path) from error
+    if (kind, version) != (FORMAT, VERSION):
+        found = f"{ascii(kind)[:80]} version {str(version)[:80]}"
+        raise TrajectoryError(
+            f"{path} says {found}; this release reads {FORMAT} version {VERSION}: use the release that wrote it"
+        )
+    size = header.get("segment_bytes")
+    if not (type(size) is int and 1 <= size <= LARGEST_NUMBER and isinstance(header.get("meta"), dict)):
+        raise _damaged(path)
     return header
+
+
+def _damaged(path: Path) -> TrajectoryError:
+    return TrajectoryError(
+        f"{path} is damaged; the segments beside it are ordinary HDF5 files: copy them, and train again"
+    )
+
+
+def check_names(folder: Path) -> None:
+    """Raise TrajectoryError where a link, a pipe or a folder has a name that belongs to a file of the trajectory."""
+    with os.scandir(folder) as items:
+        for item in items:
+            own = item.name in (LOCK, HEADER, manifest.NAME) or LEFTOVER.fullmatch(item.name)
+            if own and not item.is_file(follow_symlinks=False):
+                kind = "a symbolic link" if item.is_symlink() else "not a regular file"
+                raise TrajectoryError(f"{item.path} is {kind}; remove it, or put the file itself there")
 
 
 def occupied(folder: Path) -> bool:
@@ -47,29 +74,11 @@ def occupied(folder: Path) -> bool:
     return False
 
 
-def take_lock(folder: Path) -> int:
-    """Take the folder for writing; the system lets go of it when this process ends, however it ends."""
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.read(fd, 200).decode(errors="replace").strip() or "another process"
-        os.close(fd)
-        raise TrajectoryError(
-            f"{folder} is being written by {owner}; wait for it to end, or use another folder"
-        ) from error
-    except BaseException:
-        os.close(fd)
-        raise
-    with suppress(OSError):  # a courtesy to whoever is refused; a full disk is no reason to fail here
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return fd
-
-
-def sweep(folder: Path, entries: list[Entry]) -> None:
+def sweep(lock: Lock, entries: list[Entry]) -> None:
+    """Remove what dying writers left. A link is removed itself; what it points to stays as it is."""
     listed = {entry.name for entry in entries}
-    for path in folder.iterdir():
+    lock.check()
+    for path in lock.folder.iterdir():
         if LEFTOVER.fullmatch(path.name) and path.name not in listed:
             with suppress(OSError):  # what stays is harmless: nothing but the manifest says what is read
                 path.unlink()

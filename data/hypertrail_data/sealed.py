@@ -22,13 +22,13 @@ def unseal(line: bytes) -> dict[str, Any]:
     """The record of a line made by ``seal``. Raises ValueError if so much as one bit of the line is not as it was written."""
     try:
         record = json.loads(line)
-    except RecursionError as error:
+        if not isinstance(record, dict) or "check" not in record:
+            raise ValueError("it has no check sum")
+        record.pop("check")
+        if seal(record) != line:
+            raise ValueError("its check sum does not match")
+    except RecursionError as error:  # from reading the line, or from writing it anew
         raise ValueError("it is nested too deep") from error
-    if not isinstance(record, dict) or "check" not in record:
-        raise ValueError("it has no check sum")
-    record.pop("check")
-    if seal(record) != line:
-        raise ValueError("its check sum does not match")
     return record
 
 

@@ -6,18 +6,16 @@ import hashlib
 import os
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from .errors import TrajectoryError
+from .errors import DataError, TrajectoryError
+from .gathering import state_bytes
 from .manifest import Entry, way_out
 from .outline import outline
 from .rooms import Rooms
-from .trajectory import Layout, Segment, describe
-
-
-def file_name(start: int, stop: int) -> str:
-    return f"segment-{start:012d}-{stop:012d}.h5"
+from .trajectory import Layout, Segment, check_layout, describe
+from .unpacking import unpack
+from .untrusted import open_regular
 
 
 def pack(one: Segment) -> list[memoryview]:
@@ -30,60 +28,66 @@ def load(folder: Path, entry: Entry, rooms: Rooms, layout: Layout | None = None)
     """Read one segment; its arrays are read-only views of the file's bytes. Memory: the segment, one of the
     rooms until its last array is gone.
 
-    layout: what it is likely to hold. A file that is then just as ``pack`` makes it need not be taken apart by HDF5.
-    Raises TrajectoryError if the file cannot be read, or one bit of it is not as it was written.
+    layout: what it is to hold, if that is known. A file that is then just as ``pack`` makes it need not be taken apart by HDF5.
+    Raises TrajectoryError if the file cannot be read, if one bit of it is not as it was written, or if it is no segment of such
+    states.
     """
-    path = folder / entry.name
     try:
-        image = read(path, rooms)
+        image = read(folder / entry.name, entry.bytes, rooms)
     except OSError as error:
         raise _damaged(folder, entry, f"cannot be read ({error.strerror})") from error
+    except DataError as error:
+        raise TrajectoryError(str(error), segment=entry.name, resume_step=entry.start) from error
+    if len(image) != entry.bytes:
+        raise _damaged(folder, entry, f"has no longer the size it had, {entry.bytes} bytes")
     digest = hashlib.sha256(image).hexdigest()
     if digest != entry.sha256:
         raise _damaged(folder, entry, f"has sha256 {digest[:12]}.., expected {entry.sha256[:12]}..")
     image.flags.writeable = False  # and so are all its views
-    if layout and (found := outline(entry.stop - entry.start, layout).find(image, entry.start, entry.stop)):
+    if layout and (found := _recognised(image, entry, layout)):
         return Segment(entry.start, entry.stop, found)
     try:
-        start, stop, states = unpack(path, image)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise _damaged(folder, entry, f"is not readable HDF5 ({error})") from error
-    if (start, stop) != (entry.start, entry.stop):
-        raise _damaged(
-            folder, entry, f"holds the steps {start} .. {stop - 1}, expected {entry.start} .. {entry.stop - 1}"
-        )
+        start, stop, states = unpack(image)
+        steps, kept = describe(states)
+        check_layout(kept, layout or kept)
+    except Exception as error:
+        # Damaged bytes make h5py raise nearly everything: OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError,
+        # MemoryError, OverflowError. The bytes are those of the manifest's sha256, so it was written like that.
+        raise _damaged(folder, entry, f"cannot be used ({_one_line(error)})") from error
+    if (start, stop, steps) != (entry.start, entry.stop, entry.stop - entry.start):
+        found_steps = f"the steps {start} .. {stop - 1} in arrays of {steps}"
+        raise _damaged(folder, entry, f"holds {found_steps}, expected {entry.start} .. {entry.stop - 1}")
     return Segment(start, stop, states)
 
 
-def read(path: Path, rooms: Rooms) -> np.ndarray:
-    """The bytes of a file, beginning at a page. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        image = rooms.array(size)
+def read(path: Path, expected: int, rooms: Rooms) -> np.ndarray:
+    """The bytes of a file, beginning at a page; none or some of them if there are not as many as expected. Raises OSError,
+    and DataError for what is not a regular file."""
+    with open(open_regular(path, follow_links=False), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size != expected:
+            return np.empty(0, np.uint8)
+        image = rooms.array(expected)
         done = 0
-        while done < size and (count := file.readinto(image[done:])):
+        while done < expected and (count := file.readinto(image[done:])):
             done += count
     return image[:done]
 
 
-def unpack(path: Path, image: np.ndarray) -> tuple[int, int, dict[str, np.ndarray]]:
-    """start, stop and the arrays of a file made by ``pack``; image: its bytes, which HDF5 tells us our way about in."""
-    states: dict[str, np.ndarray] = {}
-
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            offset = item.id.get_offset()  # None: chunked, as another writer may make it, or without elements
-            states[name] = (
-                item[...] if offset is None else image[offset:][: item.nbytes].view(item.dtype).reshape(item.shape)
-            )
-            states[name].flags.writeable = False
-
-    with h5py.File(path, "r", locking=False) as file:  # nobody changes a segment
-        file.visititems(visit)
-        return int(file.attrs["start"]), int(file.attrs["stop"]), {name: states[name] for name in sorted(states)}
+def _recognised(image: np.ndarray, entry: Entry, layout: Layout) -> dict[str, np.ndarray] | None:
+    """The arrays of a file that is just as ``pack`` makes it; None for another one."""
+    steps = entry.stop - entry.start
+    if steps * max(1, state_bytes(layout)) > len(
+        image
+    ):  # too many for this file: do not draw an outline as large as it says
+        return None
+    return outline(steps, layout).find(image, entry.start, entry.stop)
 
 
 def _damaged(folder: Path, entry: Entry, found: str) -> TrajectoryError:
     return TrajectoryError(
         f"{folder}: segment {entry.name} {found}; {way_out(entry.start)}", segment=entry.name, resume_step=entry.start
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).encode("ascii", "backslashreplace").decode().split()) or type(error).__name__

@@ -19,8 +19,9 @@ import numpy as np
 from . import manifest, segment
 from .durable import storage_error, storing, write_file
 from .errors import DataError, DiskFull, TrajectoryError
-from .folder import FORMAT, HEADER, VERSION, occupied, read_header, sweep, take_lock
+from .folder import FORMAT, HEADER, LARGEST_HEADER, VERSION, check_names, occupied, read_header, sweep
 from .gathering import Gathered, state_bytes
+from .lock import Lock, take_lock
 from .manifest import Entry
 from .rooms import Rooms
 from .sealed import seal, unseal
@@ -59,7 +60,7 @@ class StoredTrajectory:
     TrajectoryError; where one segment is to blame, the error names it and the step to resume from.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], entries: list[Entry], lock: int | None) -> None:
+    def __init__(self, folder: Path, header: dict[str, Any], entries: list[Entry], lock: Lock | None) -> None:
         """Use ``create`` or ``open``."""
         self.folder = folder
         self.meta: dict[str, Any] = header["meta"]
@@ -74,7 +75,7 @@ class StoredTrajectory:
         self._rooms = Rooms()
         self._lock = lock
         self._closed = False
-        self._writer = Writer(folder, entries)
+        self._writer = Writer(lock, entries)
         self._abandoned = weakref.finalize(self, _abandon, folder, self._writer, lock)
 
     # Making and opening
@@ -85,32 +86,46 @@ class StoredTrajectory:
         folder: str | os.PathLike[str],
         segment_bytes: int = SEGMENT_BYTES,
         meta: dict[str, Any] | None = None,
+        *,
+        parents: bool = True,
     ) -> Self:
         """Start an empty trajectory in ``folder``, which is made if need be and must not hold one yet.
 
-        ``meta`` is anything JSON can hold; it comes back as ``self.meta``.
+        ``meta`` is a dict of anything JSON can hold; it comes back as ``self.meta``. ``parents``: whether the folders above
+        are made too; with False, a folder above that is missing is a TrajectoryError.
         """
         segment_bytes = index(segment_bytes)
         if segment_bytes < 1:
             raise ValueError(f"segment_bytes is {segment_bytes}; expected at least 1")
+        if not isinstance(meta, dict | None):
+            raise TypeError(f"meta is of type {type(meta).__name__}; expected a dict or None")
         folder = Path(folder)
-        record = {"format": FORMAT, "version": VERSION, "segment_bytes": segment_bytes, "meta": meta or {}}
-        header = seal(record)
+        header = seal({"format": FORMAT, "version": VERSION, "segment_bytes": segment_bytes, "meta": meta or {}})
+        record = unseal(header)  # here, so that what cannot be read again raises before anything is written
+        if len(header) > LARGEST_HEADER:
+            raise ValueError(f"meta makes a header of {len(header)} bytes; expected at most {LARGEST_HEADER}")
         with storing(folder, "put that right or choose another folder"):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=parents, exist_ok=True)
+            except FileNotFoundError as error:
+                raise TrajectoryError(
+                    f"the folder {folder.parent} is gone or was never there; make it, or choose another folder"
+                ) from error
+            check_names(folder)
             lock = take_lock(folder)
             try:
                 if occupied(folder):
                     raise TrajectoryError(
                         f"{folder} already holds a trajectory; open it with mode='a' to go on, or choose another folder"
                     )
-                manifest.replace(folder, [])
+                manifest.replace(lock, [])
                 # Last: from here on the folder is a trajectory, and a missing manifest means damage.
-                write_file(folder / HEADER, header)
+                with lock.writing():
+                    write_file(folder / HEADER, header)
             except BaseException:
-                os.close(lock)
+                lock.release()
                 raise
-        return cls(folder, unseal(header), [], lock)
+        return cls(folder, record, [], lock)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], mode: Literal["r", "a"] = "r", until: int | None = None) -> Self:
@@ -120,8 +135,8 @@ class StoredTrajectory:
         manifest does not list. ``until`` (with ``"a"`` only) keeps the states below that step and drops the rest, damaged
         or not; it is the way out that errors name.
 
-        Raises TrajectoryError for a damaged manifest, a hole, a segment that is missing or has the wrong size, a second
-        writer.
+        Raises TrajectoryError for a damaged header or manifest, a hole, a segment that is missing or has the wrong size, a
+        link or a pipe in the place of a file, a second writer.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode is {mode!r}; expected 'r' or 'a'")
@@ -129,6 +144,8 @@ class StoredTrajectory:
             raise ValueError(f"until={until} drops states and needs mode='a'; found mode={mode!r}")
         folder = Path(folder)
         header = read_header(folder)
+        with storing(folder, "put that right, then open it again"):
+            check_names(folder)
         if mode == "r":
             entries, _, damage = manifest.read(folder)
             if damage:
@@ -143,12 +160,12 @@ class StoredTrajectory:
                     if until is None or damage.resume_step is None or until > damage.resume_step:
                         raise damage
                     entries = [entry for entry in entries if entry.start < until]
-                    manifest.replace(folder, entries)
+                    manifest.replace(lock, entries)
                 else:
-                    manifest.cut(folder, length)
-                sweep(folder, entries)
+                    manifest.cut(lock, length)
+                sweep(lock, entries)
             except BaseException:
-                os.close(lock)
+                lock.release()
                 raise
         trajectory = cls(folder, header, entries, lock)
         if until is not None and until < trajectory.stop:
@@ -247,20 +264,22 @@ class StoredTrajectory:
         self.flush()
         step = index(step)
         check_cut(step, self.start, self.stop)
+        lock = self._lock
+        assert lock is not None  # flush has asked
         kept = [entry for entry in self._entries if entry.start < step]
         with storing(self.folder, "put that right, then truncate again; nothing was lost"):
             if kept and kept[-1].stop > step:
                 last = self._load(kept.pop())
                 states = {name: array[: step - last.start] for name, array in last.states.items()}
-                anew = write_segment(self.folder, Segment(last.start, step, states))
+                anew = write_segment(lock, Segment(last.start, step, states))
                 anew.sync()
                 kept.append(anew.entry)
-            manifest.replace(self.folder, kept)
+            manifest.replace(lock, kept)
             self._entries[:] = kept
             self._handed = step
             self._loaded.clear()
             self._latest.clear()
-            sweep(self.folder, kept)
+            sweep(lock, kept)
         if not kept:  # as new: any start, any layout
             self._layout = None
             self._first = self._handed = 0
@@ -324,14 +343,8 @@ class StoredTrajectory:
 
     def verify(self) -> Report:
         """Load every segment. Raises TrajectoryError at the first damage."""
-        expected = None
-        steps = 0
         self._settle()
-        for part in self._walk(list(self._entries)):
-            k, layout = describe(part.states)
-            expected = expected or layout
-            check_layout(layout, expected)
-            steps += k
+        steps = sum(len(part) for part in self._walk(list(self._entries)))
         return Report(len(self._entries), steps, sum(entry.bytes for entry in self._entries))
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -357,7 +370,7 @@ class StoredTrajectory:
 
         def unlock() -> None:
             if self._lock is not None:
-                os.close(self._lock)
+                self._lock.release()
 
         self._writer.close(unlock)
         self._rooms.close()
@@ -397,7 +410,12 @@ class StoredTrajectory:
         return self._layout
 
     def _load(self, entry: Entry) -> Segment:
-        loaded = segment.load(self.folder, entry, self._rooms, self._layout)
+        try:
+            loaded = segment.load(self.folder, entry, self._rooms, self._layout)
+        except TrajectoryError:
+            if self._lock is not None:
+                self._lock.check()  # a folder that has gone is not a damaged one
+            raise
         self._layout = self._layout or describe(loaded.states)[1]
         return loaded
 
@@ -423,12 +441,12 @@ class StoredTrajectory:
             raise storage_error(error, self.folder, way_out) from error
 
 
-def _abandon(folder: Path, writer: Writer, lock: int | None) -> None:
+def _abandon(folder: Path, writer: Writer, lock: Lock | None) -> None:
     """Nobody has called ``close``: what was handed over is written all the same, and a failure is said."""
 
     def say() -> None:
         if lock is not None:
-            os.close(lock)
+            lock.release()
         if writer.failure and not writer.told:
             error = storage_error(writer.failure, folder, "close a trajectory to be told in time")
             warnings.warn(str(error), RuntimeWarning, stacklevel=2)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from . import manifest, segment
 from .durable import sync_folder, temporary, write_all
-from .manifest import Entry
+from .lock import Lock
+from .manifest import Entry, file_name
 from .trajectory import Segment
 
 BEHIND = 16  # segments written and not yet durable: the system's memory, and open files
@@ -36,25 +37,33 @@ class Written:
         sync_folder(self.folder)
 
 
-def write_segment(folder: Path, one: Segment) -> Written:
-    """Write one segment; it counts only once it is synced and the manifest says so. Raises OSError."""
+def write_segment(lock: Lock, one: Segment) -> Written:
+    """Write one segment; it counts only once it is synced and the manifest says so. Raises OSError and what ``Lock.check``
+    raises."""
     parts = segment.pack(one)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    name = segment.file_name(one.start, one.stop)
-    temp = temporary(folder / name)
+    path = lock.folder / file_name(one.start, one.stop)
+    with lock.writing():
+        fd = _place(path, parts)
+    size = sum(part.nbytes for part in parts)
+    return Written(lock.folder, Entry(path.name, one.start, one.stop, size, digest.hexdigest()), fd)
+
+
+def _place(path: Path, parts: list[memoryview]) -> int:
+    """Write a file that appears at ``path`` once it is whole, and return its descriptor. Raises OSError."""
+    temp = temporary(path)
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         write_all(fd, *parts)
-        os.replace(temp, folder / name)
+        os.replace(temp, path)
     except BaseException:
         os.close(fd)
         with suppress(OSError):
             temp.unlink()
         raise
-    size = sum(part.nbytes for part in parts)
-    return Written(folder, Entry(name, one.start, one.stop, size, digest.hexdigest()), fd)
+    return fd
 
 
 class Writer:
@@ -65,10 +74,11 @@ class Writer:
     more is written; ``failure`` says why, once all that was written before it is durable.
     """
 
-    def __init__(self, folder: Path, entries: list[Entry]) -> None:
+    def __init__(self, lock: Lock | None, entries: list[Entry]) -> None:
+        """lock: None for a trajectory that is open for reading, which submits nothing."""
         self.failure: BaseException | None = None
         self.told = False  # whether the failure has been raised
-        self._folder = folder
+        self._lock = lock
         self._entries = entries
         self.room = 0
         self._in_flight = 0
@@ -154,7 +164,7 @@ class Writer:
                 job = self._jobs.popleft()
                 self._busy = True
             try:
-                written = write_segment(self._folder, job)
+                written = write_segment(self._lock, job)
             except BaseException as error:
                 with self._changed:
                     self._stopped = error
@@ -189,8 +199,9 @@ class Writer:
                     return
                 written = self._written[0]
             try:
-                written.sync()
-                manifest.append(self._folder, written.entry)
+                with self._lock.writing():
+                    written.sync()
+                    manifest.append(self._lock, written.entry)
             except BaseException as error:
                 with self._changed:
                     self._written.popleft()
