@@ -40,7 +40,8 @@ def read_regular(path: Path, at_most: int, follow_links: bool = True) -> bytes:
     """The bytes of a regular file of no more than ``at_most`` bytes. Raises what ``open_regular`` raises, and DataError."""
     fd = open_regular(path, follow_links)
     with open(fd, "rb") as file:
-        content = file.read(at_most + 1)
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(min(size, at_most) + 1)  # one byte more: it may grow meanwhile
     if len(content) > at_most:
         raise DataError(
             f"{path} has more than {at_most} bytes, which is more than belongs there; put the original there"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .errors import UsageError
 
 
@@ -13,6 +15,22 @@ def one_of(what: str, word: str, known: tuple[str, ...]) -> None:
 def at_least(what: str, number: float, least: float) -> None:
     if not number >= least:
         raise UsageError(f"{what} {number}, expected at least {least}")
+
+
+def at_most(what: str, number: float, most: float, why: str) -> None:
+    """why: the reason of the bound, as in 'steps 10000000000, expected at most 100000000: the loss of every step is kept'."""
+    if not number <= most:
+        raise UsageError(f"{what} {shortened(number)}, expected at most {most:,}: {why}")
+
+
+def finite(what: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise UsageError(f"{what} {number:g}, expected a finite number")
+
+
+def shortened(number: float) -> str:
+    """A number for a message; Python does not print whole numbers of thousands of digits."""
+    return str(number) if abs(number) < 10**20 else "of more than 20 digits"
 
 
 def positive(what: str, number: float) -> None:

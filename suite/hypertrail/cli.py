@@ -186,7 +186,7 @@ def into_folder(
     began = threads.recorded(config.run_dir)
     with engines.starting(engine), threads.fixed(engine, config.threads, began):
         processes.share(engine, config.devices, problem)
-        about_engine = engine.describe()
+        engine.describe()
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
     with (
         engines.compilation_cache(config.compilation_cache, engine),
@@ -195,7 +195,7 @@ def into_folder(
     ):
         if run.finished:
             return nothing_to_do(path)
-        run.describe(words, about_engine, (runs.FIGURES,) if study else runs.META_LOOP)
+        run.describe(words, engine.describe(), (runs.FIGURES,) if study else runs.META_LOOP)
         for how, splits in drawn:
             run.data_used(how, splits)
         voice = display.Voice(run.log)
@@ -252,6 +252,7 @@ def refuse_method(config: Any, problem: Any) -> None:
     """What the method or the trajectory cannot do is said before there is a folder."""
     from . import keeping, methods, refusals, tuning
 
+    refusals.refuse_too_large(problem)
     method, keep = methods.parse_method(config.method), keeping.parse_keep(config.trajectory, Path())
     kept = tuning.keep_for(method, tuning.beside(config.compare_exact, method), keep)
     refusals.refuse_plan(problem, method, kept)
@@ -296,30 +297,38 @@ def verify_command(words: list[str], name: str) -> int:
 
 def compare_command(words: list[str], a: str, b: str) -> int:
     from .report import compare
+    from .runs.reading import looking_at
 
     _, out = operands_and_out(words, at_most=2)
-    return compare.main(Path(a), Path(b), out)
+    with looking_at(f"{a} and {b}"):
+        return compare.main(Path(a), Path(b), out)
 
 
 def report_command(words: list[str], *first: str) -> int:
     from .report import writing
+    from .runs.reading import looking_at
 
     folders, out = operands_and_out(words)
-    return writing.main([Path(one) for one in folders], out)
+    with looking_at(" and ".join(folders)):
+        return writing.main([Path(one) for one in folders], out)
 
 
 def plot_command(words: list[str], folder: str) -> int:
     from .report import plot
+    from .runs.reading import looking_at
 
     (_, *names), out = operands_and_out(words, at_most=2)
-    return plot.main(Path(folder), names[0] if names else None, out)
+    with looking_at(folder):
+        return plot.main(Path(folder), names[0] if names else None, out)
 
 
 def export_tensorboard_command(words: list[str], *first: str) -> int:
     from .report import events
+    from .runs.reading import looking_at
 
     folders, out = operands_and_out(words)
-    return events.main([Path(one) for one in folders], out)
+    with looking_at(" and ".join(folders)):
+        return events.main([Path(one) for one in folders], out)
 
 
 def operands_and_out(words: list[str], at_most: int | None = None) -> tuple[list[str], Path | None]:

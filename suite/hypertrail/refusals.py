@@ -6,10 +6,12 @@ one than was planned. What is accepted here is what `hypertrail verify everythin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from . import memory
 from .errors import UsageError
 from .hyperparameters import OF_THE_START, Hyper, Hyperparameter, count
 from .keeping import Checkpoints, Keep, Last, Reversible
@@ -296,3 +298,19 @@ def reversible(gamma: float | np.ndarray) -> np.ndarray:
     changes them."""
     gamma = np.asarray(gamma, np.float64)
     return (gamma >= LEAST * (1 - 1e-5)) & (1 - gamma >= LEAST * (1 - 1e-2))
+
+
+def refuse_too_large(problem: Problem) -> None:
+    """UsageError for a problem whose weights and hyperparameters alone do not fit into the memory of this machine.
+
+    A training and its reverse pass hold five arrays of the size of the weights (w, v, g, dw, dv) in the precision of the problem
+    and three of that of the hyperparameters (λ, its gradient, its buffer) in float64. Nothing of that size is made here.
+    """
+    weights = sum(math.prod(one.shape) for one in problem.params)
+    hypers = sum(math.prod(shape) for shapes in problem.hyper_shapes().values() for shape in shapes.values())
+    needed, there = 5 * problem.dtype.itemsize * weights + 3 * 8 * hypers, memory.of_machine()
+    if needed > there:
+        raise UsageError(
+            f"{weights:,} weights and {hypers:,} hyperparameters need {needed / 2**30:,.0f} GiB at least, and this machine has "
+            f"{there / 2**30:,.0f}; ask for a smaller network, or for fewer hyperparameters (a sharing level above parameter)"
+        )

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hypertrail_data import DataError
+
 from . import runs
 from .errors import UsageError
+from .runs.reading import sealed_object
 
 
 @contextlib.contextmanager
@@ -40,7 +43,10 @@ def fixed(engine: Any, wanted: int | None, began: int | None = None) -> Iterator
 
 def recorded(folder: Path | None) -> int | None:
     """How many threads the run in this folder began with; None where none lies there, or where it does not say."""
-    engine = runs.read_json(folder / runs.ENV).get("engine") if folder else None
+    try:
+        engine = sealed_object(folder / runs.ENV).get("engine") if folder else None
+    except DataError:
+        return None
     number = engine.get("threads") if isinstance(engine, dict) else None
     return number if type(number) is int and number > 0 else None
 

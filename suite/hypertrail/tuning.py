@@ -390,7 +390,7 @@ def state_of(run: Run, lines: Sequence[dict[str, Any]], k: int, first: Start) ->
     if k == 0:
         return first
     path = run.state(k)
-    sha256 = reading.sha256_in(lines[k - 1 : k], run.name_of(path))
+    sha256 = reading.files_of(lines[k - 1 : k]).get(run.name_of(path))
     if sha256 is None:
         return None
     try:

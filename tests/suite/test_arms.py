@@ -24,13 +24,14 @@ from hypertrail import (
     Plain,
     Problem,
     UsageError,
-    arrays,
     engines,
+    runs,
     stopping,
 )
 from hypertrail.errors import Stopped
 from hypertrail.race import arm_records, arms
 from hypertrail.race.arms import Arm
+from hypertrail.runs import arrays
 from hypertrail_nets import mlp
 
 BUDGET = 60
@@ -198,7 +199,7 @@ def test_what_diverges_is_a_result(cpu, tmp_path):
 
 
 def test_what_cannot_be_is_refused(cpu, tmp_path):
-    problem, path = small(), tmp_path / "a.npz"
+    problem = small()
     for arm, budget, words in (
         (Arm("a", ADAPTIVE.method, schedule="cosine"), BUDGET, "moves the learning rate itself"),
         (ADAPTIVE, 5, "more than the budget of 5"),
@@ -215,9 +216,21 @@ def test_what_cannot_be_is_refused(cpu, tmp_path):
     for make in (lambda: Arm("a b", Plain()), lambda: Arm("a", Plain(), schedule="linear"), lambda: Plain(0)):
         with pytest.raises(UsageError, match="expected"):
             make()
-    arms.train(cpu, problem, Arm("a", Plain(20)), BUDGET, path)
-    with pytest.raises(UsageError, match="is of another arm than b"):
-        arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, path)
+
+
+def test_what_another_arm_or_run_left_is_not_gone_on_with(cpu, tmp_path):
+    """Nor is a file that is not whole: each begins at the first step, and ends as it does in an empty folder."""
+    problem, path = small(), tmp_path / "a.npz"
+    kept = ("steps", "norms", "digest")
+    expected = arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, tmp_path / "b.npz", run="mine")
+    for arm, run in ((Arm("a", Plain(20)), "mine"), (Arm("b", Plain(10)), "mine"), (Arm("b", Plain(20)), "other")):
+        arms.train(cpu, problem, arm, BUDGET, path, run=run)
+        found = arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, path, run="mine")
+        assert {key: found[key] for key in kept} == {key: expected[key] for key in kept}
+    for content in (b"", b"PK", path.read_bytes()[:-100]):
+        path.write_bytes(content)
+        found = arms.train(cpu, problem, Arm("b", Plain(20)), BUDGET, path, run="mine")
+        assert {key: found[key] for key in kept} == {key: expected[key] for key in kept}
 
 
 @pytest.mark.parametrize("every", [1, 2, 100])
@@ -241,9 +254,9 @@ def test_a_kill_costs_two_minutes_however_rarely_it_is_measured(cpu, tmp_path, m
     """A clock on which a block takes 50 seconds: saved after every third of them, and at the end, where it is measured."""
     saved, now = [], [0]
 
-    def save(path: Path, record: dict[str, Any], state: Any) -> None:
+    def save(path: Path, record: dict[str, Any], state: Any, run: str) -> None:
         saved.append(int(state["block"]))
-        arm_records.save(path, record, state)
+        arm_records.save(path, record, state, run)
 
     def seen(done: int, budget: int) -> None:
         now[0] += 50
@@ -288,13 +301,10 @@ class Deadly(BatchSchedule):
         return super().indices(start, stop)
 
 
-class Folder:
-    path = folder
-    part = runs.Run.part
-
-
 problem = here.small(schedule=Deadly(60, 10, 0, "reshuffled"))
-arms.in_run(Folder(), engines.load(engine), problem, here.ADAPTIVE, here.BUDGET, every=2)
+with runs.Run(folder, {{"experiment": "x", "hash": "", "config": {{"seed": 0}}}}) as run:
+    run.describe([], {{}})
+    arms.in_run(run, engines.load(engine), problem, here.ADAPTIVE, here.BUDGET, every=2)
 """
 
 
@@ -315,6 +325,6 @@ def test_killed_in_the_middle_of_a_block_it_ends_with_the_same_bits(name, tmp_pa
     assert not list((folder / "parts").glob("*.json"))
     assert start(10**6) == 0
     assert not (folder / "arms" / "s0-adaptive.npz").exists()
-    found = json.loads((folder / "parts" / "s0-adaptive.json").read_text())
+    found = runs.read_part(folder, "s0-adaptive")
     whole = arms.train(engines.load(name), small(), ADAPTIVE, BUDGET, tmp_path / "whole.npz", every=2)
     assert same(found, whole)

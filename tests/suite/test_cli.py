@@ -312,7 +312,7 @@ def test_ctrl_c_stops_a_run_that_nobody_else_may_write_to(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err == "hypertrail: interrupted (SIGINT)\n"
+    assert err == f"hypertrail: stopped by SIGINT; run the same command with --run-dir {folder} to go on\n"
     assert runs.status(folder) == "unfinished"
     assert "stopped by SIGINT" in (folder / "log.txt").read_text()
     assert (folder / "states" / "0000.npz").exists()

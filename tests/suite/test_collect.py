@@ -31,10 +31,10 @@ def test_runs_of_a_meta_loop_by_hand(make_run, tmp_path, capsys):
     for folder, end in zip(made, ends, strict=True):
         lines = runs.read_metrics(folder)
         lines[-1]["hyper_loss"] = end
-        (folder / "metrics.jsonl").write_text("".join(runs.json.dumps(line) + "\n" for line in lines))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     make_run(here / "again", seed=0, outer_rate=0.2)
     lines = runs.read_metrics(made[3])
-    (here / "again" / "metrics.jsonl").write_text("".join(runs.json.dumps(line) + "\n" for line in lines))
+    (here / "again" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     unfinished = make_run(here / "unfinished", seed=3, outer_rate=0.1)
     (unfinished / "DONE").unlink()
 
@@ -301,7 +301,12 @@ def test_a_damaged_run_is_named_and_left_out(make_run, tmp_path, capsys):
     assert "1 runs counted, 4 not" in said.out
     errors = said.err.splitlines()
     assert len(errors) == 4
-    for name, why in (("config", "damaged"), ("seed", "no seed"), ("lines", "damaged in line 1"), ("line", "KeyError")):
+    for name, why in (
+        ("config", "damaged"),
+        ("seed", "hash does not fit"),
+        ("lines", "damaged in line 1"),
+        ("line", "damaged in line 4"),
+    ):
         (one,) = [error for error in errors if f"left out: {here / name}," in error]
         assert why in one
     states = {row["folder"]: row["state"] for row in table(tmp_path / "collected" / "runs.csv")}

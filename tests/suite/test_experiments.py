@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import json
 import math
 import re
 
@@ -314,7 +313,7 @@ def test_schedules_are_tried_on_held_out_seeds_and_go_on_in_between(blank_data, 
     ended.append("yes")
     assert cli.main(command) == 0
     assert trained == [f"held-out-0001-{i:02d}" for i in range(4)]
-    parts = [json.loads((folder / "parts" / f"{name}.json").read_text()) for name in trained]
+    parts = [runs.read_part(folder, name) for name in trained]
     assert len({part["seed"] for part in parts}) == 4
     section = schedules_mnist.show(folder)[1]
     losses = [part["train_loss"] for part in parts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -291,7 +290,7 @@ def test_t1t2_mnist(blank_mnist, tmp_path, monkeypatch, capsys):
         assert np.all(path[0] != path[1])
         assert 1e-4 <= path[0, 0] <= 1e-2
         assert 0.1 <= path[0, 1] <= 1
-    again = json.loads((tmp_path / "run" / "parts" / "s0-start-1-again.json").read_text())
+    again = runs.read_part(tmp_path / "run", "s0-start-1-again")
     end = line["runs"][1]["path"][-1]
     assert [again["start"]["l2"], again["start"]["noise"]] == pytest.approx(end)
     said = capsys.readouterr().out

@@ -14,7 +14,9 @@ from hypertrail.experiments import drmad_digits
 from hypertrail.methods import parse_method
 from hypertrail.report import writing
 from hypertrail.runs import arrays
+from hypertrail.runs import run as run_module
 from hypertrail.runs.midway import Middle, Midway
+from hypertrail.runs.writing import append
 
 M = 3
 RULES = [outer.Sign(0.1), outer.Adam(0.1)]  # without memory, and with the longest
@@ -75,22 +77,19 @@ class Killed(BaseException):
 def writes(monkeypatch, dies_at):
     """Let the writer die just before its n-th write."""
     count = 0
-    for where, name in ((arrays, "write_atomic"), (runs, "write_atomic"), (runs, "append")):
+    for where, name in ((arrays, "write_atomic"), (run_module, "write_atomic"), (run_module, "append")):
         write = getattr(where, name)
 
         def dying(path, content, write=write):
             nonlocal count
             count += 1
             if count == dies_at:
-                if write is runs_append:
-                    path.write_text((path.read_text() if path.exists() else "") + content[: len(content) // 2])
+                if write is append:
+                    append(path, content[: len(content) // 2])
                 raise Killed
             write(path, content)
 
         monkeypatch.setattr(where, name, dying)
-
-
-runs_append = runs.append
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -237,7 +236,10 @@ def test_the_middle_of_a_training_counts_where_what_it_keeps_is_there(tmp_path, 
     with pytest.raises(NumericalFailure):
         go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
     engine.fails = None
-    Midway(path / "training.npz", 1).write(Middle(3, {}, {}, {}, np.zeros(3), np.zeros(3), 1.0))
+    with runs.Run(path, record()) as run:
+        mark = tuning.mark(run, problem, 1, arrays.load(run.state(1)))
+    w, v, running = problem.initial_weights(), problem.initial_velocity(), problem.initial_running()
+    Midway(path / "training.npz", 1, mark).write(Middle(3, w, v, running, np.zeros(3), np.zeros(3), 1.0))
     go(path, problem, engine, trajectory="disk", compare_exact=compare_exact)
     assert ("the training goes on at step 3" in (path / "log.txt").read_text()) == (not compare_exact)
 
@@ -297,15 +299,20 @@ def test_a_run_whose_time_is_up_with_nothing_won_says_what_it_needs(
         assert runs.status(folder) == "unfinished"
 
 
+def line(k):
+    numbers = {"meta_iteration": k, "steps": 1, "hyper_loss": 1.0}
+    return numbers | {"metrics": {}, "cost": {}, "hyper": {}}
+
+
 def test_an_update_in_place_of_a_closing_line_is_progress(tmp_path):
     with runs.Run(tmp_path / "run", record()) as run:
         run.describe(["run"], {})
-        run.append({"meta_iteration": 0, "method": "exact"})
-        run.append({"meta_iteration": 1})
+        run.append(line(0) | {"method": "exact"})
+        run.append(line(1))
         before = run.reached()
         run.keep_lines(1)
         assert not run.reached().beyond(before)
-        run.append({"meta_iteration": 1, "method": "exact"})
+        run.append(line(1) | {"method": "exact"})
         assert run.reached().beyond(before)
 
 

@@ -17,7 +17,7 @@ TINY = {
     "interpolation": "--networks softmax mlp --steps 3 --points 4",
     "rosenbrock": "--steps 12 --updates 2",
 }
-PARTS = {"chaos": 3, "completions-mnist": 2, "drmad-vs-exact": 7, "interpolation": 2, "rosenbrock": 0}
+PARTS = {"chaos": 3, "completions-mnist": 2, "drmad-vs-exact": 7, "interpolation": 2, "rosenbrock": 3}
 SLOW = ("completions-mnist", "drmad-vs-exact")  # 50,000 hyperparameters in the reference engine; seven ways, each twice
 CLOCKS = ("seconds", "training_seconds", "training", "reverse")
 
@@ -48,14 +48,14 @@ def test_stopped_after_every_part(name, small_mnist, tmp_path, monkeypatch, caps
 
     computed, part = [], runs.Run.part
 
-    def and_stop(run, name, compute):
+    def and_stop(run, name, compute, files=()):
         def computing():
             computed.append(name)
             found = compute()
             stopping.ask("SIGTERM")
             return found
 
-        return part(run, name, computing)
+        return part(run, name, computing, files)
 
     monkeypatch.setattr(runs.Run, "part", and_stop)
     folder = tmp_path / "run"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -40,7 +38,7 @@ def test_losses_and_hypergradients_are_those_of_another_computation(folder):
     assert [line["update"] for line in lines] == [0, 1, 2]
     rng = np.random.default_rng(0)
     for k, line in enumerate(lines):
-        one = arrays.load(folder / f"training-{k}.npz")
+        one = arrays.load(rosenbrock.file_of(folder, k))
         λ, h = one["hyper"], one["gradient"]
         assert line["start"] == pytest.approx(loss(1.4, 3.9), rel=1e-13)
         assert line["end"] == pytest.approx(final_loss(**λ), rel=1e-11)
@@ -51,7 +49,7 @@ def test_losses_and_hypergradients_are_those_of_another_computation(folder):
 
 
 def test_the_schedules_move_by_damped_momentum(folder):
-    first, second, third = (arrays.load(folder / f"training-{k}.npz") for k in range(3))
+    first, second, third = (arrays.load(rosenbrock.file_of(folder, k)) for k in range(3))
     for name in ("log_rate", "momentum"):
         h0, h1 = first["gradient"][name], second["gradient"][name]
         np.testing.assert_allclose(second["hyper"][name] - first["hyper"][name], -0.01 * 0.1 * h0, rtol=1e-9)
@@ -73,8 +71,12 @@ def test_the_folder_is_whole_and_its_report_comes_again(folder):
 
 
 def test_a_training_that_explodes_names_the_step(tmp_path):
-    config, run = rosenbrock.Config(engine="cpu", steps=12, log_rate=500.0), SimpleNamespace(path=tmp_path)
-    with np.errstate(all="ignore"), pytest.raises(NumericalFailure, match="loss in training 0 is not finite at step"):
+    config = rosenbrock.Config(engine="cpu", steps=12, log_rate=500.0)
+    with (
+        runs.Run(tmp_path / "run", runs.config_record("rosenbrock", config)) as run,
+        np.errstate(all="ignore"),
+        pytest.raises(NumericalFailure, match="loss in training 0 is not finite at step"),
+    ):
         rosenbrock.study(config, run, None)
 
 

@@ -185,16 +185,17 @@ def test_done_is_known_again_and_another_config_refused(tmp_path):
 
 def test_metrics_lines_survive_a_torn_last_one(tmp_path):
     with runs.Run(tmp_path / "run", record()) as run:
-        run.append({"meta_iteration": 0})
-        run.append({"meta_iteration": 1})
+        run.append({"update": 0})
+        run.append({"update": 1})
+        written = (run.path / "metrics.jsonl").read_bytes()
         with pytest.raises(ValueError, match="not JSON compliant"):
             run.append({"loss": float("nan")})
         with open(run.path / "metrics.jsonl", "a") as f:
-            f.write('{"meta_iteration": 2, "lo')
-        assert runs.read_metrics(run.path) == [{"meta_iteration": 0}, {"meta_iteration": 1}]
+            f.write('{"update": 2, "lo')
+        assert runs.read_metrics(run.path) == [{"update": 0}, {"update": 1}]
         assert run.keep_lines(5) == runs.read_metrics(run.path)
-        assert (run.path / "metrics.jsonl").read_text() == '{"meta_iteration": 0}\n{"meta_iteration": 1}\n'
-        assert run.keep_lines(1) == [{"meta_iteration": 0}] == runs.read_metrics(run.path)
+        assert (run.path / "metrics.jsonl").read_bytes() == written
+        assert run.keep_lines(1) == [{"update": 0}] == runs.read_metrics(run.path)
         assert run.keep_lines(0) == [] == runs.read_metrics(run.path)
 
 

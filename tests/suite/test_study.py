@@ -78,7 +78,7 @@ def test_a_study_says_and_writes_everything(squares, tmp_path, capsys):
         assert word in (folder / "log.txt").read_text()
     there = "config.json env.json command.txt metrics.jsonl log.txt squares.npz figures report.html lock DONE"
     assert {p.name for p in folder.iterdir()} == set(there.split())
-    assert json.loads((folder / "DONE").read_text()).keys() == {"time"}
+    assert json.loads((folder / "DONE").read_text()).keys() == {"time", "files", "check"}
     page = (folder / "report.html").read_text()
     words = ("<h2>Squares</h2>", "Words &amp; more.", "<td>5</td><td>30</td>", "They grow &lt;fast&gt;", ">done<")
     for word in (*words, "<td>n</td><td>5</td>"):

@@ -21,7 +21,6 @@ from hypertrail import (
     NumericalFailure,
     Reversible,
     UsageError,
-    arrays,
     cli,
     display,
     outer,
@@ -32,6 +31,7 @@ from hypertrail import (
 from hypertrail.methods import parse_method
 from hypertrail.records import Metrics
 from hypertrail.report import writing
+from hypertrail.runs import arrays
 from hypertrail.tuning import tune
 
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from ..checks import at_least, fraction, positive
+from ..checks import at_least, at_most, finite, fraction, positive
 from ..errors import UsageError
 from ..keeping import parse_keep
 from ..methods import parse_method
@@ -55,11 +55,14 @@ class Study:
     def __post_init__(self) -> None:
         """What a field of a certain name must be, in every experiment: UsageError with the field, its value and this."""
         for field in fields(self):
-            check = CHECKS.get(field.name)
-            value = getattr(self, field.name)
+            name, value = field.name.replace("_", "-"), getattr(self, field.name)
             for one in value if isinstance(value, tuple) else (value,):
-                if check and one is not None:
-                    check(field.name.replace("_", "-"), one)
+                if field.name in CHECKS and one is not None:
+                    CHECKS[field.name](name, one)
+                if isinstance(one, float):
+                    finite(name, one)
+                if type(one) is int:
+                    at_most(name, one, *MOST.get(field.name, MOST_OF_ANYTHING))
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,19 @@ def numbered(values: list[float | None]) -> np.ndarray:
     return np.array([math.nan if x is None else x for x in values])
 
 
+# What no run can hold is refused before it fills the memory, or runs without an end. (at most, why)
+MOST_OF_ANYTHING = (10**8, "more does not fit into a run")
+MOST: dict[str, tuple[int, str]] = {
+    "seed": (2**63 - 1, "a seed has 63 bits"),
+    "steps": (10**8, "the loss of every step is kept"),
+    **dict.fromkeys(("meta_iterations", "updates"), (10**6, "each leaves files in the folder of the run")),
+    "depth": (2000, "a network of more layers does not compile"),
+    "blocks": (100, "a network of more blocks does not compile"),
+    **dict.fromkeys(
+        ("hidden", "growth", "first_output"), (10**6, "a layer of more units does not fit into the memory")
+    ),
+    "threads": (4096, "no processor has more"),
+}
 CHECKS: dict[str, Callable[[str, float], None]] = {
     **dict.fromkeys(
         ("seed", "meta_iterations", "updates", "reference_steps", "select", "test"), partial(at_least, least=0)

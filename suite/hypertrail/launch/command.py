@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import re
 import shlex
 import shutil
@@ -26,11 +27,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .. import experiments, runs
+from ..checks import shortened
 from ..errors import NoProgress, Stopped, UsageError
-from ..terminal import say
+from ..terminal import say, visible
 from . import gpus, grid, launches, submitting
 from .launches import Launch, Planned
 
+MOST = 10**6  # of GPUs, cores, GiB, runs, restarts, seconds of notice
 Words = tuple[tuple[str, ...], ...]
 Several = Annotated[Words, tyro.conf.UseAppendAction]
 
@@ -108,18 +111,29 @@ def read(experiment: str, words: Sequence[str]) -> tuple[Options, list[str]]:
     """The launch's own options, and what is left for the experiment."""
     from ..cli import parse_known
 
+    refuse_control_characters(words)
     options, settings = parse_known(Options, words, f"hypertrail launch {experiment}", __doc__)
     for name, least in (("gpus", 0), ("cpus", 1), ("at_once", 1), ("requeues", 0), ("notice", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UsageError(f"{name.replace('_', '-')} {value}, expected at least {least}")
-    if options.memory is not None and not options.memory > 0:
-        raise UsageError(f"memory {options.memory:g}, expected a positive number of GiB")
+        if value is not None and not least <= value <= MOST:
+            raise UsageError(f"{name.replace('_', '-')} {shortened(value)}, expected {least} to {MOST:,}")
+    if options.memory is not None and not 1 / 1024 <= options.memory <= MOST:
+        raise UsageError(f"memory {options.memory:g}, expected {1 / 1024:.4f} (1 MiB) to {MOST:,} GiB")
     if options.cluster == "local":
         theirs = [f"--{name}" for name in ("partition", "memory", "setup", "sbatch") if getattr(options, name)]
         if theirs:
             raise UsageError(f"{theirs[0]} is for Slurm; leave it out, or name --cluster slurm")
     return options, settings
+
+
+def refuse_control_characters(words: Sequence[str]) -> None:
+    """UsageError for a line break or the like: it would end a line of the script that Slurm runs, and begin another."""
+    for word in (*words, os.getcwd()):
+        if not visible(word) == word or "\n" in word or "\t" in word:
+            raise UsageError(
+                f"{word!r} holds a line break or another character that cannot be printed, and it would stand in a script; "
+                "leave it out"
+            )
 
 
 def plan(experiment: str, config: type, options: Options, settings: list[str]) -> list[Planned]:
@@ -129,8 +143,10 @@ def plan(experiment: str, config: type, options: Options, settings: list[str]) -
     seeds = grid.seeds(options.seeds)
     axes = grid.axes([word for words in options.grid for word in words], config, experiment)
     grid.refuse_twice(axes, settings)
+    cells = grid.cells(axes)
+    grid.refuse_many(len(cells) * len(seeds))
     planned = []
-    for cell in grid.cells(axes):
+    for cell in cells:
         words = [*settings, *grid.as_words(cell, config)]
         try:
             one = parse(config, words, f"hypertrail launch {experiment} --help or hypertrail run {experiment}", None)
@@ -179,6 +195,8 @@ def resources(options: Options, experiment: str) -> submitting.Resources:
     more: dict[str, Any] = {}
     for word in (word for words in options.sbatch for word in words):
         key, equals, value = word.lstrip("-").partition("=")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z-]*", key):
+            raise UsageError(f"sbatch {word!r}, expected an option of sbatch such as account=me or exclusive")
         more[key] = value if equals else True
     limit = None if options.time is None else minutes(options.time)
     if limit is None and options.cluster == "slurm":
@@ -202,7 +220,7 @@ def resources(options: Options, experiment: str) -> submitting.Resources:
 
 def minutes(text: str) -> int:
     """Slurm's ways to write a time → whole minutes, rounded up: m, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text.strip(), flags=re.ASCII)
     if match is None:
         raise UsageError(
             f"time {text!r}, expected minutes, hours:minutes:seconds or days-hours such as 90, 2:30:00 or 1-12"

@@ -9,32 +9,45 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
 from ..runs import WHERE
 
+MOST_RUNS = 10_000
 Axes = dict[str, list[str]]  # field → its values, as they were written
 Cell = dict[str, str]
 
 
 def seeds(text: str) -> list[int]:
     """'0:10' → 0 … 9, '0:10:5' → 0, 5, '3' → 3, and any of these joined by commas. UsageError for anything else, or for none."""
-    out: list[int] = []
+    ranges: list[range] = []
     for one in text.split(","):
-        if not re.fullmatch(r"\s*\d+(:\d+(:[1-9]\d*)?)?\s*", one):
+        if not re.fullmatch(r"\s*\d{1,18}(:\d{1,18}(:[1-9]\d{0,17})?)?\s*", one, flags=re.ASCII):
             raise UsageError(f"seeds {text!r}, expected numbers and ranges such as 0:10 (0 to 9), 0:10:2 or 1,5,8:12")
         first, *rest = (int(word) for word in one.split(":"))
-        out += range(first, *rest) if rest else [first]
+        ranges.append(range(first, *rest) if rest else range(first, first + 1))
+    refuse_many(sum(map(len, ranges)))
+    out = [seed for one in ranges for seed in one]
     if not out:
         raise UsageError(f"seeds {text!r} are none at all: the end of a range is not part of it; expected such as 0:10")
-    if len(set(out)) < len(out):
-        twice = next(seed for seed in out if out.count(seed) > 1)
+    twice = next((seed for seed, n in Counter(out).items() if n > 1), None)
+    if twice is not None:
         raise UsageError(f"seeds {text!r} name {twice} twice; expected every seed once")
     return out
+
+
+def refuse_many(runs: int) -> None:
+    """UsageError for more runs than one launch can hold."""
+    if runs > MOST_RUNS:
+        raise UsageError(
+            f"{runs:,} runs, expected at most {MOST_RUNS:,} in one launch: each is a job, a folder and a line"
+        )
 
 
 def axes(words: Sequence[str], config: type, experiment: str) -> Axes:
@@ -65,7 +78,8 @@ def axes(words: Sequence[str], config: type, experiment: str) -> Axes:
 
 
 def cells(found: Axes) -> list[Cell]:
-    """Every combination, the last field moving fastest; one empty cell where there is no grid."""
+    """Every combination, the last field moving fastest; one empty cell where there is no grid. UsageError for too many."""
+    refuse_many(math.prod(len(values) for values in found.values()))
     return [dict(zip(found, values, strict=True)) for values in itertools.product(*found.values())]
 
 
@@ -76,12 +90,25 @@ def as_words(cell: Cell, config: type) -> list[str]:
     for field, value in cell.items():
         flag = field.replace("_", "-")
         if hints[field] is not bool:
+            refuse_options(flag, value, several=typing.get_origin(hints[field]) is tuple)
             out += [f"--{flag}", *value.split()]
         elif value.lower() not in ("true", "false"):
             raise UsageError(f"grid {flag}={value}, expected true or false")
         else:
             out.append(f"--{flag}" if value.lower() == "true" else f"--no-{flag}")
     return out
+
+
+def refuse_options(flag: str, value: str, several: bool) -> None:
+    """UsageError where a value of the grid would be read as several, or as another option. several: the field takes words."""
+    words = value.split()
+    if len(words) > 1 and not several:
+        raise UsageError(
+            f"grid {flag}={value}: --{flag} takes one value, expected such as {flag}={words[0]},{words[1]}"
+        )
+    for word in words:
+        if word.startswith("-") and not re.fullmatch(r"-(\d|\.\d)\S*|-inf", word):
+            raise UsageError(f"grid {flag}={value}: {word!r} is an option; expected values of --{flag} alone")
 
 
 def refuse_twice(found: Axes, words: Sequence[str]) -> None:

@@ -126,7 +126,7 @@ def parameters(resources: Resources) -> dict[str, Any]:
     """In submitit's words."""
     r = resources
     optional = {"partition": r.partition, "gpus_per_node": r.gpus or None, "setup": list(r.setup) or None,
-                "mem": None if r.memory is None else f"{round(1024 * r.memory)}MB"}  # fmt: skip
+                "mem": None if r.memory is None else f"{max(1, round(1024 * r.memory))}MB"}  # fmt: skip
     return {
         "job_name": r.name,
         "time": r.minutes,

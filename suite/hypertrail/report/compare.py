@@ -16,11 +16,12 @@ from .. import diagnostics, threads
 from ..engines import SPLITS
 from ..errors import UsageError
 from ..hyperparameters import Hyper
-from ..runs import arrays, differences, read_config, read_metrics, status
+from ..runs import differences, read_config, read_metrics, status
 from ..runs.writing import write_atomic
 from ..spreadsheet import as_sheet
 from ..terminal import visible
 from ..tolerances import Tolerance, tolerance
+from .view import View
 
 if TYPE_CHECKING:
     from hypertrail_data import StoredTrajectory
@@ -96,16 +97,16 @@ class Parting:
 def pairs(a: Path, b: Path) -> list[Pair]:
     """The meta-iterations that both runs have. UsageError where a folder is no run."""
     out = []
-    weights = trajectories(a, b)
-    for one, two in zip(meta_iterations(a), meta_iterations(b), strict=False):
+    weights, sides = trajectories(a, b), (View(a), View(b))
+    for one, two in zip(*(side.lines for side in sides), strict=False):
         metrics = {"hyper loss": (one["hyper_loss"], two["hyper_loss"])}
         for split in (s for s in SPLITS if s in one["metrics"] and s in two["metrics"]):
             for what in ("loss", "error"):
                 metrics[f"{split} {what}"] = (one["metrics"][split][what], two["metrics"][split][what])
         k = one["meta_iteration"]
-        steps = [*kept_steps(a, b, k), *(weights[1] if weights[0] == k else ())]
+        steps = [*kept_steps(sides, k), *(weights[1] if weights[0] == k else ())]
         out.append(
-            Pair(k, {n: (*v, relative(*v)) for n, v in metrics.items()}, gradients(a, b, k), hyper(a, b, k), steps)
+            Pair(k, {n: (*v, relative(*v)) for n, v in metrics.items()}, gradients(sides, k), hyper(sides, k), steps)
         )
     return out
 
@@ -125,14 +126,17 @@ def largest(differences: np.ndarray) -> float:
     return float(np.where(np.isnan(differences), np.inf, differences).max(initial=0.0))
 
 
-def both(a: Path, b: Path, folder: str, k: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+Sides = tuple[View, View]
+
+
+def both(sides: Sides, folder: str, k: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """What two runs have in folder/<k>.npz; None where one of them has no such file."""
-    files = [one / folder / f"{k:04d}.npz" for one in (a, b)]
-    return (arrays.load(files[0]), arrays.load(files[1])) if all(file.is_file() for file in files) else None
+    one, two = (side.arrays(f"{folder}/{k:04d}.npz") for side in sides)
+    return None if one is None or two is None else (one, two)
 
 
-def gradients(a: Path, b: Path, k: int) -> dict[str, diagnostics.KindAgreement]:
-    found = both(a, b, "hypergradients", k)
+def gradients(sides: Sides, k: int) -> dict[str, diagnostics.KindAgreement]:
+    found = both(sides, "hypergradients", k)
     out = {}
     for name, suffix in (("hypergradient", ""), ("exact", ", exact")):
         if found and all(name in one for one in found) and alike(*(one[name] for one in found)):
@@ -141,8 +145,8 @@ def gradients(a: Path, b: Path, k: int) -> dict[str, diagnostics.KindAgreement]:
     return out
 
 
-def hyper(a: Path, b: Path, k: int) -> dict[str, float]:
-    found = both(a, b, "states", k)
+def hyper(sides: Sides, k: int) -> dict[str, float]:
+    found = both(sides, "states", k)
     if not found or not alike(*(one["hyper"] for one in found)):
         return {}
     return {kind: one.total.difference for kind, one in diagnostics.agreement(*(one["hyper"] for one in found)).items()}
@@ -153,9 +157,9 @@ def alike(one: Hyper, two: Hyper) -> bool:
     return shapes[0] == shapes[1]
 
 
-def kept_steps(a: Path, b: Path, k: int) -> list[Steps]:
+def kept_steps(sides: Sides, k: int) -> list[Steps]:
     """Losses forwards and adjoint norms backwards, where both runs kept them and took as many steps."""
-    found = both(a, b, "steps", k)
+    found = both(sides, "steps", k)
     out = []
     for key, what in (("loss", LOSS), ("adjoint", ADJOINT)):
         if (

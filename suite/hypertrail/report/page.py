@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 from .. import diagnostics, experiments
 from ..engines import SPLITS
-from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE
+from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE, read_text
 from ..sections import Section
+from ..terminal import visible
 from ..tuning import warnings_of
 from .catalogue import COST, CURVES, HYPER, HYPERGRADIENT
 from .view import View
@@ -149,8 +150,12 @@ class Page:
         parts += [
             (COST, [*self.figures(COST), costs([one]), disk([one])]),
             ("Metrics", [METRICS_WORDS, metrics(one)] if one.lines else []),
+            ("Data", data(one)),
             ("Configuration", [words_table(one.record["config"].items())]),
-            ("Environment", [words_table(unfold(one.env))]),
+            (
+                "Environment",
+                [words_table(unfold({key: x for key, x in one.env.items() if key not in ("data", "check")}))],
+            ),
         ]
         return f"{name}: {one.name}", head, parts
 
@@ -219,6 +224,9 @@ def picture_of(caption: str, path: Path) -> Picture:
 
 # -- words --------------------------------------------------------------------------------------------------------------
 
+SHOWN_CHANNELS = 4
+DATA_WORDS = """<p class="soft">sha256: of all images and labels that were used, as the network takes them in. Pixel mean and std:
+what was taken from the pixels, per channel. Mean and std seen: those of the training images as they enter the network.</p>"""
 AGREEMENT_WORDS = """<p class="soft">Cosine: of the angle between the two hypergradients. Equal signs: share of
 coordinates whose signs agree (a zero agrees with a zero only). Norm ratio: length over the exact one's length. Difference:
 norm of the difference over the larger norm. N: steps of the approximate reverse pass.</p>"""
@@ -250,12 +258,30 @@ def started(one: View) -> str:
 
 def doubts(one: View) -> str:
     """What makes the numbers of the run doubtful, a paragraph each."""
-    return "".join(f"<p><strong>Warning: {escape(sentence)}.</strong></p>" for sentence in warnings_of(one.lines))
+    notes = dict.fromkeys(note for used in one.data.values() for note in used["notes"])
+    sentences = [*notes, *warnings_of(one.lines)]
+    return "".join(f"<p><strong>Warning: {escape(sentence)}.</strong></p>" for sentence in sentences)
 
 
 def command(one: View) -> str:
-    path = one.folder / COMMAND
-    return f"<pre>{escape(path.read_text(encoding='utf-8').strip())}</pre>" if path.is_file() else ""
+    said = read_text(one.folder / COMMAND)
+    return f"<pre>{escape(visible(said))}</pre>" if said else ""
+
+
+def data(one: View) -> list[str]:
+    """Which data were used, and what the network saw of them; a row for every way in which they were drawn."""
+    rows = []
+    for drawn, used in one.data.items():
+        pixels, seen = ([spelled(of[key]) for key in ("mean", "std")] for of in (used, used["seen"]))
+        rows.append([drawn, used["sha256"][:16], "×".join(map(str, used["image"])), *pixels, *seen])
+    columns = ["drawn", "sha256", "image", "pixel mean", "pixel std", "mean seen", "std seen"]
+    return [DATA_WORDS, table(columns, rows, "words")] if rows else []
+
+
+def spelled(channels: Sequence[float]) -> str:
+    """A number for each channel; of many the first ones."""
+    more = f" … ({len(channels)} channels)" if len(channels) > SHOWN_CHANNELS else ""
+    return ", ".join(f"{x:.4g}" for x in channels[:SHOWN_CHANNELS]) + more
 
 
 def start_and_end(one: View) -> str:

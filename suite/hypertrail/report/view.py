@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..engines import SPLITS
-from ..runs import ENV, WHERE, arrays, read_config, read_json, read_metrics, status
+from ..runs import ENV, WHERE, arrays, read_config, read_metrics, status
+from ..runs.reading import files_of, sealed_object
 
 Spread = list[np.ndarray]  # the unconstrained values of one tensor, flat, one array for each state of the run
 UNIQUE = 3  # a run is named by the fields in which it differs from the others, where there are no more than these
@@ -39,7 +40,12 @@ class View:
 
     @cached_property
     def env(self) -> dict[str, Any]:
-        return read_json(self.folder / ENV)
+        return sealed_object(self.folder / ENV)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """How data were drawn → what `Splits.record` says of them; runs of release 0.1 did not write it down."""
+        return self.env.get("data", {})
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -72,7 +78,7 @@ class View:
         """kind → role of the tensor (W, scale, …) → tensor → its values at each state, tensors in the network's order."""
         groups: dict[str, dict[str, dict[str, Spread]]] = {}
         for path in self.states:
-            hyper, _ = arrays.load_state(path)
+            hyper, _ = arrays.load_state(path, self.files.get(f"states/{path.name}"))
             for kind, tensors in hyper.items():
                 for name, u in tensors.items():
                     role = name.rpartition("/")[2]
@@ -81,13 +87,25 @@ class View:
 
     @cached_property
     def states(self) -> list[Path]:
-        return sorted((self.folder / "states").glob("[0-9]*.npz"))
+        return sorted((self.folder / "states").glob("[0-9][0-9][0-9][0-9]*.npz"))
 
     @cached_property
     def losses(self) -> dict[int, np.ndarray]:
         """Meta-iteration → (T,) elementary loss of each step; runs of earlier versions kept none."""
-        files = sorted((self.folder / "steps").glob("[0-9]*.npz"))
-        return {int(file.stem): arrays.load(file)["loss"] for file in files}
+        files = sorted((self.folder / "steps").glob("[0-9][0-9][0-9][0-9]*.npz"))
+        found = {int(file.stem): self.arrays(f"steps/{file.name}") for file in files}
+        return {k: one["loss"] for k, one in found.items() if one}
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """File → its sha256, as the lines say; the first state stands in none, and in those of release 0.1 no file does."""
+        return files_of(self.lines)
+
+    def arrays(self, name: str) -> dict[str, Any] | None:
+        """The arrays of a file such as 'hypergradients/0000.npz'; None where there is none. DataError where it is not as it was
+        written."""
+        path = self.folder / name
+        return arrays.load(path, self.files.get(name)) if path.is_file() else None
 
     @cached_property
     def sizes(self) -> dict[str, int]:

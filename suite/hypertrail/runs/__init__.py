@@ -30,6 +30,7 @@ The same command with --run-dir on the folder of
 from .config import config_record, differences, folder_for, identity
 from .environment import environment, now
 from .names import (
+    COMMAND,
     CONFIG,
     DONE,
     ENV,
@@ -60,6 +61,7 @@ from .run import Reached, Run, is_done
 from .writing import append, dump, write_atomic
 
 __all__ = [
+    "COMMAND",
     "CONFIG",
     "DONE",
     "ENV",

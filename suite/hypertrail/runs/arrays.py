@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hypertrail_data import DataError
-from hypertrail_data.untrusted import read_regular
+from hypertrail_data.untrusted import open_regular, read_regular
 
 from ..errors import UsageError
 from ..hyperparameters import Hyper
@@ -63,7 +63,8 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def sha256_of(path: Path) -> str:
     """Of a regular file; '' where it is missing or cannot be read."""
     try:
-        return hashlib.sha256(read_regular(path, LARGEST)).hexdigest()
+        with open(open_regular(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, DataError):
         return ""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -172,10 +172,10 @@ def number(found: Any) -> bool:
 
 
 def read_metrics(folder: Path) -> list[Line]:
-    """The lines of metrics.jsonl; a torn last line (a killed writer) is left out. DataError where another one is damaged."""
+    """The lines of metrics.jsonl; what follows the last line break (a killed writer) is left out. DataError for a damaged one."""
     path = folder / METRICS
     lines, there = read_lines(path)
-    if len(lines) < there - 1:
+    if len(lines) < there:
         raise DataError(f"{path} is damaged in line {len(lines) + 1} of {there}; run it again, or cut it off there")
     return lines
 
@@ -188,12 +188,10 @@ def files_are_whole(folder: Path, line: Line) -> bool:
     )
 
 
-def sha256_in(lines: list[Line], file: str) -> str | None:
-    """The sha256 of a file of the run, where one of its lines says it."""
-    for line in lines:
-        if isinstance(files := line.get("files"), dict) and isinstance(files.get(file), str):
-            return str(files[file])
-    return None
+def files_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """File → sha256, of all the files that some lines speak of."""
+    said = [files for line in lines if isinstance(files := line.get("files"), dict)]
+    return {name: sha256 for files in said for name, sha256 in files.items() if isinstance(sha256, str)}
 
 
 def inside(name: Any) -> bool:
@@ -302,7 +300,7 @@ def refuse_links(folder: Path) -> None:
 
 
 @contextmanager
-def looking_at(folder: Path) -> Iterator[None]:
+def looking_at(folder: Path | str) -> Iterator[None]:
     """What goes wrong inside, while the files of a run are looked at, becomes a DataError: they are not as we write them."""
     try:
         yield
@@ -315,7 +313,7 @@ def looking_at(folder: Path) -> Iterator[None]:
         AssertionError,
         RecursionError,
     ) as problem:
-        if hasattr(problem, "exit_code"):
+        if hasattr(problem, "exit_code") or os.environ.get("HYPERTRAIL_TRACEBACK", "0") not in ("", "0"):
             raise
         raise DataError(
             f"the files of {folder} are not as this version writes them ({type(problem).__name__}: {problem}); run it again"
