@@ -10,7 +10,7 @@ from typing import Any
 
 from . import manifest
 from .errors import DataError, TrajectoryError
-from .lock import LOCK, Lock
+from .lock import LOCK, Lock, one_line
 from .manifest import LARGEST_NUMBER, Entry
 from .sealed import unseal
 from .untrusted import read_regular
@@ -39,7 +39,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path) from error
     if (kind, version) != (FORMAT, VERSION):
-        found = f"{ascii(kind)[:80]} version {str(version)[:80]}"
+        found = f"{one_line(kind)[:80]} version {str(version)[:80]}"
         raise TrajectoryError(
             f"{path} says {found}; this release reads {FORMAT} version {VERSION}: use the release that wrote it"
         )
