@@ -77,13 +77,11 @@ def read(path: Path, expected: int, rooms: Rooms) -> np.ndarray:
 def _recognised(image: np.ndarray, entry: Entry, layout: Layout) -> dict[str, np.ndarray] | None:
     """The arrays of a file that is just as ``pack`` makes it; None for another one."""
     steps = entry.stop - entry.start
-    if steps * max(1, state_bytes(layout)) > len(
-        image
-    ):  # too many for this file: do not draw an outline as large as it says
+    if steps * max(1, state_bytes(layout)) > len(image):  # so it is none of ours, and its outline could be of any size
         return None
     try:
         drawn = outline(steps, layout)
-    except Exception:  # a layout that came from a file of another writer may be one that ``outline`` cannot draw
+    except Exception:  # the layout is that of another writer's file, and not one that ``outline`` can draw
         return None
     return drawn.find(image, entry.start, entry.stop)
 

@@ -25,7 +25,9 @@ TYPES: dict[np.dtype, h5t.TypeID] = {  # the dtypes of trajectory.py, as HDF5 sp
 }
 EXPANSION = 1100  # deflate makes at most 1032 bytes of one
 SUM = 4  # bytes that fletcher32 adds to a chunk
-LOOK_AT_OURS = 0x2 | 0x4  # H5LT_FILE_IMAGE_DONT_COPY and _DONT_RELEASE of hdf5_hl.h, which h5py does not name
+# H5LT_FILE_IMAGE_DONT_COPY and _DONT_RELEASE of HDF5's H5LTpublic.h, which h5py does not name. Without them HDF5 would make a
+# copy of the segment; with them the bytes have to stay until the file is closed.
+LOOK_AT_OURS = 0x2 | 0x4
 
 
 def unpack(image: np.ndarray) -> tuple[int, int, dict[str, np.ndarray]]:
@@ -89,9 +91,8 @@ def _data_sets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
 def _form(name: str, item: h5py.Dataset) -> tuple[np.dtype, tuple[int, ...]]:
     """dtype and shape of a data set that lies in this file. Raises ValueError for any other."""
     made = item.id.get_create_plist()
-    if (
-        made.get_layout() == h5d.VIRTUAL or made.get_external_count()
-    ):  # first: asking for the shape may open other files
+    # This comes first: HDF5 may open other files when it is asked for the shape.
+    if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
         raise ValueError(f"{name!r} has its values in another file")
     stored = item.id.get_type()
     dtype = next((dtype for dtype, spelled in TYPES.items() if stored.equal(spelled)), None)
@@ -109,7 +110,7 @@ def _from_chunks(name: str, item: h5py.Dataset, dtype: np.dtype, image: np.ndarr
         chunk = item.id.get_chunk_info_by_coord(corner)
         if chunk.byte_offset is None or chunk.byte_offset + chunk.size > len(image):
             raise ValueError(f"{name!r} has a chunk that is not in the file")
-        raw = image[chunk.byte_offset : chunk.byte_offset + chunk.size].tobytes()
+        raw = image.data[chunk.byte_offset : chunk.byte_offset + chunk.size]
         used = [one for i, one in enumerate(filters) if not chunk.filter_mask >> i & 1]
         values = np.frombuffer(_unpacked(raw, used, dtype.itemsize, prod(item.chunks)), dtype).reshape(item.chunks)
         part = whole[tuple(slice(at, at + k) for at, k in zip(corner, item.chunks, strict=True))]
@@ -117,7 +118,7 @@ def _from_chunks(name: str, item: h5py.Dataset, dtype: np.dtype, image: np.ndarr
     return whole
 
 
-def _unpacked(raw: bytes, filters: list[int], itemsize: int, count: int) -> bytes:
+def _unpacked(raw: bytes | memoryview, filters: list[int], itemsize: int, count: int) -> bytes | memoryview:
     """A chunk of ``count`` values before it went through the filters."""
     for one in reversed(filters):
         if one == h5z.FILTER_DEFLATE:

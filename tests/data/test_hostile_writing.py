@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import uuid
 
 import numpy as np
@@ -167,6 +168,16 @@ class TestInTheMiddle:
             append(first)
         assert first.stop == first.acknowledged == 8
         first.close()
+
+    def test_after_a_segment_and_before_it_is_synced(self, tmp_path, monkeypatch, move):
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        first, write = begin(tmp_path / "t"), writer_module.write_segment
+        monkeypatch.setattr(writer_module, "write_segment", lambda *job: (write(*job), monkeypatch.undo(), move())[0])
+        with pytest.raises(TrajectoryError, match=MOVED):
+            append(first)
+        first.close()
+        if before:
+            assert len(os.listdir("/proc/self/fd")) == before
 
     def test_while_a_segment_is_written(self, tmp_path, monkeypatch, move):
         first, write_all = begin(tmp_path / "t"), writer_module.write_all
