@@ -10,7 +10,7 @@ from typing import Any
 
 from . import manifest
 from .errors import DataError, TrajectoryError
-from .lock import LOCK, Lock
+from .lock import LOCK, Lock, one_line
 from .manifest import LARGEST_NUMBER, Entry
 from .sealed import unseal
 from .untrusted import read_regular
@@ -39,7 +39,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise _damaged(path) from error
     if (kind, version) != (FORMAT, VERSION):
-        found = f"{ascii(kind)[:80]} version {str(version)[:80]}"
+        found = f"{one_line(kind)[:80]} version {str(version)[:80]}"
         raise TrajectoryError(
             f"{path} says {found}; this release reads {FORMAT} version {VERSION}: use the release that wrote it"
         )
@@ -57,12 +57,18 @@ def _damaged(path: Path) -> TrajectoryError:
 
 def check_names(folder: Path) -> None:
     """Raise TrajectoryError where a link, a pipe or a folder has a name that belongs to a file of the trajectory."""
-    with os.scandir(folder) as items:
-        for item in items:
-            own = item.name in (LOCK, HEADER, manifest.NAME) or LEFTOVER.fullmatch(item.name)
-            if own and not item.is_file(follow_symlinks=False):
-                kind = "a symbolic link" if item.is_symlink() else "not a regular file"
-                raise TrajectoryError(f"{item.path} is {kind}; remove it, or put the file itself there")
+    try:
+        with os.scandir(folder) as items:
+            strange = [item for item in items if _own(item.name) and not item.is_file(follow_symlinks=False)]
+    except OSError as error:
+        raise TrajectoryError(f"{folder} cannot be read ({error.strerror}); put that right, then try again") from error
+    for item in strange:
+        kind = "a symbolic link" if item.is_symlink() else "not a regular file"
+        raise TrajectoryError(f"{item.path} is {kind}; remove it, or put the file itself there")
+
+
+def _own(name: str) -> bool:
+    return name in (LOCK, HEADER, manifest.NAME) or LEFTOVER.fullmatch(name) is not None
 
 
 def occupied(folder: Path) -> bool:

@@ -69,7 +69,7 @@ def take_lock(folder: Path) -> Lock:
             raise TrajectoryError(f"{path} is not a regular file; remove it, then open the trajectory again")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = _one_line(os.read(fd, 200)) or "another process"
+        owner = one_line(os.read(fd, 200).decode(errors="replace")) or "another process"
         os.close(fd)
         raise TrajectoryError(
             f"{folder} is being written by {owner}; wait for it to end, or use another folder"
@@ -83,7 +83,6 @@ def take_lock(folder: Path) -> Lock:
     return Lock(folder, fd)
 
 
-def _one_line(raw: bytes) -> str:
-    """Printable words, whatever the file holds."""
-    words = raw.decode("ascii", errors="replace").split()
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words))
+def one_line(words: str) -> str:
+    """At most 300 letters that can be printed, of words that come from a file: they may be anything."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in words[:300]).split())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -90,13 +89,11 @@ def check_files(folder: Path, entries: list[Entry]) -> TrajectoryError | None:
     """Are the segments there, and of the right size? Their contents are checked when they are loaded."""
     for i, entry in enumerate(entries):
         try:
-            status = (folder / entry.name).lstat()
+            size = (folder / entry.name).lstat().st_size
         except OSError as error:
             return _damage(folder, entries[:i], f"segment {entry.name} cannot be read ({error.strerror})", entry)
-        if not stat.S_ISREG(status.st_mode):
-            return _damage(folder, entries[:i], f"segment {entry.name} is not a regular file", entry)
-        if status.st_size != entry.bytes:
-            found = f"segment {entry.name} has {status.st_size} bytes, expected {entry.bytes}"
+        if size != entry.bytes:
+            found = f"segment {entry.name} has {size} bytes, expected {entry.bytes}"
             return _damage(folder, entries[:i], found, entry)
     return None
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .errors import DataError, TrajectoryError
 from .gathering import state_bytes
+from .lock import one_line
 from .manifest import Entry, way_out
 from .outline import outline
 from .rooms import Rooms
@@ -53,7 +54,7 @@ def load(folder: Path, entry: Entry, rooms: Rooms, layout: Layout | None = None)
     except Exception as error:
         # Damaged bytes make h5py raise nearly everything: OSError, RuntimeError, KeyError, ValueError, TypeError, SystemError,
         # MemoryError, OverflowError. The bytes are those of the manifest's sha256, so it was written like that.
-        raise _damaged(folder, entry, f"cannot be used ({_one_line(error)})") from error
+        raise _damaged(folder, entry, f"cannot be used ({one_line(str(error)) or type(error).__name__})") from error
     if (start, stop, steps) != (entry.start, entry.stop, entry.stop - entry.start):
         found_steps = f"the steps {start} .. {stop - 1} in arrays of {steps}"
         raise _damaged(folder, entry, f"holds {found_steps}, expected {entry.start} .. {entry.stop - 1}")
@@ -76,18 +77,16 @@ def read(path: Path, expected: int, rooms: Rooms) -> np.ndarray:
 def _recognised(image: np.ndarray, entry: Entry, layout: Layout) -> dict[str, np.ndarray] | None:
     """The arrays of a file that is just as ``pack`` makes it; None for another one."""
     steps = entry.stop - entry.start
-    if steps * max(1, state_bytes(layout)) > len(
-        image
-    ):  # too many for this file: do not draw an outline as large as it says
+    if steps * max(1, state_bytes(layout)) > len(image):  # so it is none of ours, and its outline could be of any size
         return None
-    return outline(steps, layout).find(image, entry.start, entry.stop)
+    try:
+        drawn = outline(steps, layout)
+    except Exception:  # the layout is that of another writer's file, and not one that ``outline`` can draw
+        return None
+    return drawn.find(image, entry.start, entry.stop)
 
 
 def _damaged(folder: Path, entry: Entry, found: str) -> TrajectoryError:
     return TrajectoryError(
         f"{folder}: segment {entry.name} {found}; {way_out(entry.start)}", segment=entry.name, resume_step=entry.start
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).encode("ascii", "backslashreplace").decode().split()) or type(error).__name__

@@ -144,8 +144,7 @@ class StoredTrajectory:
             raise ValueError(f"until={until} drops states and needs mode='a'; found mode={mode!r}")
         folder = Path(folder)
         header = read_header(folder)
-        with storing(folder, "put that right, then open it again"):
-            check_names(folder)
+        check_names(folder)
         if mode == "r":
             entries, _, damage = manifest.read(folder)
             if damage:

@@ -24,17 +24,18 @@ BEHIND = 16  # segments written and not yet durable: the system's memory, and op
 class Written:
     """A segment's file, whole and under its name, and the descriptor that it was written through."""
 
-    folder: Path
+    lock: Lock
     entry: Entry
     fd: int
 
     def sync(self) -> None:
-        """Return when the disk has the file and its name; closes it. Raises OSError."""
+        """Return when the disk has the file and its name; closes it. Raises OSError and what ``Lock.check`` raises."""
         try:
             os.fsync(self.fd)
         finally:
             os.close(self.fd)
-        sync_folder(self.folder)
+        with self.lock.writing():
+            sync_folder(self.lock.folder)
 
 
 def write_segment(lock: Lock, one: Segment) -> Written:
@@ -48,7 +49,7 @@ def write_segment(lock: Lock, one: Segment) -> Written:
     with lock.writing():
         fd = _place(path, parts)
     size = sum(part.nbytes for part in parts)
-    return Written(lock.folder, Entry(path.name, one.start, one.stop, size, digest.hexdigest()), fd)
+    return Written(lock, Entry(path.name, one.start, one.stop, size, digest.hexdigest()), fd)
 
 
 def _place(path: Path, parts: list[memoryview]) -> int:
@@ -199,9 +200,8 @@ class Writer:
                     return
                 written = self._written[0]
             try:
-                with self._lock.writing():
-                    written.sync()
-                    manifest.append(self._lock, written.entry)
+                written.sync()
+                manifest.append(self._lock, written.entry)
             except BaseException as error:
                 with self._changed:
                     self._written.popleft()
