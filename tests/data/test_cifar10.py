@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from hypertrail_data import DataError, UnverifiedData, cifar10, load
-from hypertrail_data.cifar10 import BINARY_FOLDER, PICKLED, PICKLED_FOLDER, Batch, load_cifar10
+from hypertrail_data.cifar10 import BINARY_FOLDER, PICKLED_FOLDER, Batch, load_cifar10
 from hypertrail_data.download import RemoteFile
 
 ROWS = 20
+PICKLED = cifar10.PICKLED.name
 draw = np.random.default_rng(0)
 PIXELS = draw.integers(0, 256, (6, ROWS, 3, 32, 32), dtype=np.uint8)
 LABELS = draw.integers(0, 10, (6, ROWS), dtype=np.uint8)
@@ -47,7 +48,7 @@ def archive(folder: str, suffix: str, contents: list[bytes]) -> bytes:
 
 
 BINARY, PYTHON = archive(BINARY_FOLDER, ".bin", RAW), archive(PICKLED_FOLDER, "", PICKLES)
-REMOTE = RemoteFile("cifar-10-binary.tar.gz", hashlib.sha256(BINARY).hexdigest(), ("http://127.0.0.1:1/",))
+REMOTE = RemoteFile("cifar-10-binary.tar.gz", hashlib.sha256(BINARY).hexdigest(), len(BINARY), ("http://127.0.0.1:1/",))
 
 
 def small(pickles=PICKLES, python=PYTHON, **options):
@@ -56,7 +57,8 @@ def small(pickles=PICKLES, python=PYTHON, **options):
         Batch(name, hashlib.sha256(raw).hexdigest(), hashlib.md5(pickled).hexdigest())
         for name, raw, pickled in zip(NAMES, RAW, pickles, strict=True)
     )
-    return load_cifar10(batches=batches, binary=REMOTE, pickled_sha256=hashlib.sha256(python).hexdigest(), **options)
+    known = RemoteFile(PICKLED, hashlib.sha256(python).hexdigest(), len(python), ())
+    return load_cifar10(batches=batches, binary=REMOTE, pickled=known, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,9 @@ def mirrors(server, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     server.asked.clear()
     address = f"http://127.0.0.1:{server.server_port}"
-    return lambda *behaviours: RemoteFile(NAME, SHA, tuple(f"{address}/{behaviour}" for behaviour in behaviours))
+    return lambda *behaviours: RemoteFile(
+        NAME, SHA, len(CONTENT), tuple(f"{address}/{behaviour}" for behaviour in behaviours)
+    )
 
 
 def files(folder):
@@ -75,8 +77,8 @@ def files(folder):
 
 
 def test_good(tmp_path, mirrors, server, capsys):
-    path = fetch(mirrors("good"), tmp_path / "new" / "cache")
-    assert path == tmp_path / "new" / "cache" / NAME
+    path = tmp_path / "new" / "cache" / NAME
+    assert fetch(mirrors("good"), path.parent) == CONTENT
     assert path.read_bytes() == CONTENT
     assert files(path.parent) == [NAME]
     assert capsys.readouterr().err == "data.gz: 0.6 of 0.6 MB (100%)\n"
@@ -90,8 +92,8 @@ def test_quiet(tmp_path, mirrors, capsys):
 
 
 def test_mirrors_in_turn(tmp_path, mirrors, server):
-    path = fetch(mirrors("missing", "page", "other", "empty", "labelled", "good"), tmp_path)
-    assert path.read_bytes() == CONTENT
+    content = fetch(mirrors("missing", "page", "other", "empty", "labelled", "good"), tmp_path)
+    assert content == (tmp_path / NAME).read_bytes() == CONTENT
     assert [behaviour for behaviour, _ in server.asked] == ["missing", "page", "other", "empty", "labelled"]
 
 
@@ -117,14 +119,14 @@ def test_a_broken_connection_is_resumed(tmp_path, mirrors, server):
     with pytest.raises(DataError, match=f"broke off after 300000 of {len(CONTENT)} bytes"):
         fetch(mirrors("breaks"), tmp_path)
     assert files(tmp_path) == [f"{NAME}.part"]
-    assert fetch(mirrors("good"), tmp_path).read_bytes() == CONTENT
+    assert fetch(mirrors("good"), tmp_path) == (tmp_path / NAME).read_bytes() == CONTENT
     assert server.asked == [("breaks", ""), ("good", "bytes=300000-")]
     assert files(tmp_path) == [NAME]
 
 
 def test_a_mirror_that_cannot_resume_begins_at_the_beginning(tmp_path, mirrors):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
-    assert fetch(mirrors("norange"), tmp_path).read_bytes() == CONTENT
+    assert fetch(mirrors("norange"), tmp_path) == (tmp_path / NAME).read_bytes() == CONTENT
     assert files(tmp_path) == [NAME]
 
 
@@ -133,13 +135,13 @@ def test_a_mirror_that_cannot_resume_begins_at_the_beginning(tmp_path, mirrors):
 )
 def test_a_part_of_something_else_is_given_up(tmp_path, mirrors, part):
     (tmp_path / f"{NAME}.part").write_bytes(part)
-    assert fetch(mirrors("good"), tmp_path).read_bytes() == CONTENT
+    assert fetch(mirrors("good"), tmp_path) == (tmp_path / NAME).read_bytes() == CONTENT
     assert files(tmp_path) == [NAME]
 
 
 def test_a_complete_part_needs_no_mirror(tmp_path, mirrors, server):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
-    assert fetch(mirrors("missing"), tmp_path).read_bytes() == CONTENT
+    assert fetch(mirrors("missing"), tmp_path) == (tmp_path / NAME).read_bytes() == CONTENT
     assert server.asked == []
 
 
@@ -152,7 +154,7 @@ def test_a_web_page_does_not_cost_what_was_already_here(tmp_path, mirrors):
 
 def test_a_damaged_file_in_the_cache_is_replaced(tmp_path, mirrors):
     (tmp_path / NAME).write_bytes(CONTENT[:-1])
-    assert fetch(mirrors("good"), tmp_path).read_bytes() == CONTENT
+    assert fetch(mirrors("good"), tmp_path) == (tmp_path / NAME).read_bytes() == CONTENT
 
 
 def test_no_network_names_every_mirror(tmp_path, monkeypatch):
@@ -161,7 +163,7 @@ def test_no_network_names_every_mirror(tmp_path, monkeypatch):
         port = closed.server_port
     urls = tuple(f"http://127.0.0.1:{port}/{name}" for name in ("one", "two/"))
     with pytest.raises(DataError) as caught:
-        fetch(RemoteFile(NAME, SHA, urls), tmp_path)
+        fetch(RemoteFile(NAME, SHA, len(CONTENT), urls), tmp_path)
     for url in urls:
         assert f"{url.rstrip('/')}/data.gz cannot be reached" in str(caught.value)
     assert str(caught.value).endswith(f"place the file here: {tmp_path / NAME}")

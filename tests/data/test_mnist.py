@@ -21,8 +21,8 @@ ARRAYS = [draw.integers(0, top, size) for top, size in ((256, (30, 28, 28)), (10
 RAW = [idx(array) for array in ARRAYS]
 PACKED = [gzip.compress(raw, mtime=0) for raw in RAW]
 SMALL = tuple(
-    IdxFile(file.name, hashlib.sha256(packed).hexdigest(), hashlib.sha256(raw).hexdigest())
-    for file, raw, packed in zip(FILES, RAW, PACKED, strict=True)
+    IdxFile(file.name, hashlib.sha256(packed).hexdigest(), hashlib.sha256(raw).hexdigest(), len(packed), array.shape)
+    for file, array, raw, packed in zip(FILES, ARRAYS, RAW, PACKED, strict=True)
 )
 
 
@@ -103,7 +103,7 @@ def test_packed_anew_is_still_the_original(tmp_path):
         (1, gzip.compress(RAW[1][:-1]), r"has 37 bytes, expected 8 and then \(30,\) values: it is cut short"),
         (1, gzip.compress(b"\0\0\x0d\x01" + RAW[1][4:]), "expected an idx file of unsigned bytes"),
         (1, gzip.compress(RAW[1][:6]), "cut short"),
-        (3, gzip.compress(RAW[1]), r"images \(7, 28, 28\), labels \(30,\)"),
+        (1, gzip.compress(RAW[3]), r"images \(30, 28, 28\), labels \(7,\)"),
         (3, gzip.compress(idx(np.full(7, 10))), "largest label 10"),
     ],
     ids=["short", "flipped", "page", "short inside", "type", "short header", "counts", "label"],
