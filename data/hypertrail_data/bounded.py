@@ -20,12 +20,14 @@ class Bounded:
         self._file, self._path, self._at_once = file, path, at_once
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._at_once:
+        """``size`` bytes, or all that follows where it is negative."""
+        content = self._file.read(size if 0 <= size <= self._at_once else self._at_once + 1)
+        if size > self._at_once or len(content) > self._at_once:
             raise DataError(
-                f"{self._path} asks for {size} bytes at once, more than {self._at_once}, which is all that belongs there; "
-                "put the original there"
+                f"one part of {self._path} has more than {self._at_once} bytes, which is more than belongs there; put the "
+                "original there"
             )
-        return self._file.read(size)
+        return content
 
     def seek(self, position: int, whence: int = 0) -> int:
         return self._file.seek(position, whence)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ LARGEST_INTEGER = (
     65535  # the largest value of a 16-bit pixel; float32 holds every integer up to it, and far more, exactly
 )
 SCALES = {np.uint8: 255, np.uint16: 65535}  # the largest pixel, for the dtypes whose whole range cameras use
+DENSEST = 1100  # bytes that one packed byte can become: deflate gives at most 1032
+GIB = 2**30  # bytes
 FLOATS = (np.float16, np.float32, np.float64)
 POINTER = "for other losses and other kinds of label use hypertrail_gpu.functional, which takes any loss"
 
@@ -35,6 +38,12 @@ def reason(error: BaseException) -> str:
     """What another library says, on one line of a length that can be read."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= 200 else f"{said[:200]}.."
+
+
+def listed(names: Iterator[str]) -> str:
+    """The first ten of these names, quoted, and whether there are more."""
+    first = [f"{name!r:.60}" for name in islice(names, 11)]
+    return ", ".join([*first[:10], *(["and more"] if len(first) > 10 else [])]) or "none"
 
 
 def on_one_line(text: str) -> bool:
