@@ -129,7 +129,7 @@ def _checked(split: Any, name: str, classes: int) -> Split:
     if not isinstance(split, Split):
         raise DataError(f"{name} is a {type(split).__name__}, expected a Split(x, y, rows); make one")
     x, y, rows = (checks.as_array(getattr(split, field), f"{name}.{field}") for field in ("x", "y", "rows"))
-    if x.dtype not in (np.float32, np.float64) or x.ndim != 4 or not all(x.shape[1:]):
+    if x.dtype.type not in (np.float32, np.float64) or x.ndim != 4 or not all(x.shape[1:]):
         raise DataError(
             f"{name}.x is {x.dtype} {x.shape}, expected float32 (n, H, W, C); use make_splits or convert it"
         )

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,7 +27,7 @@ class Mirror(BaseHTTPRequestHandler):
         behaviour = self.path.split("/")[1]
         asked = self.headers.get("Range", "")
         self.server.asked.append((behaviour, asked))
-        body, start = {"page": PAGE, "other": OTHER, "empty": b""}.get(behaviour, CONTENT), 0
+        body, start = {"page": PAGE, "other": OTHER, "empty": b"", "long": CONTENT + b"more"}.get(behaviour, CONTENT), 0
         if behaviour == "missing":
             self.send_error(404)
             return
@@ -39,11 +40,17 @@ class Mirror(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - start))
+        if behaviour != "endless":
+            self.send_header("Content-Length", str(len(body) - start))
         if behaviour == "labelled":  # as some servers do with every .gz; undoing it would change the file
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         self.wfile.write(body[start : start + 300_000] if behaviour == "breaks" else body[start:])
+        while behaviour == "endless":  # until nobody listens any more
+            try:
+                self.wfile.write(bytes(2**16))
+            except OSError:
+                return
 
     def log_message(self, *_):
         pass
@@ -103,6 +110,8 @@ def test_mirrors_in_turn(tmp_path, mirrors, server):
         ("missing", "answered HTTP 404 Not Found"),
         ("page", "gave a web page in place of a gzip file"),
         ("empty", "gave something that begins with b'' in place of a gzip file"),
+        ("long", f"gave more than the {len(CONTENT)} bytes of the file"),
+        ("endless", f"gave more than the {len(CONTENT)} bytes of the file"),
         ("other", f"gave a file whose sha256 is not {SHA[:12]}"),
     ],
 )
@@ -198,3 +207,63 @@ def test_two_at_once_download_once(tmp_path, mirrors, server):
         thread.join()
     assert len(server.asked) == 1
     assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of the reader's that nothing in the cache may change."""
+    path = tmp_path / "victim"
+    path.write_bytes(b"precious")
+    yield path
+    assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("ending", [".lock", ".part", ""])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder", "hard link"])
+def test_what_is_no_file_of_its_own_is_refused_by_name(tmp_path, mirrors, victim, ending, kind):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    path = folder / f"{NAME}{ending}"
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "dangling link":
+        path.symlink_to(tmp_path / "made")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif ending:
+        os.link(victim, path)
+    else:
+        pytest.skip("the final file is only read, and replaced by renaming")
+    with pytest.raises(DataError, match=f"^{path} is ") as caught:
+        fetch(mirrors("good"), folder)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_lock_that_holds_something_is_not_emptied(tmp_path, mirrors):
+    (tmp_path / f"{NAME}.lock").write_bytes(b"notes of mine")
+    assert fetch(mirrors("good"), tmp_path) == CONTENT
+    assert (tmp_path / f"{NAME}.lock").read_bytes() == b"notes of mine"
+
+
+@pytest.mark.parametrize("inside", [".", "mnist"])
+def test_a_cache_of_somebody_else(tmp_path, mirrors, monkeypatch, inside):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    if os.getuid():
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    else:
+        os.chown(folder, 54321, -1)
+    with pytest.raises(DataError, match=rf"{folder} belongs to user \d+, expected a folder of yours.*HYPERTRAIL_CACHE"):
+        fetch(mirrors("good"), folder / inside)
+    assert list(folder.iterdir()) == []
+    (folder / NAME).write_bytes(CONTENT)  # what is verified may be read, whoever put it there
+    assert fetch(mirrors("missing"), folder) == CONTENT
+
+
+def test_a_part_as_long_as_the_file_asks_for_no_more(tmp_path, mirrors, server):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:-1] + b"?")
+    assert fetch(mirrors("good"), tmp_path) == CONTENT
+    assert server.asked == [("good", "")]
