@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checks import reason
 from .durable import FULL
 from .errors import DataError, DiskFull
 from .untrusted import open_regular
@@ -164,14 +165,15 @@ def _resume(url: str, part: Path, size: int, progress: bool) -> None:
                 part.unlink()
                 return _resume(url, part, size, progress)
             if reply.status_code not in (200, 206):
-                raise _Refused(f"answered HTTP {reply.status_code} {reply.reason}")
+                raise _Refused(f"answered HTTP {reply.status_code} {reason(reply.reason)}")
             if not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 have = 0  # this mirror begins at the beginning
             block = reply.raw.read(BLOCK, decode_content=False)
             if not have and not block.startswith(GZIP):
                 what = "a web page" if block.lstrip()[:1] == b"<" else f"something that begins with {block[:8]!r}"
                 raise _Refused(f"gave {what} in place of a gzip file")
-            done, total = have, have + int(reply.headers.get("Content-Length", 0))
+            length = reply.headers.get("Content-Length", "")
+            done, total = have, have + int(length) if length.isdecimal() else 0
             meter = Meter(part.stem, total, progress)
             with open(_own_file(part), "ab") as file:
                 file.truncate(have)

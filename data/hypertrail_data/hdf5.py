@@ -68,13 +68,13 @@ def _array(file: h5py.File, path: Path, key: str, size: int, at_most: int) -> np
         raise DataError(f"{path}: {key!r} keeps its values in other files, which are not read; copy them into this one")
     if found.shape is None or found.dtype.kind not in "biuf" or found.dtype.hasobject:
         raise DataError(
-            f"{path}: {key!r} is {found.dtype} {found.shape}, expected a plain array of numbers; convert it"
+            f"{path}: {key!r} is {found.dtype!s:.60} {found.shape}, expected a plain array of numbers; convert it"
         )
     refuse_large(path, key, found.shape, found.dtype, at_most)
     _refuse_hollow(path, key, found.shape, found.dtype, size)
     if found.chunks:
         _refuse_hollow(path, f"a chunk of {key}", found.chunks, found.dtype, size)
-        _refuse_bombs(found, path, key)
+        _refuse_bombs(found, path, key, size)
     array: np.ndarray = found[()]
     return array
 
@@ -107,20 +107,23 @@ def _refuse_hollow(path: Path, what: str, shape: tuple[int, ...], dtype: np.dtyp
         )
 
 
-def _refuse_bombs(found: h5py.Dataset, path: Path, key: str) -> None:
-    """HDF5 unpacks a chunk to whatever length it has. Look first, with a bound."""
+def _refuse_bombs(found: h5py.Dataset, path: Path, key: str, size: int) -> None:
+    """HDF5 makes room for a packed chunk as it is declared, and unpacks it to whatever length it has. Look first."""
     properties = found.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     if not set(filters) <= set(FILTERS) or filters.count(DEFLATE) > 1:
         raise DataError(
             f"{path}: {key!r} is packed by the filters {filters}, expected gzip, lzf, shuffle or a check sum at most; repack it"
         )
+    chunks: list[Any] = []
+    found.id.chunk_iter(chunks.append)
+    if any(chunk.size > size for chunk in chunks):
+        raise DataError(f"{path}: a chunk of {key!r} claims more bytes than the file has; write it anew")
     if DEFLATE not in filters:
         return
     at_most = math.prod(found.chunks) * found.dtype.itemsize + CHECKSUM
     behind = CHECKSUM * (FLETCHER32 in filters[filters.index(DEFLATE) :])
-    for i in range(found.id.get_num_chunks()):
-        chunk = found.id.get_chunk_info(i)
+    for chunk in chunks:
         skipped, raw = found.id.read_direct_chunk(chunk.chunk_offset)
         if skipped >> filters.index(DEFLATE) & 1:
             continue

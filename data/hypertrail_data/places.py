@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import IO
 
-from .checks import on_one_line, reason
+from .checks import on_one_line, reason, shown
 from .errors import DataError, UnverifiedData
 from .untrusted import open_regular, read_regular
 
@@ -18,12 +18,14 @@ Place = str | os.PathLike[str]
 def as_path(named: Place, origin: str) -> Path:
     """The path that ``origin`` names, with ~ resolved. Raises DataError for one that no message could show or no call take."""
     try:
-        text = os.fspath(named)
-        if not isinstance(text, str) or not on_one_line(text):
+        path = Path(named).expanduser()
+        if not on_one_line(str(path)):
             raise ValueError("it holds control characters, or is no text in UTF-8")
-        return Path(text).expanduser()
+        return path
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: there is no such user as in ~nobody
-        raise DataError(f"{origin} is {named!r}, expected a path ({reason(error)}); correct or unset it") from error
+        raise DataError(
+            f"{origin} is {shown(named)}, expected a path ({reason(error)}); correct or unset it"
+        ) from error
 
 
 def named_folders(data_dir: Place | None) -> list[Path]:
@@ -33,9 +35,8 @@ def named_folders(data_dir: Place | None) -> list[Path]:
         folders.append((as_path(variable, "HYPERTRAIL_DATA"), "HYPERTRAIL_DATA"))
     for folder, origin in folders:
         found = "missing"
-        if os.path.isdir(
-            folder
-        ):  # unlike Path.is_dir, this never raises: a path can be too long, or not ours to look at
+        # Path.is_dir would raise for a path that is too long, or in a folder that is not ours to look at.
+        if os.path.isdir(folder):
             found = "" if os.access(folder, os.R_OK | os.X_OK) else "a folder that cannot be read"
         elif os.path.lexists(folder):
             found = "a file" if os.path.isfile(folder) else "no folder"
@@ -59,7 +60,7 @@ def cache_folder(cache_dir: Place | None) -> Path:
             "the data set is in no named folder, and downloading it needs pooch; install pooch, or name the folder that "
             "holds it with data_dir or HYPERTRAIL_DATA"
         ) from error
-    return Path(pooch.os_cache("hypertrail"))
+    return as_path(pooch.os_cache("hypertrail"), "the user's cache folder")
 
 
 def read_bytes(path: Path, at_most: int) -> bytes:

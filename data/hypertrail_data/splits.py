@@ -166,7 +166,7 @@ def _one_shape(splits: dict[str, Split]) -> None:
 def _finite(values: Any, what: str) -> np.ndarray:
     array = checks.as_array(values, what)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise DataError(f"{what} of the pixels is {array.tolist()!r:.200}, expected finite numbers; correct it")
+        raise DataError(f"{what} of the pixels is {checks.shown(array.tolist())}, expected finite numbers; correct it")
     return array
 
 
@@ -190,8 +190,8 @@ def make_splits(
     ``train`` then depend on ``test`` and ``test_seed``, too.
 
     mean and std are those of the train split, per channel; a channel that never changes gets std 1. Those of integer images
-    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, about the
-    first image so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
+    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, as differences
+    from the first pixel so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
     ``standardise=False`` pixels are only divided by the scale, and mean is 0, std 1.
 
     Raises ValueError where more rows are asked for than there are, a size is no integer or negative, ``train`` is 0, or a
@@ -205,7 +205,7 @@ def make_splits(
         raise ValueError(f"split sizes are {asked}; expected integers, train >= 1 and the others >= 0")
     for what, value in (("seed", seed), ("test_seed", test_seed)):
         if not _is_integer(value) and not (what == "test_seed" and value is None):
-            raise ValueError(f"{what} is {value!r}; expected an integer >= 0")
+            raise ValueError(f"{what} is {checks.shown(value)}; expected an integer >= 0")
 
     rng = generator(seed, "split")
     rest = len(dataset) - dataset.official_test

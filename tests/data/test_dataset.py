@@ -201,6 +201,10 @@ def test_arrays_are_read_only_views():
         {"classes": True},
         {"classes": "3"},
         {"classes": 2**31},
+        {"classes": 10**5000},
+        {"classes": np.ones((30, 30))},
+        {"scale": np.ones((30, 30))},
+        {"notes": 3},
         {"official_test": -1},
         {"official_test": 13},
         {"official_test": 2.0},
@@ -221,7 +225,7 @@ def test_arrays_are_read_only_views():
         {"notes": ("two\nlines",)},
         {"notes": (3,)},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_other_arguments(options):
     if "classes" in options:

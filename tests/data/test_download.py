@@ -28,6 +28,10 @@ class Mirror(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         self.server.asked.append((behaviour, asked))
         body, start = {"page": PAGE, "other": OTHER, "empty": b"", "long": CONTENT + b"more"}.get(behaviour, CONTENT), 0
+        if behaviour == "rude":
+            self.send_response(500, "\x1b[31mNo")
+            self.end_headers()
+            return
         if behaviour == "missing":
             self.send_error(404)
             return
@@ -40,7 +44,9 @@ class Mirror(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        if behaviour != "endless":
+        if behaviour == "vague":
+            self.send_header("Content-Length", "many")
+        elif behaviour != "endless":
             self.send_header("Content-Length", str(len(body) - start))
         if behaviour == "labelled":  # as some servers do with every .gz; undoing it would change the file
             self.send_header("Content-Encoding", "gzip")
@@ -108,6 +114,7 @@ def test_mirrors_in_turn(tmp_path, mirrors, server):
     ("behaviour", "message"),
     [
         ("missing", "answered HTTP 404 Not Found"),
+        ("rude", "answered HTTP 500 [31mNo"),
         ("page", "gave a web page in place of a gzip file"),
         ("empty", "gave something that begins with b'' in place of a gzip file"),
         ("long", f"gave more than the {len(CONTENT)} bytes of the file"),
@@ -261,6 +268,11 @@ def test_a_cache_of_somebody_else(tmp_path, mirrors, monkeypatch, inside):
     assert list(folder.iterdir()) == []
     (folder / NAME).write_bytes(CONTENT)  # what is verified may be read, whoever put it there
     assert fetch(mirrors("missing"), folder) == CONTENT
+
+
+def test_a_mirror_that_does_not_say_how_much_it_gives(tmp_path, mirrors, capsys):
+    assert fetch(mirrors("vague"), tmp_path) == CONTENT
+    assert "%" not in capsys.readouterr().err
 
 
 def test_a_part_as_long_as_the_file_asks_for_no_more(tmp_path, mirrors, server):
