@@ -173,7 +173,7 @@ def _resume(url: str, part: Path, size: int, progress: bool) -> None:
                 what = "a web page" if block.lstrip()[:1] == b"<" else f"something that begins with {block[:8]!r}"
                 raise _Refused(f"gave {what} in place of a gzip file")
             length = reply.headers.get("Content-Length", "")
-            done, total = have, have + int(length) if length.isdecimal() else 0
+            done, total = have, have + int(length) if length.isdecimal() and len(length) < 20 else 0
             meter = Meter(part.stem, total, progress)
             with open(_own_file(part), "ab") as file:
                 file.truncate(have)
