@@ -98,7 +98,7 @@ def _own_file(path: Path) -> int:
     except IsADirectoryError as error:
         raise _not_ours(path, "a folder") from error
     status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:  # some network file systems say 0
         return fd
     os.close(fd)
     raise _not_ours(path, "a pipe, a device or a second name of another file")

@@ -328,10 +328,10 @@ def _moments_of_floats(x: np.ndarray, rows: np.ndarray, scale: float) -> tuple[n
     The first sums differences from the first pixel: sums of the pixels themselves would lose the digits in which pixels of
     mean 1e9 and deviation 1 differ. The second sums squares of deviations as parts of the range, which cannot overflow.
     """
-    first = x[rows[0], 0, 0].astype(np.float64)[:, None] / scale
-    low, high, total, squares = first, first, 0.0, 0.0
     n = len(rows) * x[0, ..., 0].size
     with np.errstate(all="ignore"):  # values near 1e308 may give an infinite mean, which the caller refuses
+        first = x[rows[0], 0, 0].astype(np.float64)[:, None] / scale
+        low, high, total, squares = first, first, 0.0, 0.0
         for block in _pixels(x, rows, np.float64):
             block /= scale
             low = np.minimum(low, block.min(axis=1, keepdims=True))

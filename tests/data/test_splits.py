@@ -179,11 +179,12 @@ def test_integer_moments_do_not_overflow():
         ),
         (1e-320 * NORMAL, {}, r"the std of channel 0 in train is .*e-32\d, too small to divide by"),
         (NORMAL, {"scale": 1e-320}, "scale is 1e-320, expected a number in"),
+        (1e10 * NORMAL, {"scale": 1e-300}, "made: after"),
         (SIXTEEN, {"scale": 1e300}, r"scale is 1e\+300, expected a number in 1.18e-38 .. 3.4e\+38"),
         (SIXTEEN, {"scale": 1e-38 * 2, "standardise": False}, "float32, with mean"),
         (1.7e308 * np.sign(NORMAL), {}, "made: "),
     ],
-    ids=["large", "small", "scale", "scale of integers", "scaled integers", "largest"],
+    ids=["large", "small", "scale", "scaled", "scale of integers", "scaled integers", "largest"],
 )
 def test_what_float32_cannot_hold(x, options, said):
     dataset = images_of(x, options.get("scale"))
