@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .dataset import Dataset
     from .errors import DataError, DiskFull, TrajectoryError, UnverifiedData
+    from .hdf5 import read_hdf5
+    from .npz import read_npz
     from .registry import NAMES, load
     from .schedule import BatchSchedule
     from .splits import Split, Splits, make_splits
     from .store import StoredTrajectory
     from .streams import STREAMS, derived_seed, generator, words
     from .trajectory import MemoryTrajectory, Segment, Trajectory
+    from .used import recording
 
 __all__ = [
     "NAMES",
@@ -37,18 +40,24 @@ __all__ = [
     "generator",
     "load",
     "make_splits",
+    "read_hdf5",
+    "read_npz",
+    "recording",
     "words",
 ]
 
 _HOME = {
     "dataset": ("Dataset",),
     "errors": ("DataError", "DiskFull", "TrajectoryError", "UnverifiedData"),
+    "hdf5": ("read_hdf5",),
+    "npz": ("read_npz",),
     "registry": ("NAMES", "load"),
     "schedule": ("BatchSchedule",),
     "splits": ("Split", "Splits", "make_splits"),
     "store": ("StoredTrajectory",),
     "streams": ("STREAMS", "derived_seed", "generator", "words"),
     "trajectory": ("MemoryTrajectory", "Segment", "Trajectory"),
+    "used": ("recording",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

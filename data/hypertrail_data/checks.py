@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy as np
 from .errors import DataError
 
 BLOCK = 2**18  # values that are looked at together: no check makes a temporary array of the size of the images
-LARGEST_INTEGER = (
-    65535  # the largest value of a 16-bit pixel; float32 holds every integer up to it, and far more, exactly
-)
+LARGEST_INTEGER = 65535  # the largest 16-bit pixel; float32 holds every integer up to it exactly
 SCALES = {np.uint8: 255, np.uint16: 65535}  # the largest pixel, for the dtypes whose whole range cameras use
+DENSEST = 1100  # bytes that one packed byte can become: deflate gives at most 1032
+GIB = 2**30  # bytes
 FLOATS = (np.float16, np.float32, np.float64)
 POINTER = "for other losses and other kinds of label use hypertrail_gpu.functional, which takes any loss"
 
@@ -31,10 +32,26 @@ def blocks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield begin, x[begin : begin + rows]
 
 
-def reason(error: BaseException) -> str:
-    """What another library says, on one line of a length that can be read."""
-    said = " ".join(str(error).split()) or type(error).__name__
+def reason(error: object) -> str:
+    """What another library or machine says, on one line of a length that can be read, without control characters."""
+    said = "".join(character if on_one_line(character) else " " for character in str(error))
+    said = " ".join(said.split()) or type(error).__name__
     return said if len(said) <= 200 else f"{said[:200]}.."
+
+
+def shown(value: Any) -> str:
+    """What a value looks like, on one line of a length that can be read."""
+    try:
+        said = " ".join(repr(value).split())
+    except Exception:  # an integer of more than 4300 digits, for one, has no repr
+        said = f"a {type(value).__name__}"
+    return said if len(said) <= 80 else f"{said[:80]}.."
+
+
+def listed(names: Iterator[str]) -> str:
+    """The first ten of these names, quoted, and whether there are more."""
+    first = [f"{name!r:.60}" for name in islice(names, 11)]
+    return ", ".join([*first[:10], *(["and more"] if len(first) > 10 else [])]) or "none"
 
 
 def on_one_line(text: str) -> bool:
@@ -49,19 +66,19 @@ def whole(value: Any, what: str, low: int, high: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, np.bool_)) or not low <= number <= high:
-        raise DataError(f"{what} is {value!r}, expected an integer in {low} .. {high}; correct it")
+        raise DataError(f"{what} is {shown(value)}, expected an integer in {low} .. {high}; correct it")
     return number
 
 
 def text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value or not on_one_line(value):
-        raise DataError(f"{what} is {value!r}, expected a non-empty string on one line; correct it")
+        raise DataError(f"{what} is {shown(value)}, expected a non-empty string on one line; correct it")
     return value
 
 
 def sentences(notes: Any) -> tuple[str, ...]:
-    if isinstance(notes, str):
-        raise DataError(f"notes is the string {notes!r}, expected a tuple of sentences; put it in a tuple")
+    if not isinstance(notes, (tuple, list)):
+        raise DataError(f"notes is {shown(notes)}, expected a tuple of sentences; put it in a tuple")
     return tuple(text(note, "a note") for note in notes)
 
 
@@ -93,7 +110,7 @@ def images(values: Any) -> tuple[np.ndarray, int]:
         x = x.astype(np.uint8)
     if x.dtype.kind not in "iu" and x.dtype.type not in FLOATS:
         raise DataError(
-            f"x has the dtype {x.dtype}, expected bool, integers, float16, float32 or float64; convert it to float32"
+            f"x has the dtype {x.dtype!s:.60}, expected bool, integers, float16, float32 or float64; convert it to float32"
         )
     _shape(x)
     if x.dtype.kind in "iu":

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import os
 import pickle
 import tarfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from .bounded import Unpacking
+from .checks import reason
 from .dataset import Dataset
-from .download import RemoteFile, fetch, is_verified
+from .download import RemoteFile, fetch, verified
 from .errors import DataError
-from .places import cache_folder, named_folders, read_bytes, warn_unless_original
+from .places import Place, cache_folder, named_folders, open_bytes, read_bytes, warn_unless_original
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,32 @@ BATCHES = (
 BINARY = RemoteFile(
     "cifar-10-binary.tar.gz",
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    170_052_171,
     ("https://www.cs.toronto.edu/~kriz/",),
 )
-PICKLED, PICKLED_SHA256 = "cifar-10-python.tar.gz", "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+PICKLED = RemoteFile(
+    "cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    170_498_071,
+    (),  # it is never downloaded: the plain records are
+)
 BINARY_FOLDER, PICKLED_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
 ROWS, PIXELS = (
     10_000,
     3 * 32 * 32,
 )  # of a batch, of a record; a record is its label and then its pixels, channel by channel
+PICKLE_AT_MOST = 2**25  # bytes; a pickled batch has about 31 035 704
+OTHERS_AT_MOST = 2**24  # bytes that an archive may hold besides the batches; the published ones hold three small files
+MEMBERS_AT_MOST = 1000  # of an archive; the published ones have nine
 
 
 def load_cifar10(
-    data_dir: Path | None = None,
-    cache_dir: Path | None = None,
+    data_dir: Place | None = None,
+    cache_dir: Place | None = None,
     progress: bool = True,
     batches: tuple[Batch, ...] = BATCHES,
     binary: RemoteFile = BINARY,
-    pickled_sha256: str = PICKLED_SHA256,
+    pickled: RemoteFile = PICKLED,
 ) -> Dataset:
     """x uint8 (60000, 32, 32, 3) in 0 .. 255, y int32 (60000,) in 0 .. 9; see ``registry.load`` for places and errors.
 
@@ -92,24 +103,26 @@ def load_cifar10(
     the folder ``cifar-10-batches-py``, ``cifar-10-python.tar.gz``.
     """
     for folder in named_folders(data_dir):
-        if (found := _from_folder(folder, batches, pickled_sha256)) is not None:
+        if (found := _from_folder(folder, batches, pickled)) is not None:
             return found
     cache = cache_folder(cache_dir)
-    if is_verified(cache / PICKLED, pickled_sha256) and not (cache / binary.name).exists():
-        return _from_pickled_archive(cache / PICKLED, batches, pickled_sha256)
-    return _from_binary_archive(fetch(binary, cache, progress), batches)
+    if not os.path.lexists(cache / binary.name) and (content := verified(cache / pickled.name, pickled)) is not None:
+        return _from_pickled_archive(cache / pickled.name, content, batches)
+    content = fetch(binary, cache, progress)
+    return _from_binary_archive(cache / binary.name, io.BytesIO(content), batches)
 
 
-def _from_folder(folder: Path, batches: tuple[Batch, ...], pickled_sha256: str) -> Dataset | None:
+def _from_folder(folder: Path, batches: tuple[Batch, ...], pickled: RemoteFile) -> Dataset | None:
     for place in (folder / BINARY_FOLDER, folder):
-        if any((place / f"{batch.name}.bin").is_file() for batch in batches):
+        if any(os.path.isfile(place / f"{batch.name}.bin") for batch in batches):
             return _from_binary_folder(place, batches)
-    if (path := folder / BINARY.name).is_file():
-        return _from_binary_archive(path, batches)
-    if (path := folder / PICKLED_FOLDER).is_dir():
+    if os.path.isfile(path := folder / BINARY.name):
+        with open_bytes(path) as file:
+            return _from_binary_archive(path, file, batches)
+    if os.path.isdir(path := folder / PICKLED_FOLDER):
         return _from_pickled_folder(path, batches)
-    if (path := folder / PICKLED).is_file():
-        return _from_pickled_archive(path, batches, pickled_sha256)
+    if os.path.isfile(path := folder / pickled.name):
+        return _from_pickled_archive(path, _original(path, pickled), batches)
     return None
 
 
@@ -118,16 +131,31 @@ def _from_folder(folder: Path, batches: tuple[Batch, ...], pickled_sha256: str) 
 
 def _from_binary_folder(place: Path, batches: tuple[Batch, ...]) -> Dataset:
     _all_there(place, [f"{batch.name}.bin" for batch in batches])
-    return _assemble([_records(place / f"{b.name}.bin", read_bytes(place / f"{b.name}.bin"), b) for b in batches])
+    contents = {batch.name: read_bytes(place / f"{batch.name}.bin", _batch_size()) for batch in batches}
+    return _from_binary(place, contents, batches)
 
 
-def _from_binary_archive(path: Path, batches: tuple[Batch, ...]) -> Dataset:
-    return _assemble(_unpack(path, BINARY_FOLDER, ".bin", batches, _records))
+def _from_binary_archive(path: Path, file: IO[bytes], batches: tuple[Batch, ...]) -> Dataset:
+    size = _batch_size()
+    contents = _unpack(path, file, _members(BINARY_FOLDER, ".bin", batches), (size, size))
+    return _from_binary(path / BINARY_FOLDER, contents, batches)
 
 
-def _records(path: Path, raw: bytes, batch: Batch) -> np.ndarray:
+def _from_binary(place: Path, contents: dict[str, bytes], batches: tuple[Batch, ...]) -> Dataset:
+    paths = [place / f"{batch.name}.bin" for batch in batches]
+    raw = [contents[batch.name] for batch in batches]
+    records = list(map(_records, paths, raw))
+    hashes = [batch.sha256 for batch in batches]
+    return _assemble(records, tuple(itertools.chain(*map(warn_unless_original, paths, raw, hashes))))
+
+
+def _batch_size() -> int:
+    return ROWS * (1 + PIXELS)
+
+
+def _records(path: Path, raw: bytes) -> np.ndarray:
     """The records of one batch, uint8 (10000, 3073)."""
-    expected = ROWS * (1 + PIXELS)
+    expected = _batch_size()
     if len(raw) != expected:
         raise DataError(
             f"{path} has {len(raw)} bytes, expected {expected}: it is cut short or another file; replace it"
@@ -135,16 +163,15 @@ def _records(path: Path, raw: bytes, batch: Batch) -> np.ndarray:
     records = np.frombuffer(raw, np.uint8).reshape(ROWS, 1 + PIXELS)
     if records[:, 0].max() > 9:
         raise DataError(f"{path} has the label {records[:, 0].max()}, expected 0 .. 9: it is not CIFAR-10; replace it")
-    warn_unless_original(path, raw, batch.sha256)
     return records
 
 
-def _assemble(records: list[np.ndarray]) -> Dataset:
+def _assemble(records: list[np.ndarray], notes: tuple[str, ...] = ()) -> Dataset:
     x = np.empty((len(records) * ROWS, 32, 32, 3), np.uint8)
     for i, part in enumerate(records):
         x[i * ROWS : (i + 1) * ROWS] = part[:, 1:].reshape(ROWS, 3, 32, 32).transpose(0, 2, 3, 1)
-    y = np.concatenate([part[:, 0] for part in records]).astype(np.int32)
-    return Dataset("cifar10", x, y, classes=10, official_test=ROWS)
+    y = np.concatenate([part[:, 0] for part in records])
+    return Dataset("cifar10", x, y, classes=10, official_test=ROWS, notes=notes)
 
 
 # Pickles
@@ -154,26 +181,33 @@ def _from_pickled_folder(place: Path, batches: tuple[Batch, ...]) -> Dataset:
     _all_there(place, [batch.name for batch in batches])
     parts = []
     for batch in batches:
-        raw = read_bytes(place / batch.name)
+        raw = read_bytes(place / batch.name, PICKLE_AT_MOST)
         if (found := hashlib.md5(raw, usedforsecurity=False).hexdigest()) != batch.md5:
             raise DataError(
                 f"{place / batch.name} is a pickle with md5 {found[:12]}.., expected {batch.md5[:12]}..; an unknown pickle is "
                 f"not opened: use the binary version ({BINARY.name})"
             )
-        parts.append(_unpickle(place / batch.name, raw, batch))
+        parts.append(_unpickle(place / batch.name, raw))
     return _assemble(parts)
 
 
-def _from_pickled_archive(path: Path, batches: tuple[Batch, ...], sha256: str) -> Dataset:
-    if not is_verified(path, sha256):
+def _original(path: Path, pickled: RemoteFile) -> bytes:
+    raw = read_bytes(path, pickled.size)
+    if hashlib.sha256(raw).hexdigest() != pickled.sha256:
         raise DataError(
-            f"the sha256 of {path} is not {sha256[:12]}..; an archive of unknown pickles is not opened: put the original "
-            f"there, or use the binary version ({BINARY.name})"
+            f"the sha256 of {path} is not {pickled.sha256[:12]}..; an archive of unknown pickles is not opened: put the "
+            f"original there, or use the binary version ({BINARY.name})"
         )
-    return _assemble(_unpack(path, PICKLED_FOLDER, "", batches, _unpickle))
+    return raw
 
 
-def _unpickle(path: Path, raw: bytes, batch: Batch) -> np.ndarray:
+def _from_pickled_archive(path: Path, raw: bytes, batches: tuple[Batch, ...]) -> Dataset:
+    """``raw`` has been verified: it is the published archive, of which ``path`` is the name for messages alone."""
+    contents = _unpack(path, io.BytesIO(raw), _members(PICKLED_FOLDER, "", batches), (0, PICKLE_AT_MOST))
+    return _assemble([_unpickle(path / PICKLED_FOLDER / batch.name, contents[batch.name]) for batch in batches])
+
+
+def _unpickle(path: Path, raw: bytes) -> np.ndarray:
     """The records of one batch, uint8 (10000, 3073)."""
     try:
         content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
@@ -184,7 +218,7 @@ def _unpickle(path: Path, raw: bytes, batch: Batch) -> np.ndarray:
             raise ValueError(f"labels {labels.min()} .. {labels.max()}")
     except Exception as error:  # a pickle can fail in any way it likes
         raise DataError(
-            f"{path} is not a batch of CIFAR-10 ({error}); use the binary version ({BINARY.name})"
+            f"{path} is not a batch of CIFAR-10 ({reason(error)}); use the binary version ({BINARY.name})"
         ) from error
     return np.concatenate([labels.astype(np.uint8)[:, None], pixels], axis=1)
 
@@ -215,28 +249,38 @@ class _Unpickler(pickle.Unpickler):
 # Both
 
 
-def _unpack(
-    path: Path,
-    folder: str,
-    suffix: str,
-    batches: tuple[Batch, ...],
-    read: Callable[[Path, bytes, Batch], np.ndarray],
-) -> list[np.ndarray]:
-    """Read the batches out of an archive, in memory. A tar file is a stream: they are met in its order, not in ours."""
-    wanted = {f"{folder}/{batch.name}{suffix}": batch for batch in batches}
-    parts: dict[str, np.ndarray] = {}
+def _members(folder: str, suffix: str, batches: tuple[Batch, ...]) -> dict[str, str]:
+    """{path in the archive: name of the batch}"""
+    return {f"{folder}/{batch.name}{suffix}": batch.name for batch in batches}
+
+
+def _unpack(path: Path, file: IO[bytes], wanted: dict[str, str], sizes: tuple[int, int]) -> dict[str, bytes]:
+    """{name of a batch: its bytes}, out of an archive that may be anything. Its members may be in any order.
+
+    sizes: the smallest and the largest a batch can be. Nothing larger is read, however it is declared.
+    """
+    contents: dict[str, bytes] = {}
+    stream = Unpacking(file, path, max(sizes), len(wanted) * max(sizes) + OTHERS_AT_MOST)
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if (batch := wanted.get(member.name)) and (file := archive.extractfile(member)):
-                    parts[batch.name] = read(path / member.name, file.read(), batch)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} is damaged or cut short ({error}); put the original there") from error
-    if missing := [name for name, batch in wanted.items() if batch.name not in parts]:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]  # it reads, seeks and tells
+            for number, member in enumerate(archive):
+                if number >= MEMBERS_AT_MOST:
+                    raise DataError(f"{path} has more than {MEMBERS_AT_MOST} members; put the original there")
+                if (name := wanted.get(member.name)) and member.isreg() and not member.issparse():
+                    if not sizes[0] <= member.size <= sizes[1]:
+                        raise DataError(
+                            f"{path / member.name} has {member.size} bytes, expected {sizes[1]}; put the original there"
+                        )
+                    contents[name] = archive.extractfile(member).read()
+    except DataError:
+        raise
+    except Exception as error:  # tarfile can raise nearly anything on what was made to mislead it
+        raise DataError(f"{path} is damaged or cut short ({reason(error)}); put the original there") from error
+    if missing := [member for member, name in wanted.items() if name not in contents]:
         raise DataError(f"{path} lacks {', '.join(missing)}; put the original there")
-    return [parts[batch.name] for batch in batches]
+    return contents
 
 
 def _all_there(place: Path, names: list[str]) -> None:
-    if missing := [name for name in names if not (place / name).is_file()]:
+    if missing := [name for name in names if not os.path.isfile(place / name)]:
         raise DataError(f"{place} holds only part of CIFAR-10; missing: {', '.join(missing)}; add them")

@@ -77,4 +77,6 @@ def _positive(scale: Any) -> float:
         number = int(scale) if isinstance(scale, numbers.Integral) else float(scale)
         if 0 < number <= sys.float_info.max:
             return number
-    raise DataError(f"scale is {scale!r}, expected None or a finite number above 0; give the largest value of a pixel")
+    raise DataError(
+        f"scale is {checks.shown(scale)}, expected None or a finite number above 0; give the largest value of a pixel"
+    )

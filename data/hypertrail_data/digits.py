@@ -15,4 +15,4 @@ def load_digits() -> Dataset:
     """x uint8 (1797, 8, 8, 1) in 0 .. 16, y int32 (1797,) in 0 .. 9; no official test set."""
     with np.load(FILE, allow_pickle=False) as archive:
         x, y = archive["x"], archive["y"]
-    return Dataset("digits", x[..., None], y.astype(np.int32), classes=10, scale=16)
+    return Dataset("digits", x[..., None], y, classes=10, scale=16)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import gzip
+import io
+import itertools
 import math
+import os
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .bounded import unpacked
 from .dataset import Dataset
 from .download import RemoteFile, fetch
 from .errors import DataError
-from .places import cache_folder, named_folders, read_bytes, warn_unless_original
+from .places import Place, cache_folder, named_folders, read_bytes, warn_unless_original
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One of the four files, published as ``name``.gz: sha256 as published, and sha256 of what is inside."""
+    """One of the four files, published as ``name``.gz: sha256 and size as published; sha256 and shape of what is inside.
+
+    A file in a named folder may have fewer rows than ``shape``, never more.
+    """
 
     name: str
     sha256_gz: str
     sha256: str
+    size_gz: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
 
 FILES = (
@@ -31,21 +42,29 @@ FILES = (
         "train-images-idx3-ubyte",
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        9_912_422,
+        (60_000, 28, 28),
     ),
     IdxFile(
         "train-labels-idx1-ubyte",
         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        28_881,
+        (60_000,),
     ),
     IdxFile(
         "t10k-images-idx3-ubyte",
         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        1_648_877,
+        (10_000, 28, 28),
     ),
     IdxFile(
         "t10k-labels-idx1-ubyte",
         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        4_542,
+        (10_000,),
     ),
 )
 MIRRORS = (
@@ -56,8 +75,8 @@ UBYTE = 0x08  # the idx type code of unsigned bytes
 
 
 def load_mnist(
-    data_dir: Path | None = None,
-    cache_dir: Path | None = None,
+    data_dir: Place | None = None,
+    cache_dir: Place | None = None,
     progress: bool = True,
     files: tuple[IdxFile, ...] = FILES,
     mirrors: tuple[str, ...] = MIRRORS,
@@ -69,16 +88,17 @@ def load_mnist(
     for folder in named_folders(data_dir):
         for place in (folder / "mnist", folder):
             if paths := _find(place, files):
-                return _assemble(paths, files)
+                return _assemble(paths, list(map(_read, paths, files)), files)
     cache = cache_folder(cache_dir) / "mnist"
-    paths = [fetch(RemoteFile(f"{file.name}.gz", file.sha256_gz, mirrors), cache, progress) for file in files]
-    return _assemble(paths, files)
+    paths = [cache / f"{file.name}.gz" for file in files]
+    contents = [_fetched(path, file, mirrors, progress) for path, file in zip(paths, files, strict=True)]
+    return _assemble(paths, contents, files)
 
 
 def _find(place: Path, files: tuple[IdxFile, ...]) -> list[Path]:
     """The four paths, or none of them. Raises DataError if only some are there."""
     candidates = [[place / f"{file.name}.gz", place / file.name] for file in files]
-    found = [next((path for path in pair if path.is_file()), None) for pair in candidates]
+    found = [next((path for path in pair if os.path.isfile(path)), None) for pair in candidates]
     missing = [file.name for file, path in zip(files, found, strict=True) if path is None]
     if len(missing) == len(files):
         return []
@@ -87,8 +107,20 @@ def _find(place: Path, files: tuple[IdxFile, ...]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _assemble(paths: list[Path], files: tuple[IdxFile, ...]) -> Dataset:
-    train_x, train_y, test_x, test_y = (_read(path, file) for path, file in zip(paths, files, strict=True))
+def _read(path: Path, file: IdxFile) -> bytes:
+    """What the file of a named folder holds, unpacked. Packed anew it may be a little larger than what is inside."""
+    if path.suffix != ".gz":
+        return read_bytes(path, file.size)
+    return unpacked(io.BytesIO(read_bytes(path, file.size + file.size // 100 + 4096)), path, file.size)
+
+
+def _fetched(path: Path, file: IdxFile, mirrors: tuple[str, ...], progress: bool) -> bytes:
+    packed = fetch(RemoteFile(path.name, file.sha256_gz, file.size_gz, mirrors), path.parent, progress)
+    return unpacked(io.BytesIO(packed), path, file.size)
+
+
+def _assemble(paths: list[Path], contents: list[bytes], files: tuple[IdxFile, ...]) -> Dataset:
+    train_x, train_y, test_x, test_y = map(_parsed, paths, contents, files)
     for x, y, path in ((train_x, train_y, paths[1]), (test_x, test_y, paths[3])):
         if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or not len(y) or y.max() > 9:
             raise DataError(
@@ -96,26 +128,22 @@ def _assemble(paths: list[Path], files: tuple[IdxFile, ...]) -> Dataset:
                 f"{y.max(initial=0)}; expected (N, 28, 28), (N,), at most 9: put the originals there"
             )
     x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
-    return Dataset("mnist", x[..., None], y.astype(np.int32), classes=10, official_test=len(test_y))
+    hashes = [file.sha256 for file in files]
+    notes = itertools.chain(*map(warn_unless_original, paths, contents, hashes))
+    return Dataset("mnist", x[..., None], y, classes=10, official_test=len(test_y), notes=tuple(notes))
 
 
-def _read(path: Path, file: IdxFile) -> np.ndarray:
-    """An idx file of unsigned bytes: two zeros, type, rank, the sizes as big-endian int32, then the values."""
-    raw = read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is damaged or cut short ({error}); put the original there") from error
-    if len(raw) < 4 or raw[:3] != bytes((0, 0, UBYTE)):
+def _parsed(path: Path, raw: bytes, file: IdxFile) -> np.ndarray:
+    """An idx file of unsigned bytes: two zeros, type, rank, the sizes as big-endian uint32, then the values."""
+    rank = len(file.shape)
+    begin = 4 + 4 * rank
+    if raw[:4] != bytes((0, 0, UBYTE, rank)):
         raise DataError(
-            f"{path} begins with {raw[:4]!r}, expected an idx file of unsigned bytes; put the original there"
+            f"{path} begins with {raw[:4]!r}, expected an idx file of unsigned bytes of rank {rank}; put the original there"
         )
-    begin = 4 + 4 * raw[3]
-    shape = struct.unpack(f">{raw[3]}i", raw[4:begin].ljust(4 * raw[3], b"\0"))
+    shape = struct.unpack(f">{rank}I", raw[4:begin].ljust(4 * rank, b"\0"))
     if len(raw) != begin + math.prod(shape):
         raise DataError(
             f"{path} has {len(raw)} bytes, expected {begin} and then {shape} values: it is cut short; put the original there"
         )
-    warn_unless_original(path, raw, file.sha256)
     return np.frombuffer(raw, np.uint8, offset=begin).reshape(shape)

@@ -129,7 +129,7 @@ def _checked(split: Any, name: str, classes: int) -> Split:
     if not isinstance(split, Split):
         raise DataError(f"{name} is a {type(split).__name__}, expected a Split(x, y, rows); make one")
     x, y, rows = (checks.as_array(getattr(split, field), f"{name}.{field}") for field in ("x", "y", "rows"))
-    if x.dtype not in (np.float32, np.float64) or x.ndim != 4 or not all(x.shape[1:]):
+    if x.dtype.type not in (np.float32, np.float64) or x.ndim != 4 or not all(x.shape[1:]):
         raise DataError(
             f"{name}.x is {x.dtype} {x.shape}, expected float32 (n, H, W, C); use make_splits or convert it"
         )
@@ -166,7 +166,7 @@ def _one_shape(splits: dict[str, Split]) -> None:
 def _finite(values: Any, what: str) -> np.ndarray:
     array = checks.as_array(values, what)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise DataError(f"{what} of the pixels is {array.tolist()!r:.200}, expected finite numbers; correct it")
+        raise DataError(f"{what} of the pixels is {checks.shown(array.tolist())}, expected finite numbers; correct it")
     return array
 
 
@@ -190,8 +190,8 @@ def make_splits(
     ``train`` then depend on ``test`` and ``test_seed``, too.
 
     mean and std are those of the train split, per channel; a channel that never changes gets std 1. Those of integer images
-    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, about the
-    first image so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
+    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, as differences
+    from the first pixel so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
     ``standardise=False`` pixels are only divided by the scale, and mean is 0, std 1.
 
     Raises ValueError where more rows are asked for than there are, a size is no integer or negative, ``train`` is 0, or a
@@ -205,7 +205,7 @@ def make_splits(
         raise ValueError(f"split sizes are {asked}; expected integers, train >= 1 and the others >= 0")
     for what, value in (("seed", seed), ("test_seed", test_seed)):
         if not _is_integer(value) and not (what == "test_seed" and value is None):
-            raise ValueError(f"{what} is {value!r}; expected an integer >= 0")
+            raise ValueError(f"{what} is {checks.shown(value)}; expected an integer >= 0")
 
     rng = generator(seed, "split")
     rest = len(dataset) - dataset.official_test
@@ -328,10 +328,10 @@ def _moments_of_floats(x: np.ndarray, rows: np.ndarray, scale: float) -> tuple[n
     The first sums differences from the first pixel: sums of the pixels themselves would lose the digits in which pixels of
     mean 1e9 and deviation 1 differ. The second sums squares of deviations as parts of the range, which cannot overflow.
     """
-    first = x[rows[0], 0, 0].astype(np.float64)[:, None] / scale
-    low, high, total, squares = first, first, 0.0, 0.0
     n = len(rows) * x[0, ..., 0].size
     with np.errstate(all="ignore"):  # values near 1e308 may give an infinite mean, which the caller refuses
+        first = x[rows[0], 0, 0].astype(np.float64)[:, None] / scale
+        low, high, total, squares = first, first, 0.0, 0.0
         for block in _pixels(x, rows, np.float64):
             block /= scale
             low = np.minimum(low, block.min(axis=1, keepdims=True))

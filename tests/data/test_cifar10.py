@@ -1,10 +1,14 @@
 """CIFAR-10 in its four forms, small here; and pickles that should not be opened."""
 
+import gzip
 import hashlib
 import io
 import os
 import pickle
+import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import warnings
 
@@ -12,10 +16,11 @@ import numpy as np
 import pytest
 
 from hypertrail_data import DataError, UnverifiedData, cifar10, load
-from hypertrail_data.cifar10 import BINARY_FOLDER, PICKLED, PICKLED_FOLDER, Batch, load_cifar10
+from hypertrail_data.cifar10 import BINARY_FOLDER, PICKLED_FOLDER, Batch, load_cifar10
 from hypertrail_data.download import RemoteFile
 
 ROWS = 20
+PICKLED = cifar10.PICKLED.name
 draw = np.random.default_rng(0)
 PIXELS = draw.integers(0, 256, (6, ROWS, 3, 32, 32), dtype=np.uint8)
 LABELS = draw.integers(0, 10, (6, ROWS), dtype=np.uint8)
@@ -47,7 +52,7 @@ def archive(folder: str, suffix: str, contents: list[bytes]) -> bytes:
 
 
 BINARY, PYTHON = archive(BINARY_FOLDER, ".bin", RAW), archive(PICKLED_FOLDER, "", PICKLES)
-REMOTE = RemoteFile("cifar-10-binary.tar.gz", hashlib.sha256(BINARY).hexdigest(), ("http://127.0.0.1:1/",))
+REMOTE = RemoteFile("cifar-10-binary.tar.gz", hashlib.sha256(BINARY).hexdigest(), len(BINARY), ("http://127.0.0.1:1/",))
 
 
 def small(pickles=PICKLES, python=PYTHON, **options):
@@ -56,7 +61,8 @@ def small(pickles=PICKLES, python=PYTHON, **options):
         Batch(name, hashlib.sha256(raw).hexdigest(), hashlib.md5(pickled).hexdigest())
         for name, raw, pickled in zip(NAMES, RAW, pickles, strict=True)
     )
-    return load_cifar10(batches=batches, binary=REMOTE, pickled_sha256=hashlib.sha256(python).hexdigest(), **options)
+    known = RemoteFile(PICKLED, hashlib.sha256(python).hexdigest(), len(python), ())
+    return load_cifar10(batches=batches, binary=REMOTE, pickled=known, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +233,166 @@ def test_not_there_and_no_network(tmp_path):
     ):
         small()
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_the_warning_stays_with_the_data(tmp_path):
+    put_binary(tmp_path)
+    (tmp_path / BINARY_FOLDER / "test_batch.bin").write_bytes(RAW[5][:-1] + bytes([RAW[5][-1] ^ 1]))
+    with pytest.warns(UnverifiedData) as seen:
+        dataset = small(data_dir=tmp_path)
+    assert dataset.notes == (str(seen[0].message),)
+
+
+def test_a_warning_that_is_an_error_stays_one(tmp_path):
+    (tmp_path / REMOTE.name).write_bytes(archive(BINARY_FOLDER, ".bin", [*RAW[:5], RAW[0]]))
+    with pytest.raises(UnverifiedData):
+        small(data_dir=tmp_path)
+
+
+# Archives that were made to mislead
+
+
+def packed(*members, end=b"") -> bytes:
+    """A tar.gz of these (TarInfo, content), and then ``end`` in place of the end of the archive."""
+    out = io.BytesIO()
+    for info, content in members:
+        out.write(info.tobuf(tarfile.PAX_FORMAT) + content + bytes(-len(content) % 512))
+    return gzip.compress(out.getvalue() + (end or bytes(1024)), 1)
+
+
+def member(name, content=b"", **changes):
+    info = tarfile.TarInfo(f"{BINARY_FOLDER}/{name}.bin")
+    info.size = len(content)
+    for field, value in changes.items():
+        setattr(info, field, value)
+    return info, content
+
+
+def said_of(tmp_path, content):
+    (tmp_path / REMOTE.name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        small(data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / REMOTE.name) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_a_tar_of_links(tmp_path, kind):
+    """A link to itself, to a member that is not there, or to a file of the reader's; and other things that hold nothing."""
+    for target in (f"{BINARY_FOLDER}/{NAMES[0]}.bin", "nowhere", "/etc/passwd", ""):
+        links = [member(name, type=kind, linkname=target) for name in NAMES]
+        assert "lacks cifar-10-batches-bin/data_batch_1.bin" in said_of(tmp_path, packed(*links))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_member_of_another_size(tmp_path, change):
+    content = RAW[0][:-1] if change < 0 else RAW[0] + b"0"
+    said = said_of(tmp_path, packed(member(NAMES[0], content)))
+    assert f"data_batch_1.bin has {len(content)} bytes, expected {len(RAW[0])}" in said
+
+
+def header(name, size, kind):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (header("x", 5 * 2**30, tarfile.XHDTYPE) + bytes(2**22), "has more than"),
+        (header("x", 5 * 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(2**22), "has more than"),
+        (header("x", 5 * 2**30, tarfile.XGLTYPE) + bytes(2**22), "has more than"),
+        (header("x", -(2**20), tarfile.REGTYPE) + bytes(2**20), ""),
+        (header("x", 512, tarfile.XHDTYPE) + b"99999999999 a=b\n".ljust(512, b"\0") + bytes(1024), ""),
+        (
+            header("x", 512, tarfile.XHDTYPE)
+            + b"14 size=-1000\n".ljust(512, b"\0")
+            + header("y", 0, b"0")
+            + bytes(512),
+            "",
+        ),
+        (header("x", 512, tarfile.XHDTYPE) + b"0 =\n".ljust(512, b"\0") + header("y", 0, b"0"), ""),
+        (3000 * header("x", 0, tarfile.XHDTYPE), ""),
+        (1001 * header("x", 0, tarfile.REGTYPE), "has more than 1000 members"),
+        (header("x", 2**40, tarfile.REGTYPE) + bytes(2**25), "unpacks to more than"),
+        (header("x", 512, tarfile.REGTYPE), ""),
+        (bytes(range(256)) * 8, ""),
+    ],
+    ids=[
+        "pax",
+        "long name",
+        "global",
+        "negative",
+        "record",
+        "negative record",
+        "empty record",
+        "deep",
+        "many",
+        "large",
+        "short",
+        "noise",
+    ],
+)
+def test_crafted_headers(tmp_path, end, said):
+    assert said in said_of(tmp_path, packed(end=end))
+    assert said in said_of(tmp_path, packed(member(NAMES[0], RAW[0]), end=end))
+
+
+def test_a_sparse_member_is_passed_over(tmp_path):
+    sparse = member(NAMES[0], bytes(512), pax_headers={"GNU.sparse.size": str(len(RAW[0])), "GNU.sparse.map": "0,512"})
+    assert "data_batch_1.bin" in said_of(tmp_path, packed(sparse))
+
+
+BOUND = 2 * 2**30
+READ = """
+import sys, hypertrail_data
+try:
+    hypertrail_data.load("cifar10", data_dir=sys.argv[1])
+except hypertrail_data.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.REGTYPE])
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path, kind):
+    """4 GiB in a file of 4 MB, as one header or as one member, read with 2 GiB of memory."""
+    name = f"{BINARY_FOLDER}/{NAMES[0]}.bin"
+    part = gzip.compress(bytes(2**24), mtime=0)  # members of a gz file follow each other
+    (tmp_path / REMOTE.name).write_bytes(gzip.compress(header(name, 2**32, kind)) + 256 * part)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BOUND, BOUND)),
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert ("has more than 30730000 bytes" if kind == tarfile.XHDTYPE else "has 4294967296 bytes") in done.stdout
+
+
+def test_an_archive_that_is_replaced_after_the_hash_check(tmp_path, monkeypatch):
+    """What is parsed is what was hashed: an archive of the cache is read once."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    real = hashlib.sha256
+
+    def replaced_when_hashed(content=b""):
+        if content in (BINARY, PYTHON):
+            for name in (REMOTE.name, PICKLED):
+                (folder / name).write_bytes(b"something else")
+        return real(content)
+
+    monkeypatch.setattr(hashlib, "sha256", replaced_when_hashed)
+    for name, content in ((REMOTE.name, BINARY), (PICKLED, PYTHON)):
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / name).write_bytes(content)
+        known = RemoteFile(PICKLED, real(PYTHON).hexdigest(), len(PYTHON), ())
+        batches = tuple(Batch(name, real(raw).hexdigest(), "") for name, raw in zip(NAMES, RAW, strict=True))
+        check(load_cifar10(batches=batches, binary=REMOTE, pickled=known))
+        assert (folder / name).read_bytes() == b"something else"
 
 
 @pytest.mark.data

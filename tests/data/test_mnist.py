@@ -2,7 +2,12 @@
 
 import gzip
 import hashlib
+import os
+import resource
 import shutil
+import struct
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -21,8 +26,8 @@ ARRAYS = [draw.integers(0, top, size) for top, size in ((256, (30, 28, 28)), (10
 RAW = [idx(array) for array in ARRAYS]
 PACKED = [gzip.compress(raw, mtime=0) for raw in RAW]
 SMALL = tuple(
-    IdxFile(file.name, hashlib.sha256(packed).hexdigest(), hashlib.sha256(raw).hexdigest())
-    for file, raw, packed in zip(FILES, RAW, PACKED, strict=True)
+    IdxFile(file.name, hashlib.sha256(packed).hexdigest(), hashlib.sha256(raw).hexdigest(), len(packed), array.shape)
+    for file, array, raw, packed in zip(FILES, ARRAYS, RAW, PACKED, strict=True)
 )
 
 
@@ -103,10 +108,37 @@ def test_packed_anew_is_still_the_original(tmp_path):
         (1, gzip.compress(RAW[1][:-1]), r"has 37 bytes, expected 8 and then \(30,\) values: it is cut short"),
         (1, gzip.compress(b"\0\0\x0d\x01" + RAW[1][4:]), "expected an idx file of unsigned bytes"),
         (1, gzip.compress(RAW[1][:6]), "cut short"),
-        (3, gzip.compress(RAW[1]), r"images \(7, 28, 28\), labels \(30,\)"),
+        (1, gzip.compress(RAW[1][:4] + struct.pack(">i", -1)), r"expected 8 and then \(4294967295,\) values"),
+        (
+            0,
+            gzip.compress(RAW[0][:4] + struct.pack(">3i", -30, -28, 28) + RAW[0][16:]),
+            r"\(4294967266, 4294967268, 28\)",
+        ),
+        (0, gzip.compress(RAW[0][:3] + b"\2" + RAW[0][4:]), "expected an idx file of unsigned bytes of rank 3"),
+        (1, gzip.compress(RAW[1][:3] + b"\0" + b"7"), "expected an idx file of unsigned bytes of rank 1"),
+        (1, gzip.compress(RAW[1][:3] + b"\xff" + RAW[1][4:]), "expected an idx file of unsigned bytes of rank 1"),
+        (3, gzip.compress(RAW[1]), "unpacks to more than 15 bytes"),
+        (1, gzip.compress(np.random.default_rng(0).bytes(10_000)), "has more than 4134 bytes"),
+        (1, gzip.compress(RAW[3]), r"images \(30, 28, 28\), labels \(7,\)"),
         (3, gzip.compress(idx(np.full(7, 10))), "largest label 10"),
     ],
-    ids=["short", "flipped", "page", "short inside", "type", "short header", "counts", "label"],
+    ids=[
+        "short",
+        "flipped",
+        "page",
+        "short inside",
+        "type",
+        "short header",
+        "negative size",
+        "negative sizes",
+        "rank 2",
+        "rank 0",
+        "rank 255",
+        "long inside",
+        "long",
+        "counts",
+        "label",
+    ],
 )
 @pytest.mark.filterwarnings("ignore::hypertrail_data.UnverifiedData")
 def test_damage(tmp_path, number, content, message):
@@ -148,6 +180,73 @@ def test_an_unverified_file_in_the_cache_is_not_used(tmp_path, monkeypatch):
     (folder / f"{FILES[0].name}.gz").write_bytes(gzip.compress(RAW[0], 1))
     with pytest.raises(DataError, match="cannot download"):
         small()
+
+
+def test_the_warning_stays_with_the_data(tmp_path):
+    folder = put(tmp_path)
+    other = ARRAYS[2].copy()
+    other[0, 0, 0] ^= 1
+    (folder / f"{FILES[2].name}.gz").write_bytes(gzip.compress(idx(other)))
+    with pytest.warns(UnverifiedData) as seen:
+        dataset = small(data_dir=folder)
+    assert dataset.notes == (str(seen[0].message),)
+    assert "t10k-images-idx3-ubyte.gz loads, but is not the published original" in dataset.notes[0]
+    (folder / f"{FILES[2].name}.gz").write_bytes(PACKED[2])
+    assert small(data_dir=folder).notes == ()
+
+
+def test_labels_that_are_replaced_after_the_hash_check(tmp_path, monkeypatch):
+    """What is parsed is what was hashed: a file of the cache is read once."""
+    folder = put(tmp_path / "cache" / "mnist")
+    real = hashlib.sha256
+
+    def replaced_when_hashed(content=b""):
+        for file, packed in zip(FILES, PACKED, strict=True):
+            if content == packed:
+                (folder / f"{file.name}.gz").write_bytes(b"something else")
+        return real(content)
+
+    monkeypatch.setattr(hashlib, "sha256", replaced_when_hashed)
+    check(small())
+
+
+BOUND = 2**30
+READ = """
+import sys, hypertrail_data
+try:
+    hypertrail_data.load("mnist", data_dir=sys.argv[1])
+except hypertrail_data.DataError as error:
+    print(error)
+"""
+
+
+def test_an_archive_that_unpacks_to_gigabytes(tmp_path):
+    """4 GiB in a file of 4 MB, read with 1 GiB of memory."""
+    folder = put(tmp_path)
+    part = gzip.compress(bytes(2**24), mtime=0)  # members of a gz file follow each other
+    (folder / f"{FILES[0].name}.gz").write_bytes(256 * part)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BOUND, BOUND)),
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert f"{FILES[0].name}.gz unpacks to more than 47040016 bytes" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_no_regular_file(tmp_path, kind):
+    folder = put(tmp_path)
+    path = folder / f"{FILES[1].name}.gz"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="only part of MNIST; missing: train-labels"):
+        small(data_dir=folder)
 
 
 @pytest.mark.data

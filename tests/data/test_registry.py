@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hypertrail_data
-from hypertrail_data import load
+from hypertrail_data import DataError, load
 
 PIXELS = "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
 LABELS = "3a0e68456f9a3c609b399717dd9ca55bb9153be1bccf72e38e3319cb740c75cd"
@@ -52,3 +52,31 @@ except hypertrail_data.DataError as error:
     environment = {"PATH": "", "HOME": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines() == ["[]", "4 True"]
+
+
+@pytest.mark.parametrize("origin", ["data_dir", "HYPERTRAIL_DATA", "cache_dir", "HYPERTRAIL_CACHE"])
+@pytest.mark.parametrize("path", ["~nobody-of-this-name", "a\0b", "a\nb", "a\udcffb", "a" * 5000])
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_paths_that_are_none(tmp_path, monkeypatch, origin, path, name):
+    """One line that names where the path comes from; with the way out."""
+    monkeypatch.delenv("HYPERTRAIL_DATA", raising=False)
+    monkeypatch.setenv("HYPERTRAIL_CACHE", str(tmp_path))
+    if origin.islower():
+        arguments = {origin: path}
+    elif "\0" in path:
+        pytest.skip("no variable can hold it")
+    else:
+        monkeypatch.setenv(origin, path)
+        arguments = {}
+    with pytest.raises(DataError) as caught:
+        load(name, **arguments)
+    said = str(caught.value)
+    assert "\n" not in said
+    said.encode()
+    if len(path) < 5000:
+        assert said.startswith(f"{origin} is {path!r}, expected a path (")
+        assert said.endswith("correct or unset it")
+
+
+def test_digits_have_no_notes():
+    assert load("digits").notes == ()

@@ -1,0 +1,331 @@
+"""Arrays from .npz and HDF5 files, among them files that were made to mislead."""
+
+import os
+import resource
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+
+import hypertrail_data
+from hypertrail_data import DataError, read_hdf5, read_npz
+
+draw = np.random.default_rng(0)
+X, Y = draw.random((30, 4, 3, 2)).astype(np.float32), draw.integers(0, 5, 30)
+
+
+def message(read, path, *arguments, **options):
+    """The one line that the refusal says."""
+    with pytest.raises(DataError) as caught:
+        read(path, *(arguments or (5,)), **options)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert str(path) in said
+    return said
+
+
+def check(dataset):
+    assert np.array_equal(dataset.x, X)
+    assert np.array_equal(dataset.y, Y)
+    assert (dataset.classes, dataset.official_test, dataset.name) == (5, 4, "made")
+
+
+def npz(path, **arrays):
+    np.savez(path, **(arrays or {"x": X, "y": Y}))
+    return path
+
+
+def hdf5(path, **options):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=X, **options)
+        file["y"] = Y
+    return path
+
+
+def npy(array):
+    header = np.lib.format.header_data_from_array_1_0(array)
+    text = repr(header).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + array.tobytes()
+
+
+# npz
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("arrange", [np.ascontiguousarray, np.asfortranarray, lambda x: x.astype(">f4")])
+def test_npz(tmp_path, save, arrange):
+    save(tmp_path / "made.npz", x=arrange(X), y=Y, other=np.array([{}]))
+    check(read_npz(tmp_path / "made.npz", 5, official_test=4))
+    np.savez(tmp_path / "a.npz", images=X, classes=Y)
+    check(read_npz(str(tmp_path / "a.npz"), 5, "images", "classes", official_test=4, name="made"))
+
+
+def test_npz_with_pickled_arrays(tmp_path):
+    assert "expected a plain array of numbers" in message(read_npz, npz(tmp_path / "a.npz", x=np.array([{}]), y=Y))
+
+
+def test_npz_without_the_name_lists_those_it_has(tmp_path):
+    said = message(read_npz, npz(tmp_path / "a.npz", images=X, y=Y))
+    assert "no array 'x'; it has 'images', 'y': pass one of these names" in said
+    many = {f"a{i}": Y for i in range(20)}
+    assert message(read_npz, npz(tmp_path / "b.npz", **many)).count("'a") == 10
+
+
+def test_npz_whose_labels_do_not_fit(tmp_path):
+    assert "row 0 has the label 9, expected 0 .. 4" in message(read_npz, npz(tmp_path / "a.npz", x=X, y=Y * 0 + 9))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\5\6", b"no zip file\n" * 100, "half"])
+def test_npz_that_is_damaged(tmp_path, content):
+    path = npz(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[:2000] if content == "half" else content)
+    assert "is damaged, or no .npz file" in message(read_npz, path)
+
+
+def test_npz_with_a_flipped_pixel(tmp_path):
+    path = npz(tmp_path / "a.npz")
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(X.tobytes()) + 77] ^= 1
+    path.write_bytes(raw)
+    assert "Bad CRC-32" in message(read_npz, path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "missing", "device"])
+@pytest.mark.parametrize("read", [read_npz, read_hdf5])
+def test_no_regular_file(tmp_path, read, kind):
+    path = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    assert ("cannot be read" if kind == "missing" else "is not a regular file") in message(read, path)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/a", "a\0b", "a\nb", "a\udcff"])
+@pytest.mark.parametrize("read", [read_npz, read_hdf5])
+def test_paths_that_are_none(read, path):
+    with pytest.raises(DataError, match=r"path is .*expected a path \(.*correct or unset it$"):
+        read(path, 5)
+
+
+def test_npz_larger_than_allowed(tmp_path):
+    assert "pass a larger at_most" in message(read_npz, npz(tmp_path / "a.npz"), 5, at_most=X.nbytes - 1)
+
+
+def test_npz_with_an_array_twice(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with zipfile.ZipFile(npz(tmp_path / "a.npz"), "a") as archive:
+            archive.writestr("x.npy", npy(X + 1))
+    assert "'x' is there 2 times" in message(read_npz, tmp_path / "a.npz")
+
+
+def zipped(path, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", content)
+        archive.writestr("y.npy", npy(Y))
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_packed_by_other_methods(tmp_path, method):
+    assert "is packed by method" in message(read_npz, zipped(tmp_path / "a.npz", npy(X), method))
+
+
+def test_npz_encrypted_or_of_an_unknown_method(tmp_path):
+    raw = npz(tmp_path / "a.npz").read_bytes()
+    entry = raw.index(b"PK\1\2")
+    for place, value, said in ((8, 1, "is encrypted"), (10, 77, "is packed by method 77")):
+        changed = bytearray(raw)
+        changed[entry + place] = value
+        (tmp_path / "a.npz").write_bytes(changed)
+        assert said in message(read_npz, tmp_path / "a.npz")
+
+
+def header(text):
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (npy(X)[:-1], "its header tells of float32 (30, 4, 3, 2)"),
+        (npy(X) + b"0", "its header tells of float32"),
+        (
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 1, 1, 1), }"),
+            "its header tells of",
+        ),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1, 1, 1), }"), "expected a plain array"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 1, 1, 1), }") + b"1234", "plain array"),
+        (header("(" * 9000), "damaged"),
+        (b"\x93NUMPY\x02\0" + struct.pack("<I", 2**32 - 1) + b"{}", "the header of 'x' has 4294967295 bytes"),
+        (b"\x93NUMPY\x03\0" + b"{}" * 40, "expected a plain NumPy array"),
+        (b"", "expected a plain NumPy array"),
+    ],
+    ids=["short", "long", "huge", "negative", "bool", "brackets", "header", "version", "empty"],
+)
+def test_npz_with_a_header_that_is_not_true(tmp_path, content, said):
+    assert said in message(read_npz, zipped(tmp_path / "a.npz", content))
+
+
+def test_npz_that_claims_more_than_it_packs(tmp_path):
+    """Both the member and its header say 100 GB, of which 100 bytes are there."""
+    claimed = header("{'descr': '|u1', 'fortran_order': False, 'shape': (4000000000, 1, 1, 1), }".ljust(117))
+    raw = bytearray(zipped(tmp_path / "a.npz", claimed).read_bytes())
+    entry = raw.index(b"PK\1\2")
+    raw[entry + 24 : entry + 28] = struct.pack("<I", 4_000_000_000 + len(claimed))
+    (tmp_path / "a.npz").write_bytes(raw)
+    assert "its header tells of" in message(read_npz, tmp_path / "a.npz")
+
+
+BOUND = 2 * 2**30
+
+
+def in_little_memory(program, *arguments):
+    """What the program prints, run with an address space of 2 GiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BOUND, BOUND)),
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    return done.stdout
+
+
+READ = """
+import sys, hypertrail_data
+try:
+    print(getattr(hypertrail_data, sys.argv[1])(sys.argv[2], 5))
+except hypertrail_data.DataError as error:
+    print(error)
+"""
+
+
+def test_npz_bomb(tmp_path):
+    """A header of 3 GB."""
+    head = b"\x93NUMPY\x02\0" + struct.pack("<I", 3 * 2**30)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as member:
+            member.write(head)
+            for _ in range(4):
+                member.write(bytes(2**23))
+        archive.writestr("y.npy", npy(Y))
+    said = in_little_memory(READ, "read_npz", tmp_path / "a.npz")
+    assert "the header of 'x' has 3221225472 bytes" in said
+
+
+# HDF5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chunks": (7, 4, 3, 2), "compression": "gzip", "shuffle": True, "fletcher32": True},
+        {"chunks": (7, 4, 3, 1), "compression": "lzf"},
+        {"chunks": (40, 4, 3, 2), "maxshape": (None, 4, 3, 2), "compression": "gzip"},
+        {"dtype": ">f8"},
+    ],
+    ids=["contiguous", "gzip", "lzf", "large chunk", "big-endian"],
+)
+def test_hdf5(tmp_path, options):
+    check(read_hdf5(hdf5(tmp_path / "made.h5", **options), 5, official_test=4))
+
+
+def test_hdf5_in_groups(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["train/images"], file["train/labels"] = X, Y
+    check(read_hdf5(tmp_path / "a.h5", 5, "train/images", "/train/labels", official_test=4, name="made"))
+    assert "'/train' has 'images', 'labels': pass" in message(read_hdf5, tmp_path / "a.h5", 5, x="train/x")
+    assert "'train' is a group with 'images', 'labels'" in message(read_hdf5, tmp_path / "a.h5", 5, x="train")
+    assert "has no data set" in message(read_hdf5, tmp_path / "a.h5", 5, x="train/images/x")
+    assert "has no data set" in message(read_hdf5, tmp_path / "a.h5", 5, x="/")
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "group", "dangling"])
+def test_hdf5_links(tmp_path, kind):
+    hdf5(tmp_path / "secret.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["real"], file["y"] = X, Y
+        file["x"] = {
+            "soft": h5py.SoftLink("/real"),
+            "external": h5py.ExternalLink("secret.h5", "/x"),
+            "group": h5py.ExternalLink("secret.h5", "/"),
+            "dangling": h5py.ExternalLink("nowhere.h5", "/x"),
+        }[kind]
+    said = message(read_hdf5, tmp_path / "a.h5", 5, x="x/x" if kind == "group" else "x")
+    assert "is reached by a link, which is not followed" in said
+
+
+def test_hdf5_external_storage(tmp_path):
+    (tmp_path / "secret").write_bytes(X.tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", X.shape, X.dtype, external=[(str(tmp_path / "secret"), 0, X.nbytes)])
+        file["y"] = Y
+    assert "keeps its values in other files" in message(read_hdf5, tmp_path / "a.h5")
+
+
+def test_hdf5_virtual(tmp_path):
+    hdf5(tmp_path / "secret.h5")
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", X.shape)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+        file["y"] = Y
+    assert "keeps its values in other files" in message(read_hdf5, tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_hdf5_of_ten_terabytes_that_are_not_there(tmp_path, chunked):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (10**13 // 4, 2, 2, 1), np.uint8, chunks=(1000, 2, 2, 1) if chunked else None)
+        file["y"] = Y
+    assert "pass a larger at_most" in message(read_hdf5, tmp_path / "a.h5")
+    said = message(read_hdf5, tmp_path / "a.h5", 5, at_most=10**15)
+    assert "more than a file of" in said
+
+
+@pytest.mark.parametrize("values", [np.array([b"a", b"b"]), np.zeros(3, [("a", int)]), np.zeros(3, complex)])
+def test_hdf5_of_no_numbers(tmp_path, values):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["y"], file["z"] = values, Y, h5py.Empty("f")
+    assert "expected a plain array of numbers" in message(read_hdf5, tmp_path / "a.h5")
+    assert "expected a plain array of numbers" in message(read_hdf5, tmp_path / "a.h5", 5, x="z")
+
+
+def test_hdf5_chunk_bomb(tmp_path):
+    """A chunk of 720 bytes whose packed bytes unpack to 3 GB."""
+    packer = zlib.compressobj()
+    begin = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    part = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)  # which knows nothing of what came before
+    bomb = begin + 192 * part + packer.flush()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        x = file.create_dataset("x", X.shape, X.dtype, chunks=X.shape, compression="gzip")
+        x.id.write_direct_chunk((0, 0, 0, 0), bomb)
+        file["y"] = Y
+    said = in_little_memory(READ, "read_hdf5", tmp_path / "a.h5")
+    assert f"unpacks to more than the {X.nbytes + 4} bytes of a chunk" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + b"\xff" * 200, "half"])
+def test_hdf5_that_is_damaged(tmp_path, content):
+    path = hdf5(tmp_path / "a.h5")
+    path.write_bytes(path.read_bytes()[:3000] if content == "half" else content)
+    assert "is damaged, or no HDF5 file" in message(read_hdf5, path)
+
+
+def test_reading_is_as_lazy_as_the_rest():
+    program = "import sys, hypertrail_data; hypertrail_data.read_npz; print('h5py' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert hypertrail_data.read_hdf5 is read_hdf5
