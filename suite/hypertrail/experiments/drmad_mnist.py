@@ -133,7 +133,7 @@ def published_splits(dataset: Dataset, config: Config, k: int) -> Splits:
     """Their splits of meta-iteration k: pixels in [0, 1] minus the mean image of all official training images; a pool of
     train + valid + select of these images, divided anew for each k, and test images from the rest of them, always the same.
     """
-    from hypertrail_data import generator
+    from hypertrail_data import generator, used
     from hypertrail_data.splits import Split, Splits
 
     c = config
@@ -153,7 +153,7 @@ def published_splits(dataset: Dataset, config: Config, k: int) -> Splits:
         return Split(pixels[rows] - mean, dataset.y[rows].astype(np.int32), rows.astype(np.int64))
 
     train, valid, select = np.split(divided, [c.train, c.train + c.valid])
-    return Splits(
+    splits = Splits(
         train=take(train),
         valid=take(valid),
         select=take(select),
@@ -162,7 +162,10 @@ def published_splits(dataset: Dataset, config: Config, k: int) -> Splits:
         std=np.ones(1, np.float32),
         classes=dataset.classes,
         name=dataset.name,
+        notes=dataset.notes,
     )
+    used.announce(f"{dataset.name}: as published, seed {c.seed}, meta-iteration {k}", splits)
+    return splits
 
 
 def rule(config: Config) -> Rule:
