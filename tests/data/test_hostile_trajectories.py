@@ -177,8 +177,9 @@ class TestSegments:
         forge(folder, change)
         refused(folder, "'u' is a link that leads out of its group")
 
-    def test_a_name_that_is_a_path_through_a_link(self, folder, tmp_path):
-        """HDF5 forbids a slash in a name, but a file can have one."""
+    @pytest.mark.parametrize("link", ["b", "c"])
+    def test_a_name_that_is_a_path_through_a_link(self, folder, tmp_path, link):
+        """HDF5 makes no name with a slash, but a file can have one: it is followed through b into the other file."""
         with h5py.File(tmp_path / "secret.h5", "w") as file:
             file.create_dataset("x", data=SECRET.reshape(4, 3), chunks=(4, 3))
 
@@ -190,8 +191,8 @@ class TestSegments:
         forge(folder, change)
         raw = (folder / entries(folder)[0]["name"]).read_bytes()
         assert raw.count(b"b!x") == 1
-        forge_bytes(folder, 0, raw.replace(b"b!x", b"b/x").replace(b"aaX", b"b\0\0"))
-        refused(folder, "is a link that leads out of its group|cannot be used")
+        forge_bytes(folder, 0, raw.replace(b"b!x", b"b/x").replace(b"aaX", link.encode() + b"\0\0"))
+        refused(folder, f"'{'b' if link == 'b' else 'b/x'}' is a link that leads out of its group")
 
     def test_soft_links(self, folder):
         def change(file):
@@ -233,7 +234,7 @@ class TestSegments:
             group["v"] = file["v"][...]
 
         forge(folder, change)
-        refused(folder, r"cannot be used \('v' is absent in this block|cannot be used \('g/g/g/")
+        refused(folder, r"cannot be used \('(g/)+")
 
     @pytest.mark.parametrize(
         "values",
