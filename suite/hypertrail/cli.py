@@ -207,7 +207,7 @@ def into_folder(
                     voice.say(line)
             with voice:
                 if study:
-                    run.keep_lines(0)  # they come again, out of parts/ where they were long in coming
+                    run.begin_study()
                     module.study(config, run, voice)
                     lines: list[dict[str, Any]] = []
                 else:

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, told apart by every kind of colour vision; splits a
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .runs.writing import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +105,9 @@ def save(folder: Path, name: str, figure: Figure) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"{name}.{one}" for one in formats]
     for file, one in zip(files, formats, strict=True):
-        figure.savefig(file, dpi=DPI, facecolor="white", metadata=METADATA[one])
+        image = io.BytesIO()
+        figure.savefig(image, format=one, dpi=DPI, facecolor="white", metadata=METADATA[one])
+        write_atomic(file, image.getvalue())  # a link at its place is replaced, not followed
         written.append(file)
         figure.set_layout_engine("none")  # it stays as it was laid out for the first format: half the time of the next
     return files[0]

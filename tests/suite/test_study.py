@@ -36,7 +36,7 @@ class Config(Study):
 def study(config: Config, run: Any, voice: Any) -> None:
     if config.n == 13:
         raise UsageError("thirteen of them, expected another number")
-    squares = np.arange(config.n) ** 2
+    squares = np.array(run.part("squares", lambda: {"of": [i**2 for i in range(config.n)]})["of"])
     voice.progress("squares", config.n, config.n)
     arrays.save(run.path / "squares.npz", {"y": squares})
     run.append({"sum": int(squares.sum())})
@@ -76,7 +76,7 @@ def test_a_study_says_and_writes_everything(squares, tmp_path, capsys):
     for word in ("squared", "Squares", "30", "Words & more."):
         assert word in said
         assert word in (folder / "log.txt").read_text()
-    there = "config.json env.json command.txt metrics.jsonl log.txt squares.npz figures report.html lock DONE"
+    there = "config.json env.json command.txt metrics.jsonl log.txt squares.npz parts figures report.html lock DONE"
     assert {p.name for p in folder.iterdir()} == set(there.split())
     assert json.loads((folder / "DONE").read_text()).keys() == {"time", "files", "check"}
     page = (folder / "report.html").read_text()
@@ -124,6 +124,7 @@ def test_a_study_that_failed_or_was_stopped_is_done_again_from_its_first_line(sq
     good = squares.study
 
     def half(config, run, voice):
+        run.part("nothing", dict)
         run.append({"sum": 1})
         run.append({"sum": 2})
         raise half.ends_with
@@ -138,6 +139,13 @@ def test_a_study_that_failed_or_was_stopped_is_done_again_from_its_first_line(sq
     assert cli.main(words) == 0
     assert [line["sum"] for line in runs.read_metrics(folder)] == [14]
     assert not (folder / "FAILED").exists()
+
+
+def test_a_study_whose_first_line_comes_before_a_part_is_refused(squares, tmp_path, monkeypatch):
+    """Nothing in it could be stopped, or taken up."""
+    monkeypatch.setattr(squares, "study", lambda config, run, voice: run.append({"sum": 1}))
+    with pytest.raises(RuntimeError, match="before its first part"):
+        cli.main(["run", "squares", "--run-dir", str(tmp_path / "run")])
 
 
 def test_verify_says_that_there_is_nothing_to_verify(squares, capsys):

@@ -21,7 +21,8 @@ and one of two forms. A meta loop (Config extends _common.Common), which hypertr
 
 A study (Config extends _common.Study), which drives itself:
 
-    study(config, run, voice)         computes; plain lines with run.append(…), arrays with arrays.save(run.path / "x.npz", …)
+    study(config, run, voice)         computes, in parts: run.part(…); plain lines with run.append(…), arrays with
+                                      arrays.save(run.path / "x.npz", …)
     show(folder) -> [Section]         from these files alone: figures drawn into figures/ (figures.save), tables, words; it is
                                       called as soon as metrics.jsonl has a line, so arrays come first and the line after
     problem(config) -> Problem        for `hypertrail verify` (optional); it is also built once before the run has a folder, so
@@ -31,7 +32,8 @@ A study (Config extends _common.Study), which drives itself:
                                       its runs are left out there. A meta loop has a row for each meta-iteration by itself)
 
 A study that was stopped is called again from its beginning, with metrics.jsonl empty: whatever takes long goes through
-`run.part(name, compute)`, which computes once and reads from then on.
+`run.part(name, compute)`, which computes once and reads from then on. After each part is where a signal stops a study, so a line
+before the first part is refused.
 
 What `show` returns is both the closing table on the terminal and the report; `hypertrail report RUN` calls it again.
 """

@@ -31,7 +31,7 @@ from ..rows import Row
 from ..runs.reading import looking_at
 from ..runs.writing import write_atomic
 from ..spreadsheet import as_csv
-from ..terminal import complain, say
+from ..terminal import complain, say, visible
 from ..tuning import warnings_of
 from . import gathering, grid
 
@@ -254,7 +254,7 @@ def curves(found: Sequence[Group]) -> dict[str, list[Group]]:
     out: dict[str, list[Group]] = {}
     for one, labels in zip(found, about, strict=True):
         cell = {key: value for key, value in one.cell if key in cells}
-        out.setdefault(grid.words_of(cell | rows.series(labels, about)), []).append(one)
+        out.setdefault(visible(grid.words_of(cell | rows.series(labels, about))), []).append(one)
     return {name: sorted(line, key=lambda one: along(one, axis)) for name, line in out.items()}
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import experiments, rows
 from ..errors import UsageError
+from ..runs.reading import refuse_links
 from ..terminal import say
 from .view import View, views
 
@@ -163,7 +164,9 @@ def main(folders: Sequence[Path], out: Path | None) -> int:
     for one in shown:
         if not one.lines and next(scalars(one), None) is None:
             raise UsageError(f"{one.folder} has nothing to export: {why_not(one)}; leave it out")
-    for place in places:
+    for one, place in zip(shown, places, strict=True):
+        if out is None:
+            refuse_links(one.folder)
         refuse_occupied(place)
     for one, place in zip(shown, places, strict=True):
         n = export(one, place)

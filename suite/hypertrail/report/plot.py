@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import figures
 from ..errors import UsageError
-from ..runs import read_metrics
+from ..runs import FIGURES, read_metrics, write_atomic
+from ..runs.reading import refuse_links
 from ..sections import Section
 from ..terminal import complain, say
 from .catalogue import Drawing, catalogue
@@ -36,9 +36,11 @@ def main(folder: Path, name: str | None, out: Path | None) -> int:
             raise UsageError(f"no figure {name!r} in {folder}, expected one of: {known}{why(sections)}")
         with figures.style():
             drawn = own[name][1] if name in own else figures.save(folder, name, drawings[name].draw())
-        target = out or folder / "figures" / f"{name}.png"
+        if out is None:
+            refuse_links(folder)
+        target = out or folder / FIGURES / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(drawn, target)
+        write_atomic(target, drawn.read_bytes())
     say(f"figure: {target}")
     return 0
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import figures
 from ..errors import UsageError
 from ..runs import REPORT
+from ..runs.reading import refuse_links
 from ..runs.writing import write_atomic
 from ..sections import Section, own_sections
 from ..terminal import complain, say
@@ -53,6 +53,8 @@ def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path
     shown = views(folders)
     plotly = plotly_script()
     into_the_run = out is None and len(folders) == 1
+    if into_the_run:
+        refuse_links(folders[0])
     out = out or default_folder(folders)
     refuse_occupied(out)
     drawn = out / "figures"
@@ -76,7 +78,7 @@ def write_folder(folders: Sequence[Path], out: Path | None = None) -> tuple[Path
     if into_the_run:
         (folders[0] / "figures").mkdir(exist_ok=True)
         for file in drawn.glob("*.png"):
-            shutil.copyfile(file, folders[0] / "figures" / file.name)
+            write_atomic(folders[0] / "figures" / file.name, file.read_bytes())
         write_atomic(folders[0] / REPORT, Page(shown, pictures, own).html())
     return out / INDEX, plotly is not None
 

@@ -49,7 +49,7 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise UsageError(f"{path} is not there; is this the folder of a run?")
     try:
-        content = read_regular(path, LARGEST)
+        content = read_regular(path, LARGEST, follow_links=False)
     except OSError as problem:
         raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -63,7 +63,7 @@ def load(path: Path, sha256: str | None = None) -> dict[str, Any]:
 def sha256_of(path: Path) -> str:
     """Of a regular file; '' where it is missing or cannot be read."""
     try:
-        with open(open_regular(path), "rb") as file:
+        with open(open_regular(path, follow_links=False), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, DataError):
         return ""

@@ -11,7 +11,7 @@ CONFIG, ENV, COMMAND, METRICS, LOG, REPORT = (
     "log.txt",
     "report.html",
 )
-FILES = (CONFIG, ENV, COMMAND, METRICS, LOG, REPORT, DONE, FAILED, LOCK, TRAINING)
+FILES = (CONFIG, ENV, COMMAND, METRICS, LOG, REPORT, DONE, FAILED, LOCK)
 TRAJECTORY = "trajectory"
 PARTS, ARMS = "parts", "arms"
 STUDY = (PARTS, ARMS)  # the folders of what a study has computed for good

@@ -46,6 +46,7 @@ from .names import (
 from .writing import left_over
 
 LARGEST_LINES = 2**30  # bytes of metrics.jsonl
+SHOWN_IN = ("report", "tensorboard")  # folders that the commands of these names write
 SHOWN = 2000  # characters of a message that a folder may put on the screen
 Line = dict[str, Any]
 
@@ -75,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or {} where there is no such file: a run may have been stopped before it was written. DataError where it is
     damaged or cannot be read."""
     try:
-        return json_object(read_regular(path, LARGEST_JSON), path)
+        return json_object(read_regular(path, LARGEST_JSON, follow_links=False), path)
     except FileNotFoundError:
         return {}
     except OSError as problem:
@@ -94,7 +95,7 @@ def sealed_object(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """A text for people; '' where there is none. Bytes that are no text are shown as such. DataError for no regular file."""
     try:
-        return read_regular(path, LARGEST_JSON).decode(errors="replace").strip()
+        return read_regular(path, LARGEST_JSON, follow_links=False).decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
     except OSError as problem:
@@ -111,7 +112,7 @@ def read_lines(path: Path, run: str | None = None) -> tuple[list[Line], int]:
     read at all.
     """
     try:
-        raw = read_regular(path, LARGEST_LINES)
+        raw = read_regular(path, LARGEST_LINES, follow_links=False)
     except FileNotFoundError:
         return [], 0
     except OSError as problem:
@@ -160,6 +161,11 @@ def plausible(line: Line) -> bool:
         and isinstance(cost, dict)
         and all(has_numbers(one, "seconds", "gradients", "hvps") for one in cost.values())
         and isinstance(line.get("hyper"), dict)
+        and all(
+            isinstance(line.get(name, {}), dict) for name in ("agreement", "diagnostics", "norm", "memory", "files")
+        )
+        and isinstance(line.get("warnings", []), list)
+        and all(isinstance(sentence, str) for sentence in line.get("warnings", []))
     )
 
 
@@ -232,7 +238,7 @@ def finished(folder: Path) -> bool:
     except DataError:
         return False
     if "files" not in said:  # release 0.1
-        return set(said) <= {"meta_iterations", "time"}
+        return "time" in said and set(said) <= {"meta_iterations", "time"}
     return files_are_whole(folder, said)
 
 
@@ -255,7 +261,7 @@ def status(folder: Path) -> str:
 def no_progress(folder: Path) -> str:
     """What the log's last line says of a stop that won nothing; "" where it says nothing of that."""
     try:
-        with open(open_regular(folder / LOG), "rb") as log:
+        with open(open_regular(folder / LOG, follow_links=False), "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - SHOWN))
             *_, last = log.read().decode(errors="replace").splitlines() or [""]
     except (OSError, DataError):
@@ -275,7 +281,7 @@ def identities(folder: Path) -> set[str]:
         with suppress(DataError):
             found.add(sealed_object(path).get("run"))
     with suppress(DataError, OSError):
-        for raw in read_regular(folder / METRICS, LARGEST_LINES).splitlines(keepends=True):
+        for raw in read_regular(folder / METRICS, LARGEST_LINES, follow_links=False).splitlines(keepends=True):
             with suppress(ValueError):
                 found.add(unseal(raw).get("run"))
     return {one for one in found if isinstance(one, str)}
@@ -289,12 +295,15 @@ def names_in(path: Path) -> set[str]:
 
 
 def refuse_links(folder: Path) -> None:
-    """DataError where a file or folder of the run is a link, a pipe or a device: what is written there would land elsewhere."""
-    for name in (*FILES, *FOLDERS):
+    """DataError where a file or folder of the run is a link, a pipe or a device: what is written there would land elsewhere.
+
+    training.npz is left out: whatever is no training of this run is removed there.
+    """
+    for name in (*FILES, *FOLDERS, *SHOWN_IN):
         path = folder / name
         if path.is_symlink():
             raise DataError(f"{path} is a symbolic link, and a run writes into its own folder only; remove the link")
-        kind, right = ("folder", path.is_dir()) if name in FOLDERS else ("regular file", path.is_file())
+        kind, right = ("folder", path.is_dir()) if name not in FILES else ("regular file", path.is_file())
         if path.exists() and not right:
             raise DataError(f"{path} is not a {kind}, and a run needs it to be one; remove it")
 

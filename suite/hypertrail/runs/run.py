@@ -73,6 +73,7 @@ class Run:
         """
         self.path, self.record, self.identity = path, record, identity(record)
         self._env: dict[str, Any] = {}
+        self._lacks_parts = False  # whether this is a study that has computed or read no part yet
         there = reading.names_in(path)
         if there and CONFIG not in there:
             raise UsageError(f"{path} is not empty and is not a run; name an empty or a new folder with --run-dir")
@@ -203,8 +204,16 @@ class Run:
             write_atomic(path, content)
         return kept
 
+    def begin_study(self) -> None:
+        """A study writes its lines anew at each start, and computes what they say in parts: only after a part can it be stopped.
+        So a line that comes before any part is refused (RuntimeError, in `append`)."""
+        self.keep_lines(0)
+        self._lacks_parts = True
+
     def append(self, line: dict[str, Any]) -> None:
         """One line onto metrics.jsonl, on the disk when this returns. ValueError for a number that is not finite."""
+        if self._lacks_parts:
+            raise RuntimeError("a study appended a line before its first part; compute what the line says in run.part")
         json.dumps(line, allow_nan=False)
         append(self.path / METRICS, self._sealed(line))
 
@@ -244,7 +253,7 @@ class Run:
         `compute` writes and that belong to the part; parts/ is there while it works. A part that is not whole, is of another
         run, or whose files are not those that it wrote, is computed again.
         """
-        path = self.path / PARTS / f"{name}.json"
+        path, self._lacks_parts = self.path / PARTS / f"{name}.json", False
         try:
             return reading.read_part(self.path, name, self.identity)
         except DataError as missing:
