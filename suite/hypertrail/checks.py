@@ -20,7 +20,7 @@ def at_least(what: str, number: float, least: float) -> None:
 def at_most(what: str, number: float, most: float, why: str) -> None:
     """why: the reason of the bound, as in 'steps 10000000000, expected at most 100000000: the loss of every step is kept'."""
     if not number <= most:
-        raise UsageError(f"{what} {shortened(number)}, expected at most {most:,}: {why}")
+        raise UsageError(f"{what} {shortened(number)}, expected at most {most}: {why}")
 
 
 def finite(what: str, number: float) -> None:

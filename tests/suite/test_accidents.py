@@ -98,7 +98,7 @@ def test_a_run_whose_folder_was_moved_does_not_write_into_the_next_one(tmp_path,
 
     def move():
         a.rename(b)
-        words = "run rosenbrock --engine cpu --steps 4 --updates 0 --run-dir".split()
+        words = ["run", "rosenbrock", "--engine", "cpu", "--steps", "4", "--updates", "0", "--run-dir"]
         subprocess.run([sys.executable, "-m", "hypertrail", *words, str(a)], check=True, capture_output=True)
         there.update(contents(a))
 

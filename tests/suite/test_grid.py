@@ -52,6 +52,18 @@ def test_yes_or_no_and_several_words():
         grid.as_words({"compare_exact": "yes"}, drmad_digits.Config)
 
 
+def test_a_value_of_several_words_holds_no_option():
+    """Negative numbers are values."""
+    config = completions_mnist.Config
+    assert grid.as_words({"methods": "exact drmad-C1"}, config) == ["--methods", "exact", "drmad-C1"]
+    assert grid.as_words({"outer_rate": "-.5e3"}, config) == ["--outer-rate", "-.5e3"]
+    for value in ("exact --run-dir x", "--data-dir=x", "exact -h"):
+        with pytest.raises(UsageError, match="is an option; expected values of --methods alone"):
+            grid.as_words({"methods": value}, config)
+    with pytest.raises(UsageError, match="--outer-rate takes one value"):
+        grid.as_words({"outer_rate": "1 2"}, config)
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

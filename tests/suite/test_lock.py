@@ -16,6 +16,7 @@ import pytest
 
 from hypertrail import UsageError
 from hypertrail.runs import lock
+from hypertrail_data import DataError
 
 
 @pytest.fixture
@@ -69,6 +70,41 @@ def test_a_holder_that_was_killed_is_taken_over_from(path, gone):
     held = lock.Lock(path)
     assert held.took_over == gone
     held.release()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"process": 0}, {"process": -1}, {"process": 10**30}, {"process": "word"}, {"process": True}, {"process": None},
+        {"ticks": -1}, {"ticks": "1"}, {"host": 3}, {"started": None}, {"place": []}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_writer_can_have_written_is_no_holder(path, change):
+    """Process 0 and −1 stand for many processes, which always live: the lock would be held for ever."""
+    record = asdict(lock.me()) | change
+    path.write_text(json.dumps(record))
+    assert lock.read(path) is None
+    assert lock.writer(path) is None
+    lock.Lock(path).release()
+
+
+@pytest.mark.parametrize("text", ["word", "[1]", "null", "[" * 100_000, "9" * 5000, "\0" * 100])
+def test_a_lock_that_holds_no_record_is_free(path, text):
+    path.write_text(text)
+    assert lock.writer(path) is None
+    lock.Lock(path).release()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused(path, tmp_path, kind):
+    target = tmp_path / "target"
+    target.write_text("mine")
+    {"link": lambda: path.symlink_to(target), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    assert lock.writer(path) is None
+    with pytest.raises((DataError, OSError)):
+        lock.Lock(path)
+    assert target.read_text() == "mine"
 
 
 def test_a_number_that_belongs_to_another_process_now_is_no_holder(path):
