@@ -17,13 +17,17 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
 A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/; what
 its parts found lies in parts/.
 
+What is read from such a folder is not trusted (reading.py), and what is written goes into this folder alone (writing.py, lock.py).
+docs/runs.md says what happens after which accident.
+
 The same command with --run-dir on the folder of
 
     nothing, or an empty folder    begins
     an unfinished run              goes on: a meta loop from its last good state (tuning.py), a study after its last part; what is
                                    computed again is told in midway.py
     a FAILED run                   removes FAILED, says so in log.txt, and tries again from the last good state
-    a finished run                 does nothing; with more meta-iterations (a meta loop): goes on from the last update
+    a finished run                 does nothing where its files are as they were written; with more meta-iterations (a meta loop):
+                                   goes on from the last update
     a run of another config        is refused, with every field that differs; fields that say where things lie may differ
 """
 
