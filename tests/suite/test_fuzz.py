@@ -8,6 +8,7 @@ it is believed, that a traceback comes of it, or that the run is refused at ever
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -50,12 +51,16 @@ def family(request, tmp_path, monkeypatch):
     assert cli.main([*words, "--run-dir", str(whole)]) == 0
     if stop_after is None:
         return words, whole, numbers(whole)
-    stopped = tmp_path / "stopped"
+    return words, stopped_after(words, stop_after, tmp_path / "stopped", monkeypatch), numbers(whole)
+
+
+def stopped_after(words, moment, folder, monkeypatch):
+    """The folder of a run that was stopped: `stop` says when."""
     with monkeypatch.context() as patch:
-        stop(patch, stop_after)
-        assert cli.main([*words, "--run-dir", str(stopped)]) == 75
+        stop(patch, moment)
+        assert cli.main([*words, "--run-dir", str(folder)]) == 75
     stopping.forget()
-    return words, stopped, numbers(whole)
+    return folder
 
 
 def stop(patch, after):
@@ -178,3 +183,69 @@ def test_files_that_change_places_are_never_believed(family, tmp_path, capfd):
                 with damaged(folder, tmp_path) as copy:
                     shutil.copyfile(source, copy / file.relative_to(folder))
                     taken_up(words, copy, expected, capfd, f"{source} at {file.relative_to(folder)}")
+
+
+@pytest.mark.parametrize("family", ["closed form, stopped", "study, stopped"], indirect=True)
+def test_all_files_of_another_run_are_never_believed(family, tmp_path, capfd, monkeypatch):
+    """Whole and in order among themselves, they are of another seed: only config.json is ours."""
+    words, folder, expected = family
+    other = stopped_after([*words, "--seed", "1"], 2, tmp_path / "other", monkeypatch)
+    shutil.copyfile(folder / "config.json", other / "config.json")
+    capfd.readouterr()
+    taken_up(words, other, expected, capfd, "all but config.json of another run")
+
+
+@pytest.mark.parametrize("family", ["training, stopped"], indirect=True)
+def test_the_middle_of_another_training_is_never_believed(family, tmp_path, capfd, monkeypatch):
+    words, folder, expected = family
+    other = stopped_after([*words, "--seed", "1"], "middle", tmp_path / "other", monkeypatch)
+    for name in ("training.npz", "trajectory"):
+        with damaged(folder, tmp_path) as copy:
+            (copy / name).unlink() if name == "training.npz" else shutil.rmtree(copy / name)
+            copy_of = shutil.copyfile if name == "training.npz" else shutil.copytree
+            copy_of(other / name, copy / name)
+            capfd.readouterr()
+            assert taken_up(words, copy, expected, capfd, f"{name} of another training") == (0,)
+            assert "the training goes on at step" not in (copy / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("family", ["training, stopped"], indirect=True)
+def test_a_damaged_segment_is_found_when_the_run_is_taken_up(family, tmp_path, capfd):
+    """And not in the reverse pass, after hours of training."""
+    words, folder, expected = family
+    (segment, *_) = sorted((folder / "trajectory").glob("*.h5"))
+    with damaged(folder, tmp_path) as copy:
+        path = copy / segment.relative_to(folder)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert taken_up(words, copy, expected, capfd, segment.name) == (0,)
+    with damaged(folder, tmp_path) as copy:
+        assert taken_up(words, copy, expected, capfd, "nothing") == (0,)
+        assert "the training goes on at step" in (copy / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("family", ["closed form, stopped"], indirect=True)
+def test_a_line_without_its_check_sum_is_never_believed(family, tmp_path, capfd):
+    """Release 0.1 wrote such lines; a bit that flips in the word "check" makes one."""
+    words, folder, expected = family
+    with damaged(folder, tmp_path) as copy:
+        (line,) = map(json.loads, (copy / "metrics.jsonl").read_text().splitlines())
+        for changed in (line | {"hyper_loss": 0.5}, line | {"hyper_loss": 0.5, "chdck": line["check"]}):
+            changed.pop("check")
+            (copy / "metrics.jsonl").write_text(json.dumps(changed, separators=(",", ":")) + "\n")
+            taken_up(words, copy, expected, capfd, "a line without check sum")
+
+
+@pytest.mark.parametrize("family", ["study, stopped"], indirect=True)
+def test_a_part_with_another_number_is_never_believed(family, tmp_path, capfd):
+    words, folder, expected = family
+    part = folder / "parts" / "training-0.json"
+    for change in (lambda text: text.replace('"end": 3', '"end": 2'), lambda text: text.replace('"check"', '"chdck"')):
+        with damaged(folder, tmp_path) as copy:
+            path = copy / part.relative_to(folder)
+            text = path.read_text()
+            path.write_text(change(text))
+            assert path.read_text() != text
+            taken_up(words, copy, expected, capfd, part.name)
+            assert "computed again" in (copy / "log.txt").read_text()

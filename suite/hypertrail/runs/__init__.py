@@ -14,8 +14,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
     lock                                    who writes here (lock.py); empty: nobody
     DONE or FAILED                          the last file of all; neither: interrupted, or still at work
 
-A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/; what
-its parts found lies in parts/.
+A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/;
+what its parts found lies in parts/.
 
 What is read from such a folder is not trusted (reading.py), and what is written goes into this folder alone (writing.py, lock.py).
 docs/runs.md says what happens after which accident.
