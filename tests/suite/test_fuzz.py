@@ -172,7 +172,7 @@ def test_files_that_change_places_are_never_believed(family, tmp_path, capfd):
     """Each file in the place of each other one of its kind, and in the place of the same file of another run."""
     words, folder, expected = family
     other = tmp_path / "other run"
-    assert cli.main([*words, "--seed", "1", "--run-dir", str(other)]) == 0
+    assert cli.main([*words, "--outer-rate", "0.02", "--run-dir", str(other)]) == 0
     capfd.readouterr()
     mine = files_of(folder)
     theirs = [other / file.relative_to(folder) for file in mine]
@@ -187,9 +187,9 @@ def test_files_that_change_places_are_never_believed(family, tmp_path, capfd):
 
 @pytest.mark.parametrize("family", ["closed form, stopped", "study, stopped"], indirect=True)
 def test_all_files_of_another_run_are_never_believed(family, tmp_path, capfd, monkeypatch):
-    """Whole and in order among themselves, they are of another seed: only config.json is ours."""
+    """Whole and in order among themselves, they are of another setting: only config.json is ours."""
     words, folder, expected = family
-    other = stopped_after([*words, "--seed", "1"], 2, tmp_path / "other", monkeypatch)
+    other = stopped_after([*words, "--outer-rate", "0.02"], 2, tmp_path / "other", monkeypatch)
     shutil.copyfile(folder / "config.json", other / "config.json")
     capfd.readouterr()
     taken_up(words, other, expected, capfd, "all but config.json of another run")
@@ -241,7 +241,7 @@ def test_a_line_without_its_check_sum_is_never_believed(family, tmp_path, capfd)
 def test_a_part_with_another_number_is_never_believed(family, tmp_path, capfd):
     words, folder, expected = family
     part = folder / "parts" / "training-0.json"
-    for change in (lambda text: text.replace('"end": 3', '"end": 2'), lambda text: text.replace('"check"', '"chdck"')):
+    for change in (lambda text: text.replace('"end": 5', '"end": 4'), lambda text: text.replace('"check"', '"chdck"')):
         with damaged(folder, tmp_path) as copy:
             path = copy / part.relative_to(folder)
             text = path.read_text()

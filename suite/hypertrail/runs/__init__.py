@@ -17,8 +17,8 @@ runs/<experiment>/<time>-<config hash>-s<seed>/
 A study writes lines of its own into metrics.jsonl and .npz files of its own instead of states/, hypergradients/ and steps/;
 what its parts found lies in parts/.
 
-What is read from such a folder is not trusted (reading.py), and what is written goes into this folder alone (writing.py, lock.py).
-docs/runs.md says what happens after which accident.
+What is read from such a folder is not trusted (reading.py), and what is written goes into this folder alone (writing.py,
+lock.py). docs/runs.md says what happens after which accident.
 
 The same command with --run-dir on the folder of
 
