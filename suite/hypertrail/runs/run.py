@@ -167,7 +167,7 @@ class Run:
     def _first_environment(self) -> dict[str, Any]:
         """env.json of the first start; {} where there is none, or where it is damaged."""
         try:
-            first = reading.sealed_object(self.path / ENV)
+            first = reading.sealed_object(self.path / ENV, to_look_at=False)
         except DataError as damage:
             self.log(f"written anew: {damage}")
             return {}
