@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ class BatchSchedule:
     ``"reshuffled"`` others are left out each time. ``order="replacement"`` draws every entry of every batch from all
     examples, so that one may come twice in a batch and others never; an epoch is then a number of steps only.
 
-    Raises ValueError for ``batch`` outside 1 .. examples, an unknown order, or a negative seed.
+    Raises ValueError for numbers that are no integers, ``batch`` outside 1 .. examples, an unknown order, or a negative seed.
     """
 
     examples: int
@@ -30,6 +31,10 @@ class BatchSchedule:
     order: Literal["fixed", "reshuffled", "replacement"] = "fixed"
 
     def __post_init__(self) -> None:
+        for name in ("examples", "batch", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} is {value!r}; expected an integer")
         if not 1 <= self.batch <= self.examples:
             raise ValueError(f"batch is {self.batch}; expected 1 .. {self.examples}, the number of examples")
         if self.order not in ("fixed", "reshuffled", "replacement"):

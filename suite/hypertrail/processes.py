@@ -55,7 +55,7 @@ def folder(engine: Any, path: Path) -> Iterator[Path]:
             mine = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hypertrail-"))) / "run"
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             if path.is_dir():
-                shutil.copytree(path, mine, ignore=shutil.ignore_patterns("lock", "figures"))
+                shutil.copytree(path, mine, symlinks=True, ignore=shutil.ignore_patterns("lock", "figures"))
         if len(set(engine.devices.gathered(fingerprint(path if process == 0 else mine)))) > 1:
             raise UsageError(
                 f"the {count} processes do not see the same files in {path}; name a --run-dir that all of them share"

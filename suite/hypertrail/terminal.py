@@ -55,14 +55,13 @@ def leave(stream: Any) -> None:
 
 @contextlib.contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """Every warning inside is one line on stderr."""
-    before = warnings.showwarning
+    """Every warning inside is one line on stderr. It ends nothing, whatever PYTHONWARNINGS says."""
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
         complain(f"warning: {message}")
 
-    warnings.showwarning = show
-    try:
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        if any(option.startswith("error") for option in sys.warnoptions):
+            warnings.simplefilter("default")
         yield
-    finally:
-        warnings.showwarning = before

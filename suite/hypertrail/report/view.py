@@ -14,6 +14,7 @@ import numpy as np
 from ..engines import SPLITS
 from ..runs import ENV, WHERE, arrays, read_config, read_metrics, status
 from ..runs.reading import files_of, sealed_object
+from ..terminal import visible
 
 Spread = list[np.ndarray]  # the unconstrained values of one tensor, flat, one array for each state of the run
 UNIQUE = 3  # a run is named by the fields in which it differs from the others, where there are no more than these
@@ -63,7 +64,7 @@ class View:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return visible(self.folder.resolve().name)
 
     @property
     def k(self) -> list[int]:
@@ -119,7 +120,7 @@ def views(folders: Sequence[Path]) -> list[View]:
     records = [read_config(folder) for folder in folders]
     named = zip(letters(len(folders)), folders, differing(records), strict=True)
     return [
-        View(folder, letter, f"{letter}: {words or folder.resolve().name}", i, len(folders) == 1)
+        View(folder, letter, f"{letter}: {words or visible(folder.resolve().name)}", i, len(folders) == 1)
         for i, (letter, folder, words) in enumerate(named)
     ]
 
