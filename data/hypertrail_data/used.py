@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .splits import Splits
-
-Listener = Callable[[str, "Splits"], None]
+Listener = Callable[[str, Any], None]  # how the data were drawn, in words; the Splits
 
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
 
@@ -30,7 +27,7 @@ def recording(listener: Listener) -> Iterator[None]:
         _listeners.reset(token)
 
 
-def announce(key: str, splits: Splits) -> None:
+def announce(key: str, splits: Any) -> None:
     """Tell every listener of this context. For those that make Splits by other means than make_splits."""
     for listener in _listeners.get():
         listener(key, splits)

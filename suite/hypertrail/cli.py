@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from . import experiments, signals, stopping
-from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError
+from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError, looking_at
 from .terminal import complain, leave, prepare, say, warnings_in_one_line
 
 C = TypeVar("C")
@@ -176,12 +176,7 @@ def into_folder(
     from . import display, engines, processes, runs, threads
 
     study = experiments.is_study(module)
-    drawn: list[tuple[str, Any]] = []
-    with recording(lambda how, splits: drawn.append((how, splits))):
-        problem = refuse_early(module, config) if study else build(module, config)
-    if not study:
-        refuse_method(config, problem)
-        drawn = drawn or [("the problem", problem.splits)]
+    problem, drawn = with_its_data(module, config)
     engine = engines.load(config.engine)
     began = threads.recorded(config.run_dir)
     with engines.starting(engine), threads.fixed(engine, config.threads, began):
@@ -218,6 +213,21 @@ def into_folder(
             summary = {} if study else {"meta_iterations": config.meta_iterations}
             run.done({**summary, "time": runs.now()})
     return 0
+
+
+def with_its_data(module: ModuleType, config: Any) -> tuple[Any, list[tuple[str, Any]]]:
+    """(the problem of a meta loop, else None; how data were drawn for it, and the splits that this gave). Refuses what cannot be
+    done, before there is a folder."""
+    from hypertrail_data.used import recording
+
+    drawn: list[tuple[str, Any]] = []
+    with recording(lambda how, splits: drawn.append((how, splits))):
+        if experiments.is_study(module):
+            refuse_early(module, config)
+            return None, drawn
+        problem = build(module, config)
+    refuse_method(config, problem)
+    return problem, drawn or [("the problem", problem.splits)]
 
 
 def show_end(run: Any, voice: Any, lines: Sequence[dict[str, Any]]) -> None:
@@ -297,7 +307,6 @@ def verify_command(words: list[str], name: str) -> int:
 
 def compare_command(words: list[str], a: str, b: str) -> int:
     from .report import compare
-    from .runs.reading import looking_at
 
     _, out = operands_and_out(words, at_most=2)
     with looking_at(f"{a} and {b}"):
@@ -306,7 +315,6 @@ def compare_command(words: list[str], a: str, b: str) -> int:
 
 def report_command(words: list[str], *first: str) -> int:
     from .report import writing
-    from .runs.reading import looking_at
 
     folders, out = operands_and_out(words)
     with looking_at(" and ".join(folders)):
@@ -315,7 +323,6 @@ def report_command(words: list[str], *first: str) -> int:
 
 def plot_command(words: list[str], folder: str) -> int:
     from .report import plot
-    from .runs.reading import looking_at
 
     (_, *names), out = operands_and_out(words, at_most=2)
     with looking_at(folder):
@@ -324,7 +331,6 @@ def plot_command(words: list[str], folder: str) -> int:
 
 def export_tensorboard_command(words: list[str], *first: str) -> int:
     from .report import events
-    from .runs.reading import looking_at
 
     folders, out = operands_and_out(words)
     with looking_at(" and ".join(folders)):

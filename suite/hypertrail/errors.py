@@ -5,6 +5,10 @@ again with more time).
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from hypertrail_data.errors import DataError
 
@@ -68,3 +72,24 @@ class NoProgress(Stopped):
     """Its time was up, and the run is where it was when it was started: with the same time it would be there for ever."""
 
     exit_code = 76
+
+
+@contextmanager
+def looking_at(folder: Path | str) -> Iterator[None]:
+    """What goes wrong inside, while the files of a run are looked at, becomes a DataError: they are not as we write them."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        RecursionError,
+    ) as problem:
+        if hasattr(problem, "exit_code") or os.environ.get("HYPERTRAIL_TRACEBACK", "0") not in ("", "0"):
+            raise
+        raise DataError(
+            f"the files of {folder} are not as this version writes them ({type(problem).__name__}: {problem}); run it again"
+        ) from problem

@@ -11,8 +11,9 @@
 | Last(K) | the last K states | only truncated methods go | K states |
 | Reversible() | integers and what γ took from them | undoes them, to the bit | 1 state, log2(1/γ) bits a number and step |
 
-A Path is the folder of the states, which training makes; the folder above it must be there. Training returns while the last segments are still being written, and the reverse pass begins with those; all is on
-the disk when the reverse pass, `trajectory.flush()` or `trajectory.close()` has returned. They raise what went wrong.
+A Path is the folder of the states, which training makes; the folder above it must be there. Training returns while the last
+segments are still being written, and the reverse pass begins with those; all is on the disk when the reverse pass,
+`trajectory.flush()` or `trajectory.close()` has returned. They raise what went wrong.
 """
 
 from __future__ import annotations

@@ -25,10 +25,9 @@ import tyro
 from hypertrail_data import DataError
 
 from .. import figures, rows, runs
-from ..errors import UsageError
+from ..errors import UsageError, looking_at
 from ..interval import Estimate, Unit, estimate, in_words
 from ..rows import Row
-from ..runs.reading import looking_at
 from ..runs.writing import write_atomic
 from ..spreadsheet import as_csv
 from ..terminal import complain, say, visible

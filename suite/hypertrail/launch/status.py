@@ -21,10 +21,9 @@ import tyro
 from hypertrail_data import DataError
 
 from .. import experiments
-from ..errors import UsageError
+from ..errors import UsageError, looking_at
 from ..runs import CONFIG, DONE, FAILED, LOCK, lock, no_progress, read_metrics, read_text, writer
 from ..runs.names import PARTS
-from ..runs.reading import looking_at
 from ..terminal import visible
 from . import gathering, grid, launches, submitting
 from .gathering import Found

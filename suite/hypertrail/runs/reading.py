@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -307,24 +307,3 @@ def refuse_links(folder: Path) -> None:
         kind, right = ("folder", path.is_dir()) if name not in FILES else ("regular file", path.is_file())
         if path.exists() and not right:
             raise DataError(f"{path} is not a {kind}, and a run needs it to be one; remove it")
-
-
-@contextmanager
-def looking_at(folder: Path | str) -> Iterator[None]:
-    """What goes wrong inside, while the files of a run are looked at, becomes a DataError: they are not as we write them."""
-    try:
-        yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        RecursionError,
-    ) as problem:
-        if hasattr(problem, "exit_code") or os.environ.get("HYPERTRAIL_TRACEBACK", "0") not in ("", "0"):
-            raise
-        raise DataError(
-            f"the files of {folder} are not as this version writes them ({type(problem).__name__}: {problem}); run it again"
-        ) from problem
