@@ -160,7 +160,9 @@ def test_a_file_that_is_cut_off_is_never_believed(family, every, tmp_path, capfd
     rng = random.Random(0)
     for file in files_of(folder):
         size, path = file.stat().st_size, file.relative_to(folder)
-        lengths = range(0, size, every) if size <= SMALL else [rng.randrange(size) for _ in range(SMALL // every)]
+        lengths = (
+            range(0, size, every) if size <= SMALL else [rng.randrange(size) for _ in range(SMALL // (10 * every) + 1)]
+        )
         for length in lengths:
             with damaged(folder, tmp_path) as copy:
                 os.truncate(copy / path, length)
