@@ -39,7 +39,7 @@ def read_npz(
     path = as_path(path, "path")
     with open_bytes(path) as file:
         try:
-            with zipfile.ZipFile(Bounded(file, path, DIRECTORY_AT_MOST)) as archive:  # type: ignore[arg-type]
+            with zipfile.ZipFile(Bounded(file, path, DIRECTORY_AT_MOST)) as archive:
                 arrays = [_array(archive, path, key, at_most) for key in (x, y)]
         except DataError:
             raise
@@ -122,7 +122,7 @@ def _header(file: IO[bytes], path: Path, key: str) -> tuple[tuple[int, ...], boo
 
 
 def _fill(array: np.ndarray, file: IO[bytes], path: Path, key: str) -> None:
-    room = memoryview(array.reshape(-1).view(np.uint8))
+    room = array.reshape(-1).view(np.uint8).data
     done = 0
     while block := file.read(BLOCK):  # to the end, where the check sum is compared
         room[done : done + len(block)] = block
