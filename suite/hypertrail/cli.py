@@ -496,6 +496,9 @@ def parse_known(
     """The same, and the words that are no settings of `config`; every: there must be none."""
     import tyro
 
+    theirs = next((word for word in words if word.startswith("--tyro-")), None)
+    if theirs is not None:  # tyro's own options: scripts that complete words, which know no `hypertrail COMMAND`
+        raise UsageError(f"Unrecognized options: {theirs}; see {prog} --help")
     said = io.StringIO()
     asked = {"default": default} if default else {}
     try:

@@ -137,7 +137,7 @@ CHECKS: dict[str, Callable[[str, float], None]] = {
         ("seed", "meta_iterations", "updates", "reference_steps", "select", "test"), partial(at_least, least=0)
     ),
     **dict.fromkeys(
-        ("steps", "batch", "train", "valid", "valid_batch", "images", "hidden"), partial(at_least, least=1)
+        ("steps", "batch", "train", "valid", "valid_batch", "images", "examples", "hidden"), partial(at_least, least=1)
     ),
     **dict.fromkeys(("depth", "growth", "blocks", "first_output", "drop_epoch", "threads"), partial(at_least, least=1)),
     **dict.fromkeys(("learning_rate", "sgd_rate", "outer_rate", "l2", "largest", "init_scale", "epochs"), positive),
