@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import math
 import os
 import shutil
 import stat
@@ -33,7 +32,6 @@ import hypertrail_data
 from hypertrail import cli, everything, experiments, tuning, verify
 from hypertrail.errors import UsageError
 from hypertrail.launch import command, submitting
-from hypertrail.report import writing
 from hypertrail_data import DataError, cifar10, mnist
 
 CODES = (0, 2, 3, 4)
@@ -45,22 +43,34 @@ SENTINEL = b"nobody writes here\n"
 # -- words --------------------------------------------------------------------------------------------------------------
 
 LONG = "9" * 5000
-NUMBERS = ["0", "1", "2", "3", "5", "10", "20", "100", "-1", "0.5", "0.9", "1e-3", "-0.0", "1.0", "1_000", "0x10", " 7 ", "+3",
-           "nan", "inf", "-inf", "1e308", "-1e308", "1e400", "1e-320", "100000000", "100000001", str(2**31), str(2**63),
-           str(2**64), "-" + str(2**63), LONG, "-" + LONG, "0." + LONG, "1e" + LONG, "٣", "１２", "²", "½", "Ⅷ"]  # fmt: skip
-ODD = ["", " ", "-", "--", "---", "=", "--=", "--x=y", "-x", "-h", "--help", "None", "True", "none", "{}", "{0}", "{x!r}", "%",
-       "%s", "%(x)s", "'", '"', "`", "$(ls)", "$HOME", "\\", "\\x1b", "@file.txt", "@nothing", "*", "?", "[a-z]", "[red]x[/]",
-       "[/]", "[bold", "é", "ÿ", "日本", "🙂", "👩‍👩‍👧", "\u0301", "a b", "a,b", ",", ":", "0:", "a" * 300, "ä" * 5000, "{" * 1000,
-       "[" * 5000, "(" * 3000, "\udce9", "--seed", "--seed=1", "--no-seed", "--steps", "--tyro-print-completion", "-vvv"]  # fmt: skip
-PATHS = ["run", "damaged", "empty", "file.txt", "nothing", ".", "runs", "nothing/below", "run/config.json", "file.txt/below",
-         "run/states/0000.npz", "/dev/null", "/dev/null/below", "/dev/full", "/proc/self", "/proc/self/below", "n" * 300, "n/" * 3000,
-         "out", "out.png", "out.pdf", "out.svg", "out.txt", "é.png", "\udce9", "[red].png", "{}.png", "%d.png"]  # fmt: skip
-METHODS = ["exact", "forward", "float-reversed", "implicit-cg", "implicit-dense", "implicit-neumann", "truncated", "truncated-2",
-           "truncated-" + LONG, "truncated-²", "drmad-C0", "drmad-C4", "drmad-C5:tail=" + LONG, "drmad-C6", "drmad-C9", "drmad-",
-           "implicit-cg:damping=nan", "implicit-cg:iterations=1e9", "implicit-cg:tolerance=" + LONG, "drmad-C4:multiplier=inf",
-           "drmad-C4:max_steps=0", "drmad-C4-first:sum_of_norms", "exact:", "exact:a=b", "drmad-C4:multiplier"]  # fmt: skip
-TRAJECTORIES = ["memory", "host", "disk", "auto", "reversible", "checkpoints", "checkpoints-2", "checkpoints-0", "checkpoints-" + LONG,
-                "checkpoints-²", "checkpoints-٣"]  # fmt: skip
+NUMBERS = [
+    "0", "1", "2", "3", "5", "10", "20", "100", "-1", "0.5", "0.9", "1e-3", "-0.0", "1.0", "1_000", "0x10", " 7 ", "+3",
+    "nan", "inf", "-inf", "1e308", "-1e308", "1e400", "1e-320", "100000000", "100000001", str(2**31), str(2**63), str(2**64),
+    str(-(2**63)), LONG, "-" + LONG, "0." + LONG, "1e" + LONG, "٣", "１２", "²", "½", "Ⅷ",
+]  # fmt: skip
+ODD = [
+    "", " ", "-", "--", "---", "=", "--=", "--x=y", "-x", "-h", "--help", "None", "True", "none", "{}", "{0}", "{x!r}", "%",
+    "%s", "%(x)s", "'", '"', "`", "$(ls)", "$HOME", "\\", "\\x1b", "@file.txt", "@nothing", "*", "?", "[a-z]", "[red]x[/]",
+    "[/]", "[bold", "é", "ÿ", "日本", "🙂", "👩‍👩‍👧", "\u0301", "a b", "a,b", ",", ":", "0:", "a" * 300, "ä" * 5000,
+    "{" * 1000, "[" * 5000, "(" * 3000, "\udce9", "--seed", "--seed=1", "--no-seed", "--steps", "--tyro-print-completion",
+    "--tyro-write-completion", "-vvv",
+]  # fmt: skip
+PATHS = [
+    "run", "damaged", "empty", "file.txt", "nothing", ".", "runs", "nothing/below", "run/config.json", "file.txt/below",
+    "out", "é.png", "run/states/0000.npz", "/dev/null", "/dev/null/below", "/dev/full", "/proc/self", "/proc/self/below",
+    "n" * 300, "n/" * 3000, "out.png", "out.pdf", "out.svg", "out.txt", "\udce9", "[red].png", "{}.png", "%d.png",
+]  # fmt: skip
+METHODS = [
+    "exact", "forward", "float-reversed", "implicit-cg", "implicit-dense", "implicit-neumann", "truncated", "truncated-2",
+    "exact:", "truncated-" + LONG, "truncated-²", "drmad-C0", "drmad-C4", "drmad-C5:tail=" + LONG, "drmad-C6", "drmad-C9",
+    "drmad-", "exact:a=b", "implicit-cg:damping=nan", "implicit-cg:iterations=1e9", "implicit-cg:tolerance=" + LONG,
+    "drmad-C4:multiplier=inf", "drmad-C4:max_steps=0", "drmad-C4-first:sum_of_norms", "drmad-C4:multiplier",
+    "truncated-" + "9" * 900,
+]  # fmt: skip
+TRAJECTORIES = [
+    "memory", "host", "disk", "auto", "reversible", "checkpoints", "checkpoints-2", "checkpoints-0", "checkpoints-²",
+    "checkpoints-٣", "checkpoints-" + LONG, "checkpoints-" + "9" * 900,
+]  # fmt: skip
 WORDS_OF = {
     "method": METHODS,
     "methods": METHODS,
@@ -69,7 +79,8 @@ WORDS_OF = {
     "seeds": ["0", "0:3", "0:10:3", "0:1000000000", "5,5", "0:0", "a", "٣", LONG, "0:" + LONG],
     "time": ["90", "2:30:00", "1-12", "0", "-1", "1:2:3:4", "999999-0", LONG, "٣"],
     "memory": ["1", "0", "nan", "inf", "1e-9", "1e308", "-1"],
-    "grid": ["steps=5,6", "steps=" + ",".join(map(str, range(300))), "seed=1", "x=1", "=", "steps", "steps=,", "steps=1e400",
+    "grid": ["steps=5,6", "steps=" + ",".join(map(str, range(300))), "seed=1", "x=1", "=", "steps",
+    "steps=,", "steps=1e400",
              "method=exact,drmad-C4", "outer-rate=nan", "engine=cpu,gpu", "data-dir=é", "steps=--help", "steps=" + LONG],
     "sbatch": ["account=me", "exclusive", "x y", "=", "a=" + LONG, "é=1", "wrap=ls", "array=0-5"],
     "setup": ["module load x", "", "é", "a\tb", "[red]x[/]"],
@@ -84,6 +95,7 @@ SIZES = {"steps": "20", "batch": "10", "train": "60", "valid": "20", "select": "
 plain = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="/~"), max_size=30).filter(
     lambda word: ".." not in word
 )
+whole = st.integers(-3, 300).map(str) | st.integers().map(str) | st.sampled_from(NUMBERS)
 number = st.sampled_from(NUMBERS) | st.integers().map(str) | st.floats().map(str) | st.integers(-3, 30).map(str)
 odd = st.sampled_from(ODD) | plain | number | st.sampled_from(PATHS)
 
@@ -103,7 +115,9 @@ def of_kind(field: str, kind: typing.Any) -> st.SearchStrategy[str]:
         return st.sampled_from(list(map(str, typing.get_args(kind))))
     if Path in kinds:
         return st.sampled_from(PATHS)
-    return st.sampled_from(WORDS_OF[field]) if field in WORDS_OF else number
+    if field in WORDS_OF:
+        return st.sampled_from(WORDS_OF[field])
+    return whole if int in kinds else number
 
 
 @st.composite
@@ -125,7 +139,9 @@ def setting(draw, name: str) -> list[str]:
     if way == 0:
         return [draw(odd)]
     if way == 1:
-        return draw(st.sampled_from([[flag], [flag[1:], "1"], [flag[:-1], "1"], [f"--no{flag[1:]}"], [f"--{field}", "1"]]))
+        return draw(
+            st.sampled_from([[flag], [flag[1:], "1"], [flag[:-1], "1"], [f"--no{flag[1:]}"], [f"--{field}", "1"]])
+        )
     if kind is bool:
         return draw(st.sampled_from([[flag], [flag.replace("--", "--no-")], [flag, "True"], [f"{flag}=x"]]))
     words = draw(values(field, kind))
@@ -145,29 +161,44 @@ def of_experiments(draw, command: str, names: list[str]) -> list[str]:
 
 NAMES = experiments.names()
 ENDS = [["--dry-run"], ["--dry-run"], ["--cluster", "slurm"]]
-OF_FOLDERS = ["status", "collect", "report", "compare", "plot", "export-tensorboard"]
+OF_FOLDERS = [
+    ("status", 0, 1),
+    ("collect", 0, 2),
+    ("report", 1, 2),
+    ("compare", 2, 2),
+    ("plot", 1, 1),
+    ("export-tensorboard", 1, 2),
+]
+FIGURES = ["metrics", "norms", "cost", "training", "agreement", "hyper-l2-value"]
 launches = st.builds(
     lambda words, more, end: [*words, *itertools.chain(*more), *end],
     of_experiments("launch", NAMES),
     st.lists(setting("launch"), max_size=3),
     st.sampled_from(ENDS),
 )
-paths = st.sampled_from(["run", "run", "damaged", "."]) | st.sampled_from(PATHS) | odd
-of_folders = st.builds(
-    lambda command, words, end: [command, *words, *end],
-    st.sampled_from(OF_FOLDERS),
-    st.lists(paths, max_size=3),
-    st.sampled_from([[], [], ["--out"], ["--watch", "0.01"], ["--watch=inf"], ["--help"]])
-    | st.sampled_from(PATHS).map(lambda path: ["--out", path]),
-)
-plots = st.builds(
-    lambda name, out: ["plot", "run", name, *out],
-    st.sampled_from(["losses", "loss", "steps", "agreement"]) | odd,
-    st.sampled_from(PATHS).map(lambda path: [f"--out={path}"]) | st.just([]),
-)
+
+
+@st.composite
+def of_folders(draw) -> list[str]:
+    """A command on folders, with as many of them as it takes, or not."""
+    command, least, most = draw(st.sampled_from(OF_FOLDERS))
+    folder = st.sampled_from(["run", "damaged", ".", "empty"]) | st.sampled_from(PATHS) | odd
+    exact = st.lists(st.sampled_from(["run", "run", "run", "damaged", "."]), min_size=least, max_size=most)
+    words = draw(exact | st.lists(folder, max_size=3))
+    if command == "plot" and words:
+        words[1:] = draw(st.lists(st.sampled_from(FIGURES) | odd, max_size=1))
+    ends = (
+        [["--watch", "0.01"], ["--watch=inf"]]
+        if command == "status"
+        else [["--out"], ["--out=out"], ["--out", "out.png"]]
+    )
+    named = st.sampled_from(PATHS).map(lambda path: ["--out", path])
+    return [command, *words, *draw(st.sampled_from([[], [], ["--help"], ["--x"], *ends]) | named)]
+
+
 anything = st.lists(st.sampled_from([*cli.COMMANDS, *NAMES, "--help", "--version"]) | odd, max_size=5)
 WORDS = st.one_of(
-    of_experiments("run", NAMES), of_experiments("verify", [*NAMES, "everything"]), launches, of_folders, plots, anything
+    of_experiments("run", NAMES), of_experiments("verify", [*NAMES, "everything"]), launches, of_folders(), anything
 )
 
 # -- the world they are tried in ------------------------------------------------------------------------------------------
@@ -200,6 +231,10 @@ def quick(monkeypatch, closed_form_engines, without_figures, tmp_path):
     def checked(problem, engine, other, method, directions, real=verify.verify):
         return real(problem, engine, other, method, directions) if problem.steps * directions <= SHORT else ()
 
+    def built(dynamics, family, engines, seed):
+        everything.problem(dynamics, family, seed)
+        return ()
+
     def start_nothing(*asked):
         raise UsageError("a test starts no jobs")
 
@@ -210,7 +245,7 @@ def quick(monkeypatch, closed_form_engines, without_figures, tmp_path):
     for module in (verify, everything):
         monkeypatch.setattr(module, "load", lambda name: closed_form_engines)
     monkeypatch.setattr(verify, "verify", checked)
-    monkeypatch.setattr(everything, "walk", lambda *asked: ())
+    monkeypatch.setattr(everything, "walk", built)
     for name in ("to_slurm", "to_processes"):
         monkeypatch.setattr(submitting, name, start_nothing)
     for name in NAMES:
@@ -237,7 +272,9 @@ class World:
 
     def outside(self) -> dict[str, typing.Any]:
         """Names and contents around the folder; what is in the home, the working directory and the devices is known by name."""
-        around = {str(p): p.read_bytes() if p.is_file() else b"" for p in self.tmp.rglob("*") if self.here not in p.parents}
+        around = {
+            str(p): p.read_bytes() if p.is_file() else b"" for p in self.tmp.rglob("*") if self.here not in p.parents
+        }
         around = {name: held for name, held in around.items() if name != str(self.here)}
         names = {str(p): sorted(os.listdir(p)) for p in (Path.home(), Path(__file__).parent, Path("/"))}
         devices = {name: stat.S_ISCHR(os.stat(name).st_mode) for name in (os.devnull, "/dev/full")}
