@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from . import experiments, signals, stopping
 from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError
-from .terminal import complain, leave, prepare, say, warnings_in_one_line
+from .terminal import bounded_width, complain, leave, prepare, say, warnings_in_one_line
 
 C = TypeVar("C")
 
@@ -502,7 +502,7 @@ def parse_known(
     said = io.StringIO()
     asked = {"default": default} if default else {}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), bounded_width():
             out = tyro.cli(config, args=words, prog=prog, description=doc, return_unknown_args=not every, **asked)
     except SystemExit as end:
         if end.code in (0, None):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,21 @@ def complain(message: str) -> None:
             print(f"hypertrail: {shortened(' '.join(words), LONGEST_LINE)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         leave(sys.stderr)
+
+
+@contextlib.contextmanager
+def bounded_width() -> Iterator[None]:
+    """A with-block in which the terminal says that it has 60 to 1,000 columns. In fewer tyro wraps its help without an end, and
+    a box of billions of columns (COLUMNS is any number) fills the memory."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(max(shutil.get_terminal_size().columns, 60), 1000))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def leave(stream: Any) -> None:

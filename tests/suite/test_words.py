@@ -17,6 +17,8 @@ import itertools
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import types
 import typing
@@ -346,3 +348,111 @@ def test_any_words(world, quick, words):
 @given(words=WORDS)
 def test_many_more_words(world, quick, words):
     check(world, quick, words)
+
+
+# -- what one word does ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "rosenbrock", "--steps", LONG], "holds a number of 5,000 digits, expected at most 1,000"),
+        (["run", "drmad-digits", "--method", f"truncated-{LONG}"], "holds a number of 5,000 digits"),
+        (["launch", "rosenbrock", "--grid", f"steps={LONG}", "--dry-run"], "holds a number of 5,000 digits"),
+        (
+            ["run", "rosenbrock", "--tyro-write-completion", "bash", "file"],
+            "Unrecognized options: --tyro-write-completion;",
+        ),
+        (["run", "drmad-digits", "--learning-rate", "1e38"], "expected at most 1e+30: float32 ends at 3e38"),
+        (["run", "rosenbrock", "--outer-rate", "1e308"], "expected at most 1e+300: float64 ends at 1e308"),
+        (["run", "almeida-quadratic", "--examples", "0"], "examples 0, expected at least 1"),
+        (["run", "almeida-quadratic", "--weights", "5000"], "weights 5000, expected at most 4,000"),
+        (["run", "almeida-quadratic", "--examples", "90000000"], "examples times weights 1800000000, expected at most"),
+        (["verify", "drmad-digits", "--directions", "1001"], "directions 1001, expected at most 1,000"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_no_run_can_hold_is_refused(world, words, said):
+    code, line = world.call(words)
+    assert (code, line.count("\n")) == (2, 1)
+    assert said in line
+    assert len(line) < 700
+
+
+def test_the_middle_of_an_endless_word_is_left_out(world):
+    _, line = world.call(["run", "ä" * 5000])
+    assert line.startswith(
+        f"hypertrail: unknown experiment '{'ä' * 119}… (5,003 characters) …{'ä' * 58}', expected one of "
+    )
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", "99999999999"])
+def test_help_fits_any_width(world, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert world.call(["run", "rosenbrock", "--help"]) == (0, "")
+    code, line = world.call(["run", "rosenbrock", "--steps", "x"])
+    assert (code, line.count("\n")) == (2, 1)
+    assert os.environ["COLUMNS"] == columns
+
+
+@pytest.mark.parametrize("name", ["almeida-quadratic", "drmad-vs-exact", "rtho-mnist", "t1t2-mnist"])
+def test_verify_takes_as_few_steps_as_an_experiment_accepts(name):
+    module = experiments.load(name)
+    _, default = verify.options(module)
+    assert default.precision == "float64"
+    assert default.steps in (20, 200)
+
+
+# -- real processes -------------------------------------------------------------------------------------------------------
+
+TINY = ["run", "rosenbrock", "--engine", "cpu", "--steps", "4", "--updates", "1"]
+
+
+def process(*words, cwd=None, **environment):
+    program = Path(sys.executable).with_name("hypertrail")
+    return subprocess.run(
+        [program, *words], cwd=cwd, capture_output=True, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_screen_that_lacks_letters(tmp_path, encoding):
+    for words in (["list"], ["--help"], ["run", "rosenbrock", "--help"], [*TINY, "--run-dir", tmp_path / "run"]):
+        answer = process(*words, PYTHONIOENCODING=encoding)
+        assert (answer.returncode, answer.stderr) == (0, b"")
+    assert (tmp_path / "run" / "DONE").is_file()
+
+
+@pytest.mark.parametrize("variable", ["JAX_PLATFORMS=cuda", "JAX_PLATFORMS=nonsense", "JAX_ENABLE_X64=perhaps"])
+def test_devices_that_are_not_there(tmp_path, variable):
+    name, _, value = variable.partition("=")
+    answer = process("run", "drmad-digits", cwd=tmp_path, **{name: value})
+    if variable.endswith("cuda") and answer.returncode != 2:
+        pytest.skip("there is a GPU")
+    assert (answer.returncode, answer.stderr.count(b"\n")) == (2, 1)
+    assert answer.stderr.startswith(b"hypertrail: the gpu engine cannot start")
+    assert variable.encode() in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "module://nothing"])
+def test_a_backend_of_matplotlib_that_is_not_there(tmp_path, backend):
+    answer = process(*TINY, "--run-dir", tmp_path / "run", MPLBACKEND=backend)
+    assert (answer.returncode, answer.stderr) == (0, b"")
+    assert {file.name for file in (tmp_path / "run" / "figures").iterdir()} == {"valley.png", "schedules.png"}
+
+
+def test_a_data_folder_of_nobody(tmp_path):
+    answer = process("run", "ard-mnist", cwd=tmp_path, HYPERTRAIL_DATA="~nosuchuser")
+    assert (answer.returncode, answer.stderr.count(b"\n")) == (4, 1)
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path):
+    run = os.fsencode(tmp_path) + b"/\xff\xe9"
+    assert process(*TINY, "--run-dir", run).returncode == 0
+    for words in (["status", run], ["plot", run, "valley"], ["report", run]):
+        answer = process(*words)
+        assert (answer.returncode, answer.stderr) == (0, b""), words
+    answer = process("export-tensorboard", run)
+    assert (answer.returncode, answer.stderr.count(b"\n")) == (2, 1)
+    assert b"is not UTF-8, and TensorBoard writes to no such path; name an --out" in answer.stderr
