@@ -61,7 +61,7 @@ class Study:
                     CHECKS[field.name](name, one)
                 if isinstance(one, float):
                     finite(name, one)
-                    at_most(name, abs(one), *LARGEST[self.precision])
+                    at_most(name, abs(one), *LARGEST.get(self.precision, LARGEST["float64"]))
                 if type(one) is int:
                     at_most(name, one, *MOST.get(field.name, MOST_OF_ANYTHING))
 
