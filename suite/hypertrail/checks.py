@@ -30,6 +30,8 @@ def finite(what: str, number: float) -> None:
 
 def shortened(number: float) -> str:
     """A number for a message; Python does not print whole numbers of thousands of digits."""
+    if isinstance(number, float):
+        return f"{number:g}"
     return str(number) if abs(number) < 10**20 else "of more than 20 digits"
 
 

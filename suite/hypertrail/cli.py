@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from . import experiments, signals, stopping
 from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError, looking_at
-from .terminal import complain, leave, prepare, say, warnings_in_one_line
+from .terminal import bounded_width, complain, leave, prepare, say, warnings_in_one_line
 
 C = TypeVar("C")
 
@@ -64,6 +64,7 @@ exit codes: 0 ok, 1 a run of a local launch failed or was lost, 2 usage, 3 numer
 USAGE, DATA, AGAIN, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
 
 
+MOST_DIGITS = 1000  # of a number on the command line
 GO_ON = "make room, and run the same command with --run-dir to go on"
 
 
@@ -502,10 +503,12 @@ def parse_known(
     """The same, and the words that are no settings of `config`; every: there must be none."""
     import tyro
 
+    for word in words:
+        refuse_word(word, prog)
     said = io.StringIO()
     asked = {"default": default} if default else {}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), bounded_width():
             out = tyro.cli(config, args=words, prog=prog, description=doc, return_unknown_args=not every, **asked)
     except SystemExit as end:
         if end.code in (0, None):
@@ -513,6 +516,18 @@ def parse_known(
         complaint = one_line(said.getvalue())
         raise UsageError(f"{complaint}{'' if complaint.endswith('?') else ';'} see {prog} --help") from None
     return (out, []) if every else out
+
+
+def refuse_word(word: str, prog: str) -> None:
+    """UsageError for what tyro would take for its own, or no parser reads: Python reads whole numbers of 4,300 digits at most."""
+    if word.startswith("--tyro-"):  # scripts that complete words, which know no `hypertrail COMMAND`
+        raise UsageError(f"Unrecognized options: {word}; see {prog} --help")
+    digits = max(map(len, re.findall(r"\d+", word)), default=0)
+    if digits > MOST_DIGITS:
+        raise UsageError(
+            f"{word} holds a number of {digits:,} digits, expected at most {MOST_DIGITS:,}: no setting is so large; "
+            f"see {prog} --help"
+        )
 
 
 def one_line(boxed: str) -> str:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+LONGEST_WORD, LONGEST_LINE = (
+    240,
+    1500,
+)  # characters of a complaint: a path fits, a number of thousands of digits does not
 
 
 def prepare() -> None:
@@ -36,13 +42,36 @@ def say(line: object = "") -> None:
         leave(sys.stdout)
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of more than `most` characters without its middle, and how long it was."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}… ({len(text):,} characters) …{text[-most // 4 :]}"
+
+
 def complain(message: str) -> None:
-    """One line on stderr. Nothing is raised."""
+    """One line on stderr, in which no word and no list of words is endless. Nothing is raised."""
+    words = [shortened(word, LONGEST_WORD) for word in visible(message).split()]
     try:
         if sys.stderr is not None:  # closed: `2>&-`
-            print(f"hypertrail: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+            print(f"hypertrail: {shortened(' '.join(words), LONGEST_LINE)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         leave(sys.stderr)
+
+
+@contextlib.contextmanager
+def bounded_width() -> Iterator[None]:
+    """A with-block in which the terminal says that it has 60 to 1,000 columns. In fewer tyro wraps its help without an end, and
+    a box of billions of columns (COLUMNS is any number) fills the memory."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(max(shutil.get_terminal_size().columns, 60), 1000))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def leave(stream: Any) -> None:

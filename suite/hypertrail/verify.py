@@ -8,6 +8,7 @@ when one of them is beyond the tolerance table.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, make_dataclass
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from . import diagnostics, processes, threads
+from .checks import at_least, at_most
 from .engines import ENGINES, Engine, compilation_cache, load, starting
 from .errors import UsageError, VerificationFailure
 from .hyperparameters import Arrays, Hyper
@@ -30,7 +32,8 @@ from .tuning import keep_for
 STEPS = 10
 # The first step of the differences and how often it may be halved. A larger one steps over kinks: the gradient of a
 # network with relu jumps there, so what training makes of the hyperparameters jumps too, and no difference is its slope.
-START, LEVELS = 2e-3, 8
+START, LEVELS = 2e-3, 14
+MOST_DIRECTIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def verify(problem: Problem, engine: Engine, other: Engine | None, method: Metho
     """The checks, one after the other; finite differences are measured in units of the norm of the kind's hypergradient.
 
     UsageError, before the first of them, for a method that cannot go.
-    Cost: about 3 T gradients per method and engine, and 2 T for each of the up to 8 levels of a direction and kind.
+    Cost: about 3 T gradients per method and engine, and 2 T for each of the up to 14 levels of a direction and kind.
     """
     keep = keep_for(method, True, "memory")
     for one in (Exact(), method):
@@ -137,16 +140,25 @@ def options(module: ModuleType) -> tuple[Any, Any]:
     alone = tyro.conf.arg(help="Check this engine alone, without the other one.")
     extra = [("directions", Annotated[int, said], 3), ("alone", Annotated[bool, alone], False)]
     config = make_dataclass("Verify", extra, bases=(module.Config,), frozen=True)
-    short = {"steps": STEPS} if "steps" in config.__dataclass_fields__ else {}
-    return config, config(precision="float64", **short)
+    return config, short(config)
+
+
+def short(config: Any) -> Any:
+    """The config in float64 with the fewest steps that it accepts: some experiments count in blocks."""
+    if "steps" not in config.__dataclass_fields__:
+        return config(precision="float64")
+    for steps in (STEPS, 2 * STEPS, 20 * STEPS):
+        with contextlib.suppress(UsageError):
+            return config(precision="float64", steps=steps)
+    return config(precision="float64")
 
 
 def main(module: ModuleType, config: Any, name: str) -> int:
     """`hypertrail verify`: prints a line per check; raises VerificationFailure when one fails."""
     from .cli import build
 
-    if config.directions < 0:
-        raise UsageError(f"directions {config.directions}, expected 0 or more")
+    at_least("directions", config.directions, 0)
+    at_most("directions", config.directions, MOST_DIRECTIONS, "each is up to 28 trainings for every kind")
     problem = build(module, config)
     method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)

@@ -61,6 +61,7 @@ class Study:
                     CHECKS[field.name](name, one)
                 if isinstance(one, float):
                     finite(name, one)
+                    at_most(name, abs(one), *LARGEST.get(self.precision, LARGEST["float64"]))
                 if type(one) is int:
                     at_most(name, one, *MOST.get(field.name, MOST_OF_ANYTHING))
 
@@ -121,6 +122,11 @@ def numbered(values: list[float | None]) -> np.ndarray:
 
 # What no run can hold is refused before it fills the memory, or runs without an end. (at most, why)
 MOST_OF_ANYTHING = (10**8, "more does not fit into a run")
+# Rates are divided by 1 − γ and multiplied by factors: a number at the end of its precision would become infinite.
+LARGEST: dict[Precision, tuple[float, str]] = {
+    "float32": (1e30, "float32 ends at 3e38; --precision float64 goes further"),
+    "float64": (1e300, "float64 ends at 1e308"),
+}
 MOST: dict[str, tuple[int, str]] = {
     "seed": (2**63 - 1, "a seed has 63 bits"),
     "steps": (10**8, "the loss of every step is kept"),
@@ -130,6 +136,7 @@ MOST: dict[str, tuple[int, str]] = {
     **dict.fromkeys(
         ("hidden", "growth", "first_output"), (10**6, "a layer of more units does not fit into the memory")
     ),
+    "weights": (4000, "the Hessian has as many rows and columns"),
     "threads": (4096, "no processor has more"),
 }
 CHECKS: dict[str, Callable[[str, float], None]] = {
@@ -137,7 +144,7 @@ CHECKS: dict[str, Callable[[str, float], None]] = {
         ("seed", "meta_iterations", "updates", "reference_steps", "select", "test"), partial(at_least, least=0)
     ),
     **dict.fromkeys(
-        ("steps", "batch", "train", "valid", "valid_batch", "images", "hidden"), partial(at_least, least=1)
+        ("steps", "batch", "train", "valid", "valid_batch", "images", "examples", "hidden"), partial(at_least, least=1)
     ),
     **dict.fromkeys(("depth", "growth", "blocks", "first_output", "drop_epoch", "threads"), partial(at_least, least=1)),
     **dict.fromkeys(("learning_rate", "sgd_rate", "outer_rate", "l2", "largest", "init_scale", "epochs"), positive),

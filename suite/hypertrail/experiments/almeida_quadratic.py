@@ -50,7 +50,7 @@ import numpy as np
 
 from .. import engines, figures
 from ..adapting import numpy_state
-from ..checks import at_least, multiple, positive
+from ..checks import at_least, at_most, multiple, positive
 from ..edges import edge
 from ..errors import NumericalFailure
 from ..hyperparameters import LearningRate
@@ -120,6 +120,7 @@ class Config(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("weights", self.weights, 2)
+        at_most("examples times weights", self.examples * self.weights, 10**8, "every problem draws so many numbers")
         at_least("repeats", self.repeats, 1)
         multiple("steps", self.steps, BLOCK, "the gradients between two looks at f")
         at_least("rates", len(self.rates), 1)

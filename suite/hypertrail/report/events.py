@@ -155,6 +155,15 @@ def refuse_occupied(folder: Path) -> None:
         )
 
 
+def refuse_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as found:
+        raise UsageError(
+            f"the name {folder} is not UTF-8, and TensorBoard writes to no such path; name an --out"
+        ) from found
+
+
 def main(folders: Sequence[Path], out: Path | None) -> int:
     """`hypertrail export-tensorboard`. Runs of the same name are told apart by their letters."""
     shown = views(folders)
@@ -165,6 +174,7 @@ def main(folders: Sequence[Path], out: Path | None) -> int:
         if not one.lines and next(scalars(one), None) is None:
             raise UsageError(f"{one.folder} has nothing to export: {why_not(one)}; leave it out")
     for one, place in zip(shown, places, strict=True):
+        refuse_name(place)
         if out is None:
             refuse_links(one.folder)
         refuse_occupied(place)
