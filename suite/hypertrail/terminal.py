@@ -14,10 +14,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST_WORD, LONGEST_LINE = (
-    240,
-    1500,
-)  # characters of a complaint: a path fits, a number of thousands of digits does not
+# Characters of a complaint: a path fits, a number of thousands of digits does not.
+LONGEST_WORD, LONGEST_LINE = 240, 1500
 
 
 def prepare() -> None:
