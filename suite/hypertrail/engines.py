@@ -119,7 +119,7 @@ def starting(engine: Engine) -> Iterator[None]:
 def cannot_start(name: str, problem: Exception) -> UsageError:
     given = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("JAX_", "XLA_", "CUDA_"))]
     reason = " ".join(str(problem).split())[:300] or "its library gives no reason"
-    hint = f"these variables decide about it: {', '.join(given)}" if given else "see the installation of JAX"
+    hint = f"correct or unset what decides about it: {', '.join(given)}" if given else "see the installation of JAX"
     return UsageError(f"the {name} engine cannot start ({type(problem).__name__}: {reason}); {hint}")
 
 
