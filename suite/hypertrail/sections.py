@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import experiments
 from .runs import read_config, read_metrics
+from .runs.reading import refuse_changed
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Section:
 def own_sections(folder: Path) -> list[Section]:
     """What the experiment of a run folder shows of itself, from the folder alone; its figures are drawn anew.
 
-    Empty where it shows nothing, is not known (any more), or has not written a line yet. UsageError for a folder that is no run.
+    Empty where it shows nothing, is not known (any more), or has not written a line yet. UsageError for a folder that is no run,
+    DataError for a finished one whose arrays are not as it wrote them.
     """
     name = read_config(folder)["experiment"]
     if name not in experiments.names() or not read_metrics(folder):
         return []
     module = experiments.load(name)
+    refuse_changed(folder)
     return list(module.show(folder)) if hasattr(module, "show") else []

@@ -366,6 +366,9 @@ def test_texts_from_outside_are_harmless_in_tables(tmp_path, capsys, make_run):
         config["config"]["trajectory"] = f"{name}{data_dir or ''}"
         config["hash"] = runs.config.hash_of(config["experiment"], config["config"])
         (folder / "config.json").write_text(json.dumps(config))
+        lines = [unseal(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
+        of_this_run = {"run": runs.identity(config)}
+        (folder / "metrics.jsonl").write_bytes(b"".join(seal(line | of_this_run) for line in lines))
     capsys.readouterr()
     assert cli.main(["status", str(tmp_path / "runs")]) == 0
     assert cli.main(["collect", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0

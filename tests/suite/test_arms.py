@@ -25,7 +25,6 @@ from hypertrail import (
     Problem,
     UsageError,
     engines,
-    runs,
     stopping,
 )
 from hypertrail.errors import Stopped
@@ -325,6 +324,6 @@ def test_killed_in_the_middle_of_a_block_it_ends_with_the_same_bits(name, tmp_pa
     assert not list((folder / "parts").glob("*.json"))
     assert start(10**6) == 0
     assert not (folder / "arms" / "s0-adaptive.npz").exists()
-    found = runs.read_part(folder, "s0-adaptive")
+    found = json.loads((folder / "parts" / "s0-adaptive.json").read_text())["found"]
     whole = arms.train(engines.load(name), small(), ADAPTIVE, BUDGET, tmp_path / "whole.npz", every=2)
     assert same(found, whole)

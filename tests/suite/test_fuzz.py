@@ -197,6 +197,25 @@ def test_all_files_of_another_run_are_never_believed(family, tmp_path, capfd, mo
     taken_up(words, other, expected, capfd, "all but config.json of another run")
 
 
+@pytest.mark.parametrize("family", ["closed form, finished", "study, finished"], indirect=True)
+def test_numbers_of_another_run_are_not_shown(family, tmp_path, capfd):
+    """Looked at and not taken up: lines, parts and arrays of another run are refused, with their names."""
+    words, folder, _ = family
+    other = tmp_path / "other"
+    assert cli.main([*words, "--outer-rate", "0.02", "--run-dir", str(other)]) == 0
+    numbers_there = [path for path in files_of(folder) if path.suffix in (".npz", ".jsonl") and path.name != "0000.npz"]
+    assert len(numbers_there) > 2
+    for file in numbers_there:
+        with damaged(folder, tmp_path) as copy:
+            path = file.relative_to(folder)
+            shutil.copyfile(other / path, copy / path)
+            if (other / path).read_bytes() == file.read_bytes():
+                continue
+            capfd.readouterr()
+            assert cli.main(["report", str(copy), "--out", str(tmp_path / f"report of {path.name}")]) == 4, path
+            assert file.name in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("family", ["training, stopped"], indirect=True)
 def test_the_middle_of_another_training_is_never_believed(family, tmp_path, capfd, monkeypatch):
     words, folder, expected = family

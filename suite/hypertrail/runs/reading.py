@@ -27,7 +27,7 @@ from hypertrail_data.untrusted import LARGEST_JSON, json_object, open_regular, r
 
 from ..errors import UsageError
 from . import arrays, lock
-from .config import Record, hash_of
+from .config import Record, hash_of, identity
 from .names import (
     CONFIG,
     DONE,
@@ -106,11 +106,11 @@ def read_text(path: Path) -> str:
 # -- lines --------------------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path, run: str | None = None) -> tuple[list[Line], int]:
+def read_lines(path: Path, run: str | None, to_look_at: bool = False) -> tuple[list[Line], int]:
     """The lines of a metrics.jsonl up to the first that is not whole, and the number of line breaks in the file.
 
-    run: the identity that every line must carry; None: whichever, also none (release 0.1). DataError where the file cannot be
-    read at all.
+    run: the identity that every line must carry; None: it is not known. to_look_at: lines of release 0.1 count, which carry
+    neither an identity nor a check sum. DataError where the file cannot be read at all.
     """
     try:
         raw = read_regular(path, LARGEST_LINES, follow_links=False)
@@ -120,23 +120,23 @@ def read_lines(path: Path, run: str | None = None) -> tuple[list[Line], int]:
         raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
     lines: list[Line] = []
     for one in raw.split(b"\n")[:-1]:
-        line = whole_line(one + b"\n", run)
+        line = whole_line(one + b"\n", run, to_look_at)
         if line is None:
             break
         lines.append(line)
     return lines, raw.count(b"\n")
 
 
-def whole_line(raw: bytes, run: str | None) -> Line | None:
+def whole_line(raw: bytes, run: str | None, to_look_at: bool) -> Line | None:
     """The record of a line, without what seals it; None where it is torn, changed, or of another run."""
     try:
         line = unseal(raw)
     except ValueError:
-        line = unsealed_line(raw) if run is None else None
-    if line is None or (run is not None and line.get("run") != run):
+        line = unsealed_line(raw) if to_look_at else None
+    if line is None or not plausible(line):
         return None
-    line.pop("run", None)
-    return line if plausible(line) else None
+    of = line.pop("run", None)
+    return line if of == run or (to_look_at and None in (of, run)) else None
 
 
 def unsealed_line(raw: bytes) -> Line | None:
@@ -181,10 +181,19 @@ def number(found: Any) -> bool:
 def read_metrics(folder: Path) -> list[Line]:
     """The lines of metrics.jsonl; what follows the last line break (a killed writer) is left out. DataError for a damaged one."""
     path = folder / METRICS
-    lines, there = read_lines(path)
+    lines, there = read_lines(path, identity_of(folder), to_look_at=True)
     if len(lines) < there:
-        raise DataError(f"{path} is damaged in line {len(lines) + 1} of {there}; run it again, or cut it off there")
+        which = f"line {len(lines) + 1} of {there}"
+        raise DataError(f"{path} is damaged in {which}, or it is of another run; run it again, or cut it off there")
     return lines
+
+
+def identity_of(folder: Path) -> str | None:
+    """The identity of the run in a folder; None where its config.json does not say."""
+    try:
+        return identity(read_config(folder))
+    except (UsageError, DataError):
+        return None
 
 
 def files_are_whole(folder: Path, line: Line) -> bool:
@@ -211,9 +220,10 @@ def inside(name: Any) -> bool:
 
 
 def read_part(folder: Path, name: str, run: str | None = None) -> dict[str, Any]:
-    """What a part of a study found. run: the identity that it must carry; None: whichever (to look at it).
+    """What a part of a study found. run: the identity that it must carry, to be gone on with; None: it is only looked at.
 
-    DataError where it is not there, not whole, or another part's; a part of release 0.1 is only for looking at.
+    DataError where it is not there, not whole, of another part or of another run, or a file that it speaks of is; a part of
+    release 0.1 is only for looking at.
     """
     path = folder / PARTS / f"{name}.json"
     record = sealed_object(path, to_look_at=run is None)
@@ -222,7 +232,7 @@ def read_part(folder: Path, name: str, run: str | None = None) -> dict[str, Any]
     found, files = record.get("found"), record.get("files")
     if not isinstance(found, dict) or not isinstance(files, dict) or record.get("part") != name:
         raise DataError(f"{path} is not whole; run the same command again")
-    if run is not None and (record.get("run") != run or not files_are_whole(folder, record)):
+    if record.get("run") != (run or identity_of(folder)) or not files_are_whole(folder, record):
         raise DataError(f"{path} is of another run, or a file that it speaks of is; run the same command again")
     return found
 
@@ -241,6 +251,18 @@ def finished(folder: Path) -> bool:
         return files_are_whole(folder, sealed_object(folder / DONE, to_look_at=False))
     except DataError:
         return False
+
+
+def refuse_changed(folder: Path) -> None:
+    """DataError where the arrays of a finished run are not those that it wrote. Costs reading them."""
+    if not (folder / DONE).is_file():
+        return
+    files = sealed_object(folder / DONE).get("files", {})
+    for name in (name for name in files if isinstance(files, dict) and name.endswith(".npz")):
+        if not inside(name) or arrays.sha256_of(folder / name) != files[name]:
+            raise DataError(
+                f"{folder / name} is not as the run wrote it; run the same command with --run-dir {folder} again"
+            )
 
 
 def numbers_of(folder: Path) -> list[Path]:
