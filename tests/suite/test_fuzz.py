@@ -212,7 +212,8 @@ def test_numbers_of_another_run_are_not_shown(family, tmp_path, capfd):
             if (other / path).read_bytes() == file.read_bytes():
                 continue
             capfd.readouterr()
-            assert cli.main(["report", str(copy), "--out", str(tmp_path / f"report of {path.name}")]) == 4, path
+            out = tmp_path / f"report of {path.parent.name} {path.name}"
+            assert cli.main(["report", str(copy), "--out", str(out)]) == 4, path
             assert file.name in capfd.readouterr().err
 
 
