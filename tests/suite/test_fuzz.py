@@ -12,7 +12,7 @@ import json
 import os
 import random
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from contextlib import contextmanager
 
 import pytest
@@ -44,7 +44,8 @@ def family(request, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "write_report", lambda folder, *_: folder)  # figures take seconds
     monkeypatch.setattr("hypertrail.sections.own_sections", lambda folder: [])
     if "closed form" in request.param:
-        request.getfixturevalue("closed_form_engines")
+        engine = request.getfixturevalue("closed_form_engines")
+        monkeypatch.setattr(engine, "trainings", deque(maxlen=10))  # not those of thousands of runs
     command, stop_after, _ = FAMILIES[request.param]
     words = command.split()
     whole = tmp_path / "whole"
