@@ -20,10 +20,10 @@ from hypertrail import (
     NumericalFailure,
     Problem,
     UsageError,
-    arrays,
 )
 from hypertrail.adapting import gather
 from hypertrail.outer import Adam
+from hypertrail.runs import arrays
 from hypertrail_cpu.online.adaptive import AdaptiveRule
 
 SGD = Dynamics("damped", 0.2, 0.0)

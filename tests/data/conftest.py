@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +22,20 @@ def writing() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def in_little_memory() -> Callable[..., str]:
+    """Run a program with so many GiB of address space; what it prints. It sets the limit itself: a process that has computed with
+    JAX has threads, and may not run Python code after a fork."""
+
+    def run(program: str, *arguments: object, gib: int) -> str:
+        limited = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({gib} * 2**30, {gib} * 2**30))\n{program}"
+        words = [sys.executable, "-c", limited, *map(str, arguments)]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Arrays from .npz and HDF5 files, among them files that were made to mislead."""
 
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -186,22 +185,6 @@ def test_npz_that_claims_more_than_it_packs(tmp_path):
     assert "its header tells of" in message(read_npz, tmp_path / "a.npz")
 
 
-BOUND = 2 * 2**30
-
-
-def in_little_memory(program, *arguments):
-    """What the program prints, run with an address space of 2 GiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BOUND, BOUND)),
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
-    return done.stdout
-
-
 READ = """
 import sys, hypertrail_data
 try:
@@ -211,7 +194,7 @@ except hypertrail_data.DataError as error:
 """
 
 
-def test_npz_bomb(tmp_path):
+def test_npz_bomb(tmp_path, in_little_memory):
     """A header of 3 GB."""
     head = b"\x93NUMPY\x02\0" + struct.pack("<I", 3 * 2**30)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -220,7 +203,7 @@ def test_npz_bomb(tmp_path):
             for _ in range(4):
                 member.write(bytes(2**23))
         archive.writestr("y.npy", npy(Y))
-    said = in_little_memory(READ, "read_npz", tmp_path / "a.npz")
+    said = in_little_memory(READ, "read_npz", tmp_path / "a.npz", gib=2)
     assert "the header of 'x' has 3221225472 bytes" in said
 
 
@@ -303,7 +286,7 @@ def test_hdf5_of_no_numbers(tmp_path, values):
     assert "expected a plain array of numbers" in message(read_hdf5, tmp_path / "a.h5", 5, x="z")
 
 
-def test_hdf5_chunk_bomb(tmp_path):
+def test_hdf5_chunk_bomb(tmp_path, in_little_memory):
     """A chunk of 720 bytes whose packed bytes unpack to 3 GB."""
     packer = zlib.compressobj()
     begin = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
@@ -313,7 +296,7 @@ def test_hdf5_chunk_bomb(tmp_path):
         x = file.create_dataset("x", X.shape, X.dtype, chunks=X.shape, compression="gzip")
         x.id.write_direct_chunk((0, 0, 0, 0), bomb)
         file["y"] = Y
-    said = in_little_memory(READ, "read_hdf5", tmp_path / "a.h5")
+    said = in_little_memory(READ, "read_hdf5", tmp_path / "a.h5", gib=2)
     assert f"unpacks to more than the {X.nbytes + 4} bytes of a chunk" in said
 
 

@@ -205,7 +205,7 @@ class TestSegments:
     def test_groups_that_hold_themselves(self, folder):
         def change(file):
             file["w/again"] = file["w"]
-            file["w/root"] = file["/"]
+            file["w/top"] = file["/"]
 
         forge(folder, change)
         refused(folder, "'w/.*' has a second name")

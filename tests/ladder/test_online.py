@@ -36,10 +36,10 @@ from hypertrail import (
     TrainingInput,
     UsageError,
     WeightTransform,
-    arrays,
 )
 from hypertrail.adapting import gather, numpy_state
 from hypertrail.outer import Adam, SignMomentum
+from hypertrail.runs import arrays
 from hypertrail.tolerances import tolerance
 from hypertrail_nets import densenet, mlp
 
