@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import io
 import os
 import re
@@ -26,7 +27,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from . import experiments, signals, stopping
-from .errors import NO_ROOM, FolderLost, NoProgress, Stopped, UsageError, looking_at
+from .errors import NO_ROOM, FolderLost, NoProgress, OtherData, Stopped, UsageError, looking_at
 from .terminal import bounded_width, complain, leave, prepare, say, warnings_in_one_line
 
 C = TypeVar("C")
@@ -65,7 +66,7 @@ USAGE, DATA, AGAIN, PIPE, INTERRUPTED, TERMINATED = 2, 4, 75, 141, 130, 143
 
 
 MOST_DIGITS = 1000  # of a number on the command line
-GO_ON = "make room, and run the same command with --run-dir to go on"
+AGAIN_WORDS = "run the same command with --run-dir to go on"
 
 
 class Terminated(BaseException):
@@ -93,9 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as problem:
         if traceback_wanted():
             raise
-        full = problem.errno in NO_ROOM
-        complain(f"no room left on the disk: {problem}; {GO_ON}" if full else str(problem))
-        return AGAIN if full else DATA
+        complain(in_words(problem))
+        return AGAIN if problem.errno in NO_ROOM else DATA
     except MemoryError as problem:
         if traceback_wanted():
             raise
@@ -109,6 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(str(problem))
         return int(code)
+
+
+def in_words(problem: OSError) -> str:
+    """What the system refuses, at which file, and what to do."""
+    at = "" if problem.filename is None else f"{problem.filename}: "
+    what = f"{at}{problem.strerror or problem}"
+    if problem.errno == errno.EFBIG:
+        return (
+            f"a file became larger than this process may write: {what}; raise the limit (ulimit -f), and {AGAIN_WORDS}"
+        )
+    if problem.errno in NO_ROOM:
+        return f"no room left on the disk: {what}; make room, and {AGAIN_WORDS}"
+    return f"{what}; put that right, or name another place (--run-dir, --runs-dir, or --out)"
 
 
 def dispatch(words: list[str]) -> int:
@@ -451,7 +464,7 @@ def recorded(run: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         run.log("stopped by SIGINT")
         raise KeyboardInterrupt(f"stopped by SIGINT; run the same command with --run-dir {run.path} to go on") from None
-    except FolderLost:  # nothing is written any more
+    except (FolderLost, OtherData):  # nothing is written any more, or the run is as it was
         raise
     except Stopped as stopped:
         stuck = stopping.asked() == signal.SIGUSR2.name and not run.reached().beyond(before)
@@ -522,6 +535,10 @@ def refuse_word(word: str, prog: str) -> None:
     """UsageError for what tyro would take for its own, or no parser reads: Python reads whole numbers of 4,300 digits at most."""
     if word.startswith("--tyro-"):  # scripts that complete words, which know no `hypertrail COMMAND`
         raise UsageError(f"Unrecognized options: {word}; see {prog} --help")
+    if not word:
+        raise UsageError(
+            f"an empty word stands on the command line: is a variable of the shell empty? See {prog} --help"
+        )
     digits = max(map(len, re.findall(r"\d+", word)), default=0)
     if digits > MOST_DIGITS:
         raise UsageError(

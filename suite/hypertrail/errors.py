@@ -62,6 +62,10 @@ class FolderLost(DataError):
     """The folder that is being written was moved, replaced or deleted by somebody else. Nothing is written from then on."""
 
 
+class OtherData(DataError):
+    """A run would go on with other data than it began with. The run is as it was, and goes on with the first data."""
+
+
 class Stopped(Exception):
     """A signal asked for an end; all that was computed is on the disk. The same command on the same folder goes on from there."""
 

@@ -31,7 +31,7 @@ from .methods import DrMAD, Exact, Method, Truncated
 from .problem import Problem
 from .records import Cost, Hypergradient, Metrics, Training
 from .refusals import refuse_lengths, refuse_other_shapes, refuse_plan, refuse_without_valid
-from .runs import Run, arrays, reading
+from .runs import Run, arrays, reading, refuse_other_data
 from .runs.midway import Middle, Midway
 from .runs.names import HYPERGRADIENTS, STATES, STEPS, TRAINING, TRAJECTORY
 from .vanished import vanished
@@ -213,7 +213,14 @@ def into_run(
     ('disk': HDF5 in trajectory/, each in the place of the one before). finished: called after each record is written. Raises what
     `tune` raises, Stopped after a saved meta-iteration too.
     """
+
+    def data_of(k: int) -> str:
+        return (problem if problem_for is None else problem_for(k)).splits.digest
+
     start, lines = taken_up(run, problem, rule, meta_iterations)
+    for line in lines if problem_for is None else lines[-1:]:  # of several data sets the last one is looked at
+        sha256 = data_of(line["meta_iteration"])
+        refuse_other_data(f"meta-iteration {line['meta_iteration']}", sha256, line.get("data", sha256))
     folder = run.path / TRAJECTORY
     keep = parse_keep(trajectory, folder)
     before = {start.index: arrays.as_nested(start.hyper, start.state)}
@@ -233,7 +240,7 @@ def into_run(
         k = record.index
         files = save_arrays(run, record)
         used = {"host": memory.peak(), "device": engine.device_memory()}
-        lines.append({**record.as_json(), "memory": used, "files": files})
+        lines.append({**record.as_json(), "memory": used, "files": files, "data": data_of(k)})
         run.append(lines[-1])
         (run.path / TRAINING).unlink(missing_ok=True)
         before = {k + 1: arrays.as_nested(record.after, record.state)}
@@ -330,7 +337,7 @@ def taken_up(run: Run, problem: Problem, rule: outer.Rule, meta_iterations: int)
     arrays.save_state(run.state(0), first.hyper, first.state)
     for folder, kept in ((STATES, done + 1), (HYPERGRADIENTS, done), (STEPS, start.index)):
         for path in (run.path / folder).glob("*.npz"):
-            if path.stem.isdecimal() and int(path.stem) >= kept:
+            if path.stem.isdecimal() and int(path.stem) >= kept and not path.is_dir():
                 path.unlink()
     if not run.fresh:
         run.log(f"goes on at meta-iteration {start.index}" if not closed else "goes on with the report")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -295,11 +296,12 @@ def test_a_file_that_holds_something_else_ends_in_no_traceback(tmp_path, monkeyp
         lambda line: line.update(agreement={"l2": {}}),
     ],
 )
-def test_a_line_that_somebody_made_up_ends_in_no_traceback(tmp_path, monkeypatch, capsys, make_run, change):
+def test_a_line_that_somebody_made_up_ends_in_no_traceback(tmp_path, capsys, make_run, end_again, change):
     folder = make_run(tmp_path / "run", meta_iterations=1)
     lines = [unseal(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
     change(lines[0])
     (folder / "metrics.jsonl").write_bytes(b"".join(map(seal, lines)))
+    end_again(folder)
     for command in (["status", str(folder)], ["report", str(folder)], ["collect", str(folder)], ["plot", str(folder)],
                     ["compare", str(folder), str(folder)], ["export-tensorboard", str(folder)]):  # fmt: skip
         assert cli.main(command) in (0, 2, 4), command
@@ -337,6 +339,54 @@ def test_one_damaged_run_is_no_end_for_the_others(tmp_path, monkeypatch, capsys,
     assert "1 runs counted" in capsys.readouterr().out
 
 
+def test_a_finished_run_that_has_changed_is_not_shown_as_done(tmp_path, capsys, make_run):
+    """Cut cleanly after a line, its end would be another."""
+    base = tmp_path / "runs" / "drmad-digits"
+    whole, cut, lost = (
+        make_run(base / name, meta_iterations=2, seed=i) for i, name in enumerate(("whole", "cut", "lost"))
+    )
+    lines = (cut / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+    (lost / "config.json").unlink()
+    capsys.readouterr()
+    assert cli.main(["status", str(tmp_path / "runs")]) == 0
+    counted = capsys.readouterr().out.splitlines()[-1]
+    assert sorted(re.findall(r"\d \w+", counted)) == ["1 done", "2 damaged", "3 runs"]
+    assert cli.main(["collect", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "1 runs counted, 2 not" in said.out
+    assert f"left out: {cut}, as {cut / 'metrics.jsonl'} is not as the finished run wrote it" in said.err
+    assert f"left out: {lost}, as" in said.err
+    for command in (["report", str(cut)], ["compare", str(cut), str(whole)], ["plot", str(cut)]):
+        assert cli.main(command) == 4
+    capsys.readouterr()
+
+
+def test_a_run_without_its_config_goes_on_where_all_else_is_its_own(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "whole") == 0
+    for folder in (
+        stopped_run(tmp_path / "run", monkeypatch),
+        shutil.copytree(tmp_path / "whole", tmp_path / "finished"),
+    ):
+        (folder / "config.json").unlink()
+        capsys.readouterr()
+        assert run(folder, "--outer-rate", "0.5") == 2
+        assert run(folder) == 0
+        assert numbers(folder) == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["states/0001.npz", "hypergradients/0001.npz", "steps/0001.npz"])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, monkeypatch, capsys, name):
+    folder = stopped_run(tmp_path / "run", monkeypatch)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    capsys.readouterr()
+    assert run(folder) == 4
+    assert f"{folder / name} is a folder, and a file is to be written there; remove it" in one_line(capsys)
+    (folder / name).rmdir()
+    assert run(folder) == 0
+
+
 LOCK = '{"process": %s, "host": "h", "started": "s", "ticks": 0, "place": "p"}'
 
 
@@ -357,7 +407,7 @@ def test_a_launch_cannot_name_runs_outside(tmp_path, capsys, make_run):
     assert "hyper loss" not in said
 
 
-def test_texts_from_outside_are_harmless_in_tables(tmp_path, capsys, make_run):
+def test_texts_from_outside_are_harmless_in_tables(tmp_path, capsys, make_run, end_again):
     """A cell that a spreadsheet would take for a formula, and a name that would clear the screen."""
     base = tmp_path / "runs" / "drmad-digits"
     for name, data_dir in (("=cmd|'x'!A1", None), ("\x1b[2J\x1b]0;title\x07", None)):
@@ -369,6 +419,7 @@ def test_texts_from_outside_are_harmless_in_tables(tmp_path, capsys, make_run):
         lines = [unseal(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)]
         of_this_run = {"run": runs.identity(config)}
         (folder / "metrics.jsonl").write_bytes(b"".join(seal(line | of_this_run) for line in lines))
+        end_again(folder)
     capsys.readouterr()
     assert cli.main(["status", str(tmp_path / "runs")]) == 0
     assert cli.main(["collect", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
@@ -424,6 +475,51 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, capsys):
     after = contents(folder)
     assert {name for name in before if before[name] != after[name]} <= {"log.txt", "env.json", "lock"}
     assert run(folder) == 0
+
+
+@pytest.mark.parametrize("accident", ["gone", "damaged"])
+def test_a_run_does_not_go_on_with_other_data_without_its_environment(tmp_path, monkeypatch, capsys, accident):
+    """Each line says itself which data it comes from."""
+    folder = stopped_run(tmp_path / "run", monkeypatch)
+    if accident == "gone":
+        (folder / "env.json").unlink()
+    else:
+        (folder / "env.json").write_text("{")
+    load = hypertrail_data.load
+
+    def changed(*what, **how):
+        data = load(*what, **how)
+        return hypertrail_data.Dataset(data.name, data.x[::-1], data.y[::-1], data.classes, scale=data.scale)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(hypertrail_data, "load", changed)
+        assert run(folder) == 4
+    assert "meta-iteration 0 are not those that this run began with" in one_line(capsys)
+    assert not (folder / "FAILED").exists()
+    (folder / "env.json").unlink()
+    assert run(folder) == 0
+
+
+def test_a_study_does_not_go_on_with_other_data(tmp_path):
+    """Its parts say from which data they come, also where env.json is gone."""
+    from hypertrail.errors import OtherData
+
+    def splits(seed):
+        return hypertrail_data.make_splits(hypertrail_data.load("digits"), 40, 10, 10, 10, seed=seed)
+
+    record = {"experiment": "x", "hash": runs.config.hash_of("x", {"seed": 0}), "config": {"seed": 0}}
+    for seed in (0, 1):
+        with runs.Run(tmp_path / "run", record) as open_run:
+            if seed:
+                (tmp_path / "run" / "env.json").unlink()
+            open_run.describe([], {})
+            open_run.data_used("digits, in some way", splits(seed))
+            if seed:
+                with pytest.raises(OtherData, match="digits, in some way are not those"):
+                    open_run.part("a", lambda: {"x": 1})
+            else:
+                assert open_run.part("a", lambda: {"x": 1}) == {"x": 1}
 
 
 def test_what_is_to_be_known_of_the_data_stands_in_the_folder(tmp_path, monkeypatch, capsys):

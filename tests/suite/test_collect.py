@@ -21,7 +21,7 @@ def table(path):
         return list(csv.DictReader(f))
 
 
-def test_runs_of_a_meta_loop_by_hand(make_run, tmp_path, capsys):
+def test_runs_of_a_meta_loop_by_hand(make_run, end_again, tmp_path, capsys):
     """Two cells with three and one seeds; one run is not finished, one is there twice."""
     here = tmp_path / "drmad-digits"
     made = [make_run(here / f"{seed}-{rate}", seed=seed, outer_rate=rate) for seed, rate in
@@ -32,9 +32,11 @@ def test_runs_of_a_meta_loop_by_hand(make_run, tmp_path, capsys):
         lines = runs.read_metrics(folder)
         lines[-1]["hyper_loss"] = end
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        end_again(folder)
     make_run(here / "again", seed=0, outer_rate=0.2)
     lines = runs.read_metrics(made[3])
     (here / "again" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    end_again(here / "again")
     unfinished = make_run(here / "unfinished", seed=3, outer_rate=0.1)
     (unfinished / "DONE").unlink()
 
@@ -314,7 +316,7 @@ def test_a_damaged_run_is_named_and_left_out(make_run, tmp_path, capsys):
     for name in ("whole", "lines", "line"):
         (here / name / "config.json").unlink()
     assert cli.main(["collect", str(tmp_path)]) == 2
-    assert "none of the 2 runs is finished with numbers" in capsys.readouterr().err
+    assert "none of the 5 runs is finished with numbers" in capsys.readouterr().err
 
 
 def test_columns_of_the_same_name_stay_apart():

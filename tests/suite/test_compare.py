@@ -113,6 +113,7 @@ def change_step(folder, meta_iteration, step, factor):
     lines = runs.read_metrics(folder)
     lines[meta_iteration]["files"][f"steps/{path.name}"] = arrays.save(path, found)
     (folder / "metrics.jsonl").write_bytes(b"".join(map(seal, lines)))
+    (folder / "DONE").unlink()
 
 
 def test_a_changed_loss_is_found_in_the_folders(run_folder, tmp_path, capsys):
@@ -254,5 +255,6 @@ def test_what_cannot_be_compared(run_folder, tmp_path):
     empty = tmp_path / "empty"
     shutil.copytree(run_folder, empty)
     (empty / "metrics.jsonl").unlink()
+    (empty / "DONE").unlink()
     with pytest.raises(UsageError, match="no meta-iteration in common"):
         compare.main(run_folder, empty)

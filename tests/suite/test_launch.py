@@ -515,7 +515,7 @@ def test_the_table_of_a_runs_folder(make_run, tmp_path, capsys):
     assert cli.main(["status", str(tmp_path)]) == 0
     assert "metrics.jsonl is damaged in line 1" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path / "drmad-digits" / "0-0.2")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 1 done"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 1 damaged"
     assert cli.main(["status", str(tmp_path / "nothing")]) == 2
     assert cli.main(["status", str(tmp_path), "--watch", "0.01"]) == 0  # nothing is at work: shown once
 

@@ -263,7 +263,7 @@ def submit(launch: Launch, options: Options, asked: submitting.Resources) -> int
     if not (launch.path / launches.LAUNCH).is_file():
         launch.write()
     states = status.states(launch)
-    again = ("", "stopped", "lost", *(("failed",) if options.retry_failed else ()))
+    again = ("", "stopped", "lost", "damaged", *(("failed",) if options.retry_failed else ()))
     todo = [run for run, one in zip(launch.runs, states, strict=True) if one.kind in again]
     left = [one.kind for one in states if one.kind not in again]
     for kind in dict.fromkeys(left):

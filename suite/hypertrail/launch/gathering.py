@@ -10,7 +10,7 @@ from typing import Any
 from hypertrail_data import DataError
 
 from ..errors import UsageError
-from ..runs import CONFIG, WHERE, read_config
+from ..runs import CONFIG, DONE, METRICS, WHERE, read_config
 from . import launches
 from .launches import Launch, Planned
 
@@ -59,9 +59,10 @@ def runs_of(folder: Path) -> list[Found]:
     for launch in launches.all_in(folder, broken.__setitem__):
         for one in of_launch(launch, jobs):
             out.setdefault(one.folder.resolve(), one)
-    for file in sorted((*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}"))):
-        if file.parent.resolve() not in out:
-            out[file.parent.resolve()] = begun(file.parent)
+    signs = (f"{depth}/{name}" for depth in ("*", "*/*") for name in (CONFIG, METRICS, DONE))
+    for place in sorted({file.parent for sign in signs for file in folder.glob(sign)}):
+        if place.resolve() not in out:
+            out[place.resolve()] = begun(place)
     found = [*out.values(), *(damaged(path, damage) for path, damage in broken.items())]
     return sorted(found, key=lambda one: one.experiment)
 
@@ -69,7 +70,8 @@ def runs_of(folder: Path) -> list[Found]:
 def of_launch(launch: Launch, jobs: dict[Path, list[str]]) -> list[Found]:
     out = []
     for run in launch.runs:
-        one = begun(run.folder) if (run.folder / CONFIG).is_file() else Found(run.folder, "", None, None)
+        there = any((run.folder / name).exists() for name in (CONFIG, METRICS, DONE))
+        one = begun(run.folder) if there else Found(run.folder, "", None, None)
         known = jobs.get(run.folder.resolve(), run.jobs)
         out.append(Found(run.folder, launch.experiment, run.seed, one.record, launch, run, known, one.damage))
     return out

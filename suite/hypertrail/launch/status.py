@@ -4,7 +4,7 @@ waiting   in the queue of Slurm, or behind others of a local launch      running
 stopped   let go in good order, unfinished: launch it again,             done
           with more time where it says so
 failed    with its message: it could not go on                           lost      its process is gone, its job too
-damaged   config.json (or the record of a launch) cannot be read
+damaged   a file of it (or the record of a launch) cannot be read, or is not as it was written: launch it again
 (empty)   launched, but never started
 """
 
@@ -24,6 +24,7 @@ from .. import experiments
 from ..errors import UsageError, looking_at
 from ..runs import CONFIG, DONE, FAILED, LOCK, lock, no_progress, read_metrics, read_text, writer
 from ..runs.names import PARTS
+from ..runs.reading import as_at_the_end
 from ..terminal import visible
 from . import gathering, grid, launches, submitting
 from .gathering import Found
@@ -93,7 +94,10 @@ def state(folder: Path, jobs: Sequence[str], queue: dict[str, str] | None, launc
     launching: somebody is starting the runs of its launch one after the other.
     """
     if (folder / DONE).is_file():
-        return State("done")
+        whole = (folder / CONFIG).is_file() and as_at_the_end(folder)
+        return (
+            State("done") if whole else State("damaged", "it was finished, and a file of it has changed: run it again")
+        )
     if writer(folder) is not None:
         return State("running")
     there = [queue[job] for job in jobs if job in queue] if queue else []

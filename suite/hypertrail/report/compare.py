@@ -304,7 +304,7 @@ def main(a: Path, b: Path, out: Path | None = None) -> int:
     for letter, folder, record in zip("AB", (a, b), records, strict=True):
         screen.print(visible(f"{letter}  {folder}  ({record['experiment']}, {status(folder)})"), markup=False)
     screen.print(visible(f"config: {differences(*records)}"), markup=False)
-    if line := threads.difference(a, b):
+    for line in filter(None, (threads.difference(a, b), other_data(View(a), View(b)))):
         screen.print(line, markup=False)
     screen.print()
     screen.print(table("Metrics", ["meta-iteration", "quantity", "A", "B", "relative difference"], rows(found)))
@@ -334,6 +334,14 @@ def main(a: Path, b: Path, out: Path | None = None) -> int:
         save(out, found, allowed.epsilon, why_no_weights(a, b))
         screen.print(f"table: {out / 'compare.csv'}  figure: {out / 'compare.png'}, .pdf", markup=False)
     return 0
+
+
+def other_data(a: View, b: View) -> str:
+    """What is to be said of the data of two runs: '' where they are the same, or where one does not say."""
+    one, two = ({used["sha256"] for used in view.data.values()} for view in (a, b))
+    if not one or not two or one == two:
+        return ""
+    return f"data: sha256 {min(one - two or one)[:12]}.., not {min(two - one or two)[:12]}..; the runs saw other images or labels"
 
 
 def rows(found: list[Pair]) -> list[list[str]]:

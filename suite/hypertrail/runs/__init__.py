@@ -61,7 +61,7 @@ from .reading import (
     status,
     writer,
 )
-from .run import Reached, Run, is_done
+from .run import Reached, Run, is_done, refuse_other_data
 from .writing import append, dump, write_atomic
 
 __all__ = [
@@ -98,6 +98,7 @@ __all__ = [
     "read_metrics",
     "read_part",
     "read_text",
+    "refuse_other_data",
     "status",
     "write_atomic",
     "writer",

@@ -15,8 +15,6 @@ from typing import Any
 
 PACKAGES = ("numpy", "jax", "jaxlib", "autograd", "h5py", "tyro", "matplotlib", "optax")
 VARIABLES = (
-    "JAX_PLATFORMS",
-    "XLA_FLAGS",
     "CUDA_VISIBLE_DEVICES",
     "NPROC",
     "OMP_NUM_THREADS",
@@ -37,8 +35,13 @@ def environment(engine: dict[str, Any]) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "engine": engine,
         "git": git_commit(),
-        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "variables": {name: value for name, value in sorted(os.environ.items()) if decides(name)},
     }
+
+
+def decides(variable: str) -> bool:
+    """Whether a variable of the environment may decide about devices, threads, data, or the bits of a number."""
+    return variable in VARIABLES or variable.startswith(("JAX_", "XLA_"))
 
 
 def now() -> str:

@@ -56,8 +56,9 @@ Line = dict[str, Any]
 
 def read_config(folder: Path) -> Record:
     """config.json of a run. UsageError where `folder` is not one, DataError where it is damaged."""
+    refuse_links(folder)
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(
             f"{folder} is not the folder of a run (it has no {CONFIG}); runs lie in runs/<experiment>/<time>-…"
         )
@@ -184,8 +185,21 @@ def read_metrics(folder: Path) -> list[Line]:
     lines, there = read_lines(path, identity_of(folder), to_look_at=True)
     if len(lines) < there:
         which = f"line {len(lines) + 1} of {there}"
-        raise DataError(f"{path} is damaged in {which}, or it is of another run; run it again, or cut it off there")
+        raise DataError(f"{path} is damaged in {which}, or it is of another run; run the same command again")
+    if not as_at_the_end(folder):
+        raise DataError(f"{path} is not as the finished run wrote it; run the same command again")
     return lines
+
+
+def as_at_the_end(folder: Path) -> bool:
+    """Whether metrics.jsonl is as it was when the run came to its end; True for a run that did not, and for release 0.1."""
+    try:
+        files = sealed_object(folder / DONE).get("files")
+    except DataError:
+        return False
+    if files is None:
+        return True
+    return isinstance(files, dict) and files.get(METRICS, "") == arrays.sha256_of(folder / METRICS)
 
 
 def identity_of(folder: Path) -> str | None:
@@ -219,8 +233,15 @@ def inside(name: Any) -> bool:
 # -- parts of a study ---------------------------------------------------------------------------------------------------
 
 
-def read_part(folder: Path, name: str, run: str | None = None) -> dict[str, Any]:
-    """What a part of a study found. run: the identity that it must carry, to be gone on with; None: it is only looked at.
+def read_part(folder: Path, name: str) -> dict[str, Any]:
+    """What a part of a study found, to look at it: `part_record` without what is written beside it."""
+    record = part_record(folder, name)
+    return dict(record["found"]) if "found" in record else record  # a part of release 0.1 is nothing else
+
+
+def part_record(folder: Path, name: str, run: str | None = None) -> dict[str, Any]:
+    """A part of a study, under "found"; "data": how data had been drawn until then, and their sha256. run: the identity that it
+    must carry, to be gone on with; None: it is only looked at.
 
     DataError where it is not there, not whole, of another part or of another run, or a file that it speaks of is; a part of
     release 0.1 is only for looking at.
@@ -230,11 +251,12 @@ def read_part(folder: Path, name: str, run: str | None = None) -> dict[str, Any]
     if run is None and "found" not in record and record:
         return record  # of release 0.1
     found, files = record.get("found"), record.get("files")
-    if not isinstance(found, dict) or not isinstance(files, dict) or record.get("part") != name:
+    parts = (found, files, record.get("data", {}))
+    if not all(isinstance(one, dict) for one in parts) or record.get("part") != name:
         raise DataError(f"{path} is not whole; run the same command again")
     if record.get("run") != (run or identity_of(folder)) or not files_are_whole(folder, record):
         raise DataError(f"{path} is of another run, or a file that it speaks of is; run the same command again")
-    return found
+    return record
 
 
 # -- how it stands ------------------------------------------------------------------------------------------------------

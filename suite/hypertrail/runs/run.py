@@ -15,7 +15,7 @@ from hypertrail_data import DataError
 from hypertrail_data.sealed import seal
 
 from .. import stopping
-from ..errors import NO_ROOM, UsageError
+from ..errors import NO_ROOM, OtherData, UsageError
 from . import lock, midway, reading
 from .arrays import sha256_of
 from .config import Record, grown, identity, refuse_other_run
@@ -52,7 +52,7 @@ def is_done(folder: Path, record: Record, may_grow: Sequence[str] = ()) -> bool:
         return False
     try:
         there = reading.read_config(folder)
-    except DataError:
+    except (DataError, UsageError):
         return False
     return not grown(folder, there, record, may_grow) and reading.finished(folder)
 
@@ -75,7 +75,7 @@ class Run:
         self._env: dict[str, Any] = {}
         self._lacks_parts = False  # whether this is a study that has computed or read no part yet
         there = reading.names_in(path)
-        if there and CONFIG not in there:
+        if there and CONFIG not in there and self.identity not in reading.identities(path):
             raise UsageError(f"{path} is not empty and is not a run; name an empty or a new folder with --run-dir")
         if there:
             reading.refuse_links(path)
@@ -89,7 +89,7 @@ class Run:
             option = "--run-dir" if record["config"].get("run_dir") else "--runs-dir"
             raise UsageError(f"cannot write to {path}: {problem.strerror}; name another {option}") from problem
         try:
-            self.fresh = CONFIG not in reading.names_in(path)  # asked again: another writer may just have ended
+            self.fresh = not reading.names_in(path)  # asked again: another writer may just have ended
             self.finished = False
             if not self.fresh:
                 self._take_up(self._grown(may_grow))
@@ -98,11 +98,11 @@ class Run:
             raise
 
     def _grown(self, may_grow: Sequence[str]) -> list[str] | None:
-        """The settings that are larger than they were; None where config.json is damaged and all else in the folder is of this
-        run. Raises what `grown` raises, and DataError where nothing says which run lies here."""
+        """The settings that are larger than they were; None where config.json is damaged or gone, and all else in the folder is
+        of this run. Raises what `grown` raises, and DataError where nothing says which run lies here."""
         try:
             there = reading.read_config(self.path)
-        except DataError as damage:
+        except (DataError, UsageError) as damage:
             others = reading.identities(self.path)
             if not others:
                 raise DataError(f"{damage}; nothing else in {self.path} says which run it is") from damage
@@ -126,7 +126,7 @@ class Run:
             self.log(f"tried again after: {reading.read_text(failed)}")
             failed.unlink()
         if more is None:
-            self.log(f"{CONFIG} was damaged; it is written anew as it is asked for now")
+            self.log(f"{CONFIG} was damaged or gone; it is written anew as it is asked for now")
         elif more:
             old = reading.read_config(self.path)["config"]
             self.log("; ".join(f"{key} {old[key]} before, now {self.record['config'][key]}" for key in more))
@@ -179,16 +179,11 @@ class Run:
     def data_used(self, drawn: str, splits: Splits) -> None:
         """Write down in env.json which data are used. drawn: how they were drawn, in words, the same at every start.
 
-        DataError where an earlier start of this run drew other data in the same way: the files have changed in between.
+        OtherData where an earlier start of this run drew other data in the same way: the files have changed in between.
         """
         record = splits.record()
         known = self._env.setdefault("data", {})
-        before = known[drawn]["sha256"] if drawn in known else record["sha256"]
-        if before != record["sha256"]:
-            raise DataError(
-                f"the data of {drawn} are not those that this run began with: sha256 {record['sha256'][:12]}.., expected "
-                f"{before[:12]}..; bring the first data back, or name another --run-dir"
-            )
+        refuse_other_data(drawn, record["sha256"], known.get(drawn, record)["sha256"])
         if drawn not in known:
             known[drawn] = record
             self._write_environment()
@@ -240,7 +235,7 @@ class Run:
     def reached(self) -> Reached:
         """How far it is, as far as its folder tells."""
         files = (one for folder in STUDY for one in (self.path / folder).glob("*"))
-        newest = max((one.stat().st_mtime_ns for one in files), default=0)
+        newest = max((one.lstat().st_mtime_ns for one in files), default=0)
         lines, _ = reading.read_lines(self.path / METRICS, self.identity)
         updates = sum("method" in line for line in lines)  # not the closing line
         return Reached(updates, midway.place(self.path / TRAINING), newest)
@@ -254,18 +249,25 @@ class Run:
         run, or whose files are not those that it wrote, is computed again.
         """
         path, self._lacks_parts = self.path / PARTS / f"{name}.json", False
+        used = {drawn: record["sha256"] for drawn, record in self._env.get("data", {}).items()}
         try:
-            return reading.read_part(self.path, name, self.identity)
+            there = reading.part_record(self.path, name, self.identity)
         except DataError as missing:
             if path.exists():
                 self.log(f"computed again: {missing}")
+        else:
+            for drawn, sha256 in there.get("data", {}).items():
+                refuse_other_data(drawn, used.get(drawn, sha256), sha256)
+            return dict(there["found"])
         make_folder(path.parent)
         found = compute()
         json.dumps(found, allow_nan=False)
         written = {self.name_of(one): sha256_of(one) for one in files if one.exists()}
-        write_atomic(path, dump_sealed({"part": name, "found": found, "files": written, "run": self.identity}))
+        write_atomic(
+            path, dump_sealed({"part": name, "found": found, "files": written, "data": used, "run": self.identity})
+        )
         stopping.here(f"part {name}")
-        return reading.read_part(self.path, name, self.identity)
+        return dict(reading.part_record(self.path, name, self.identity)["found"])
 
     def done(self, summary: dict[str, Any]) -> None:
         """The last file of a run that came to its end."""
@@ -299,3 +301,12 @@ class Reached:
     def beyond(self, before: Reached) -> bool:
         """Whether something was won. What is cut off at a start and computed again to where it was is nothing."""
         return self.lines > before.lines or self.training > before.training or self.newest > before.newest
+
+
+def refuse_other_data(drawn: str, sha256: str, expected: str) -> None:
+    """OtherData where the data are not those that the run began with. drawn: how they were drawn, in words."""
+    if sha256 != expected:
+        raise OtherData(
+            f"the data of {drawn} are not those that this run began with: sha256 {sha256[:12]}.., expected {expected[:12]}..; "
+            "bring the first data back, or name another --run-dir"
+        )

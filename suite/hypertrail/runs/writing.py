@@ -25,6 +25,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     A link at `path` is replaced, not followed. Raises OSError, and FolderLost where the folder of the run is gone.
     """
     lock.check_held(path)
+    if path.is_dir() and not path.is_symlink():
+        raise DataError(f"{path} is a folder, and a file is to be written there; remove it")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
