@@ -89,7 +89,7 @@ def _member(archive: zipfile.ZipFile, path: Path, key: str) -> zipfile.ZipInfo:
     wanted = f"{text(key, 'the name of an array')}.npy"
     members = [member for member in archive.infolist() if member.filename == wanted]
     if not members:
-        names = (name.removesuffix(".npy") for name in archive.namelist())
+        names = (name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
         raise DataError(f"{path} has no array {key!r}; it has {listed(names)}: pass one of these names")
     found = ""
     if len(members) > 1:

@@ -76,6 +76,14 @@ def test_npz_without_the_name_lists_those_it_has(tmp_path):
     assert message(read_npz, npz(tmp_path / "b.npz", **many)).count("'a") == 10
 
 
+def test_npz_lists_only_what_can_be_an_array(tmp_path):
+    """A member without the ending .npy is none that np.savez makes, and its name cannot be passed."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("x", "y", "images.npy", "readme.txt"):
+            archive.writestr(name, npy(X))
+    assert "no array 'x'; it has 'images': pass one of these names" in message(read_npz, tmp_path / "a.npz")
+
+
 def test_npz_whose_labels_do_not_fit(tmp_path):
     assert "row 0 has the label 9, expected 0 .. 4" in message(read_npz, npz(tmp_path / "a.npz", x=X, y=Y * 0 + 9))
 
