@@ -14,7 +14,7 @@ from . import checks
 from .checks import DENSEST, GIB, reason
 from .dataset import Dataset
 from .errors import DataError
-from .npz import named_dataset, refuse_large
+from .npz import MOST_BYTES, named_dataset, refuse_large
 from .places import Place, as_path, open_bytes
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def read_hdf5(
     The other arguments are those of Dataset; ``name`` is the file's unless it is given. at_most: bytes of one data set.
 
     Both must lie in this very file: links to others, external storage and virtual data sets are refused, and so are chunks
-    that unpack to more than they should. Raises DataError for whatever is wrong with the file or with what it holds.
+    that unpack to more than they should. Raises DataError for whatever is wrong with the file or with what it holds,
+    and for an ``at_most`` that is no integer above 0.
     """
     import h5py
 
-    path = as_path(path, "path")
+    path, at_most = as_path(path, "path"), checks.whole(at_most, "at_most", 1, MOST_BYTES)
     with open_bytes(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from . import checks
 from .bounded import Bounded
 from .checks import DENSEST, GIB, listed, reason, text
 from .dataset import Dataset
@@ -19,6 +20,7 @@ from .places import Place, as_path, open_bytes
 DIRECTORY_AT_MOST = 2**20  # bytes that zipfile may read at once: its list of members, of about 15,000 at most
 HEADER_AT_MOST = 10_000  # bytes of an array's header; that of a plain array has about 120
 BLOCK = 2**20  # bytes
+MOST_BYTES = 2**63 - 1  # the length of an array in memory is a signed number of 64 bits
 
 
 def read_npz(
@@ -34,9 +36,10 @@ def read_npz(
     """The images ``x`` and the labels ``y`` of a file that np.savez or np.savez_compressed has written.
 
     The other arguments are those of Dataset; ``name`` is the file's unless it is given. No other array of the file is read.
-    at_most: bytes of one array. Raises DataError for whatever is wrong with the file or with what it holds.
+    at_most: bytes of one array. Raises DataError for whatever is wrong with the file or with what it holds,
+    and for an ``at_most`` that is no integer above 0.
     """
-    path = as_path(path, "path")
+    path, at_most = as_path(path, "path"), checks.whole(at_most, "at_most", 1, MOST_BYTES)
     with open_bytes(path) as file:
         try:
             with zipfile.ZipFile(Bounded(file, path, DIRECTORY_AT_MOST)) as archive:

@@ -36,7 +36,8 @@ def check(dataset):
 
 
 def npz(path, **arrays):
-    np.savez(path, **(arrays or {"x": X, "y": Y}))
+    with open(path, "wb") as file:  # np.savez would give a name its own ending
+        np.savez(file, **(arrays or {"x": X, "y": Y}))
     return path
 
 
@@ -125,6 +126,14 @@ def test_paths_that_are_none(read, path):
 
 def test_npz_larger_than_allowed(tmp_path):
     assert "pass a larger at_most" in message(read_npz, npz(tmp_path / "a.npz"), 5, at_most=X.nbytes - 1)
+
+
+@pytest.mark.parametrize("at_most", [None, "5", -1, 0, True, 1e9])
+@pytest.mark.parametrize(("read", "write"), [(read_npz, npz), (read_hdf5, hdf5)])
+def test_at_most_that_is_no_number_of_bytes(tmp_path, read, write, at_most):
+    """The argument is to blame, and the file is not."""
+    with pytest.raises(DataError, match=r"^at_most is .*, expected an integer in 1 \.\. \d+; correct it$"):
+        read(write(tmp_path / "made"), 5, at_most=at_most)
 
 
 def test_npz_with_an_array_twice(tmp_path):
