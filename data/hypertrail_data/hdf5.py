@@ -44,8 +44,8 @@ def read_hdf5(
 
     The other arguments are those of Dataset; ``name`` is the file's unless it is given. at_most: bytes of one data set.
 
-    Both must lie in this very file: links to others, external storage and virtual data sets are refused, and so are chunks
-    that unpack to more than they should. Raises DataError for whatever is wrong with the file or with what it holds,
+    Both must lie in this very file, and wholly: links to others, external storage and virtual data sets are refused, and so
+    are chunks that were never written, or unpack to more than they should. Raises DataError for whatever is wrong with the file or with what it holds,
     and for an ``at_most`` that is no integer above 0.
     """
     import h5py
@@ -75,7 +75,12 @@ def _array(file: h5py.File, path: Path, key: str, size: int, at_most: int) -> np
     _refuse_hollow(path, key, found.shape, found.dtype, size)
     if found.chunks:
         _refuse_hollow(path, f"a chunk of {key}", found.chunks, found.dtype, size)
-        _refuse_bombs(found, path, key, size)
+        chunks = _chunks(found, path, key)
+        _refuse_bombs(found, chunks, path, key, size)
+    elif found.size and not found.id.get_storage_size():
+        raise DataError(
+            f"{path}: {key!r} of the shape {found.shape} was never written, expected all its values; write the file anew"
+        )
     array: np.ndarray = found[()]
     return array
 
@@ -108,7 +113,20 @@ def _refuse_hollow(path: Path, what: str, shape: tuple[int, ...], dtype: np.dtyp
         )
 
 
-def _refuse_bombs(found: h5py.Dataset, path: Path, key: str, size: int) -> None:
+def _chunks(found: h5py.Dataset, path: Path, key: str) -> list[Any]:
+    """What the file says of each chunk. All must be there: HDF5 would read a missing one as zeros or another fill value."""
+    chunks: list[Any] = []
+    found.id.chunk_iter(chunks.append)
+    needed = math.prod(-(-length // part) for length, part in zip(found.shape, found.chunks, strict=True))
+    missing = needed - len({chunk.chunk_offset for chunk in chunks})
+    if missing > 0:
+        raise DataError(
+            f"{path}: {missing} of {needed} chunks of {key!r} were never written, expected all of them; write the file anew"
+        )
+    return chunks
+
+
+def _refuse_bombs(found: h5py.Dataset, chunks: list[Any], path: Path, key: str, size: int) -> None:
     """HDF5 makes room for a packed chunk as it is declared, and unpacks it to whatever length it has. Look first."""
     properties = found.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
@@ -116,8 +134,6 @@ def _refuse_bombs(found: h5py.Dataset, path: Path, key: str, size: int) -> None:
         raise DataError(
             f"{path}: {key!r} is packed by the filters {filters}, expected gzip, lzf, shuffle or a check sum at most; repack it"
         )
-    chunks: list[Any] = []
-    found.id.chunk_iter(chunks.append)
     if any(chunk.size > size for chunk in chunks):
         raise DataError(f"{path}: a chunk of {key!r} claims more bytes than the file has; write it anew")
     if DEFLATE not in filters:

@@ -303,6 +303,46 @@ def test_hdf5_of_no_numbers(tmp_path, values):
     assert "expected a plain array of numbers" in message(read_hdf5, tmp_path / "a.h5", 5, x="z")
 
 
+@pytest.mark.parametrize(
+    ("options", "written", "said"),
+    [
+        ({"chunks": (7, 4, 3, 2)}, 0, "5 of 5 chunks of 'x' were never written"),
+        ({"chunks": (7, 4, 3, 2)}, 14, "3 of 5 chunks of 'x' were never written"),
+        ({"chunks": (7, 4, 3, 1), "compression": "gzip", "fillvalue": 3}, 28, "2 of 10 chunks of 'x' were never"),
+        ({}, 0, "'x' of the shape (30, 4, 3, 2) was never written"),
+        ({"fillvalue": 3}, 0, "'x' of the shape (30, 4, 3, 2) was never written"),
+    ],
+)
+def test_hdf5_that_was_not_wholly_written(tmp_path, options, written, said):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        x = file.create_dataset("x", X.shape, X.dtype, **options)
+        if written:
+            x[:written] = X[:written]
+        file["y"] = Y
+    assert said in message(read_hdf5, tmp_path / "a.h5")
+
+
+def test_hdf5_labels_that_were_never_written(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = X
+        file.create_dataset("y", Y.shape, Y.dtype)
+    assert "'y' of the shape (30,) was never written" in message(read_hdf5, tmp_path / "a.h5")
+
+
+def test_hdf5_of_no_images_or_inside_its_header(tmp_path):
+    """An empty data set needs no storage; a compact one has no address of its own."""
+    with h5py.File(tmp_path / "made.h5", "w") as file:
+        file.create_dataset("none", (0, 4, 3, 2), X.dtype)
+        file["x"] = X
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.COMPACT)
+        space = h5py.h5s.create_simple(Y.shape)
+        y = h5py.h5d.create(file.id, b"y", h5py.h5t.py_create(Y.dtype), space, properties)
+        y.write(h5py.h5s.ALL, h5py.h5s.ALL, Y)
+    check(read_hdf5(tmp_path / "made.h5", 5, official_test=4))
+    assert "give at least one image" in message(read_hdf5, tmp_path / "made.h5", 5, x="none")
+
+
 def test_hdf5_chunk_bomb(tmp_path, in_little_memory):
     """A chunk of 720 bytes whose packed bytes unpack to 3 GB."""
     packer = zlib.compressobj()
