@@ -109,10 +109,11 @@ def test_the_numbers_of_a_study(tmp_path, monkeypatch, capsys):
     folder = study(tmp_path / "b", "chaos", {"parts": parts})
     assert cli.main(["export-tensorboard", str(folder), "--out", str(tmp_path / "out")]) == 0
     assert read(tmp_path / "out" / "b")["median_difference/part=chaotic"] == [(0, 0.25)]
+    done = (folder / "DONE").read_bytes()
     (folder / "DONE").unlink()
     assert cli.main(["export-tensorboard", str(folder)]) == 2
     assert "has nothing to export: the numbers of a study are there when it is done" in capsys.readouterr().err
-    (folder / "DONE").touch()
+    (folder / "DONE").write_bytes(done)
     monkeypatch.delattr("hypertrail.experiments.chaos.numbers")
     assert cli.main(["export-tensorboard", str(folder)]) == 2
     assert "has nothing to export: its experiment says no numbers" in capsys.readouterr().err
