@@ -50,7 +50,7 @@ class Splits:
     train, valid, select, test : Split
         ``train`` has at least one row.
     mean, std : arrays
-        (C,) from make_splits: float32 for 8-bit images, float64 for all others. An image is allowed, too.
+        (C,) from make_splits: float32 for integer images, float64 for float images. An image is allowed, too.
     classes : int
         At least 1.
     name : str
@@ -77,8 +77,6 @@ class Splits:
             raise DataError("the train split is empty, expected at least one row; give it some")
         _one_shape(checked)
         checked |= {name: _finite(getattr(self, name), name) for name in ("mean", "std")}
-        if not (checked["std"] > 0).all():
-            raise DataError(f"std of the pixels is {checks.shown(checked['std'].tolist())}, expected positive numbers")
         checked |= {"classes": classes, "name": checks.text(self.name, "name"), "notes": checks.sentences(self.notes)}
         for field, value in checked.items():
             object.__setattr__(self, field, value)
@@ -140,10 +138,8 @@ def _checked(split: Any, name: str, classes: int) -> Split:
             raise DataError(
                 f"{name}.{field} is {array.dtype} {array.shape}, expected integers of shape (n,); convert it"
             )
-    if not len(x) == len(y) == len(rows):
-        raise DataError(
-            f"{name} has {len(x)} images, {len(y)} labels and {len(rows)} rows, expected as many of each; match them up"
-        )
+    if len(x) != len(y):
+        raise DataError(f"{name} has {len(x)} images and {len(y)} labels, expected as many of both; match them up")
     checks.refuse_beyond(y, classes, name)
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) <= MOST_ROWS:
         raise DataError(f"{name}.rows are {rows.min()} .. {rows.max()}, expected row numbers from 0 on; correct them")
@@ -194,8 +190,8 @@ def make_splits(
     ``train`` then depend on ``test`` and ``test_seed``, too.
 
     mean and std are those of the train split, per channel; a channel that never changes gets std 1. Those of integer images
-    are summed exactly in integers, those of float images in float64, as differences from the first pixel so that a large mean
-    costs no digits. x of 8-bit images is computed in float32, of all others in float64 and rounded to float32 once. With
+    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, as differences
+    from the first pixel so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
     ``standardise=False`` pixels are only divided by the scale, and mean is 0, std 1.
 
     Raises ValueError where more rows are asked for than there are, a size is no integer or negative, ``train`` is 0, or a
@@ -230,12 +226,11 @@ def make_splits(
             order = rng.permutation(np.setdiff1d(np.arange(rest), held_out))
 
     rows_train, rows_valid, rows_select = np.split(order[: train + valid + select], [train, train + valid])
-    of_integers, small = dataset.x.dtype.kind in "iu", dataset.x.dtype.itemsize == 1
-    dtype = np.float32 if of_integers and small else np.float64
+    dtype = np.float64 if dataset.x.dtype.kind == "f" else np.float32
     _refuse_scale(dataset, dtype)
     mean, std = np.zeros(dataset.x.shape[-1], dtype), np.ones(dataset.x.shape[-1], dtype)
     if standardise:
-        moments = _moments_of_integers if of_integers else _moments_of_floats
+        moments = _moments_of_floats if dtype == np.float64 else _moments_of_integers
         mean, std = moments(dataset.x, rows_train, dataset.scale)
         with np.errstate(over="ignore", under="ignore"):
             mean, std = mean.astype(dtype), np.where(std == 0, 1, std).astype(dtype)
