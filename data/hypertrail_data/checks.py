@@ -10,6 +10,7 @@ import operator
 import unicodedata
 from collections.abc import Iterator
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ def listed(names: Iterator[str]) -> str:
 def on_one_line(text: str) -> bool:
     """Whether ``text`` can be printed as part of one line: no line breaks, no control characters, nothing that is not UTF-8."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is an integer of Python or NumPy. A bool is no number here, and 2.0 is not an integer."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def whole(value: Any, what: str, low: int, high: int) -> int:

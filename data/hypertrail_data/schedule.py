@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
 
+from . import checks
 from .streams import generator
+
+MOST_EXAMPLES = 2**31 - 1  # a row of the train split is an int32 here
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class BatchSchedule:
     ``"reshuffled"`` others are left out each time. ``order="replacement"`` draws every entry of every batch from all
     examples, so that one may come twice in a batch and others never; an epoch is then a number of steps only.
 
-    Raises ValueError for numbers that are no integers, ``batch`` outside 1 .. examples, an unknown order, or a negative seed.
+    Raises ValueError for numbers that are no integers, more than 2^31 - 1 examples, ``batch`` outside 1 .. examples, an
+    unknown order, or a negative seed.
     """
 
     examples: int
@@ -33,8 +36,10 @@ class BatchSchedule:
     def __post_init__(self) -> None:
         for name in ("examples", "batch", "seed"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise ValueError(f"{name} is {value!r}; expected an integer")
+            if not checks.is_integer(value):
+                raise ValueError(f"{name} is {checks.shown(value)}; expected an integer")
+        if self.examples > MOST_EXAMPLES:
+            raise ValueError(f"examples is {self.examples}; expected at most {MOST_EXAMPLES}, as indices are int32")
         if not 1 <= self.batch <= self.examples:
             raise ValueError(f"batch is {self.batch}; expected 1 .. {self.examples}, the number of examples")
         if self.order not in ("fixed", "reshuffled", "replacement"):
@@ -51,8 +56,10 @@ class BatchSchedule:
         """Rows of the train split for the steps start .. stop - 1, int32 (stop - start, batch).
 
         Costs O(stop - start) batches, plus one permutation for each epoch not met lately. Raises ValueError unless
-        0 <= start <= stop.
+        0 <= start <= stop are integers.
         """
+        if not checks.is_integer(start) or not checks.is_integer(stop):
+            raise ValueError(f"steps {checks.shown(start)} .. {checks.shown(stop)}; expected two integers")
         if not 0 <= start <= stop:
             raise ValueError(f"steps {start} .. {stop}; expected 0 <= start <= stop")
         epochs, places = np.divmod(np.arange(start, stop), self.steps_per_epoch)

@@ -201,10 +201,10 @@ def make_splits(
         raise DataError(f"the data set is a {type(dataset).__name__}, expected a Dataset; make one of its x and y")
     sizes = {"train": train, "valid": valid, "select": select, "test": test}
     asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    if not all(map(_is_integer, sizes.values())) or train < 1 or min(sizes.values()) < 0:
+    if not all(map(checks.is_integer, sizes.values())) or train < 1 or min(sizes.values()) < 0:
         raise ValueError(f"split sizes are {asked}; expected integers, train >= 1 and the others >= 0")
     for what, value in (("seed", seed), ("test_seed", test_seed)):
-        if not _is_integer(value) and not (what == "test_seed" and value is None):
+        if not checks.is_integer(value) and not (what == "test_seed" and value is None):
             raise ValueError(f"{what} is {checks.shown(value)}; expected an integer >= 0")
 
     rng = generator(seed, "split")
@@ -253,10 +253,6 @@ def make_splits(
     own_test = "" if test_seed is None else f", test seed {test_seed}"
     announce(f"{dataset.name}: {asked}, seed {seed}{'' if standardise else ', standardise=False'}{own_test}", splits)
     return splits
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _enough(name: str, what: str, asked: int, available: int, kind: str) -> None:

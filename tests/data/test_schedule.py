@@ -66,6 +66,8 @@ def test_writing_into_a_block_does_not_change_the_schedule():
         ({"batch": 0}, "batch is 0"),
         ({"order": "random"}, "order is 'random'"),
         ({"seed": -3}, "seed is -3"),
+        ({"seed": 1.5}, "seed is 1.5; expected an integer"),
+        ({"examples": 2**31}, "examples is 2147483648; expected at most 2147483647"),
     ],
 )
 def test_misuse(wrong, message):
@@ -77,3 +79,16 @@ def test_steps_out_of_order():
     for start, stop in ((-1, 3), (5, 4)):
         with pytest.raises(ValueError, match=f"steps {start} .. {stop}"):
             BatchSchedule(100, 10, 0).indices(start, stop)
+
+
+@pytest.mark.parametrize("bad", [1.0, "1", None, True, np.float64(1)], ids=repr)
+def test_steps_are_integers(bad):
+    schedule = BatchSchedule(100, 10, 0)
+    for start, stop in ((bad, 3), (0, bad)):
+        with pytest.raises(ValueError, match=r"^steps .* \.\. .*; expected two integers$"):
+            schedule.indices(start, stop)
+    assert np.array_equal(schedule.indices(np.int32(1), np.int64(3)), schedule.indices(1, 3))
+
+
+def test_the_largest_number_of_examples():
+    assert BatchSchedule(2**31 - 1, 10, 0).steps_per_epoch == 214748364

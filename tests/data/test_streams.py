@@ -57,3 +57,16 @@ def test_misuse(call):
         call(0, "nosie")
     with pytest.raises(ValueError, match="seed is -1"):
         call(-1, "noise")
+
+
+@pytest.mark.parametrize("seed", [1.5, 1.0, True, np.True_, "a", None, np.float32(1), [1]], ids=repr)
+@pytest.mark.parametrize("call", [generator, words, derived_seed])
+def test_a_seed_is_an_integer(call, seed):
+    with pytest.raises(ValueError, match=r"^seed is .*; expected an integer >= 0$"):
+        call(seed, "noise")
+
+
+def test_integers_of_numpy_are_the_same_seeds():
+    for seed in (np.int32(3), np.uint8(3), np.int64(3)):
+        assert generator(seed, "init").bytes(8) == generator(3, "init").bytes(8)
+        assert derived_seed(seed, "updates", 1) == derived_seed(3, "updates", 1)
