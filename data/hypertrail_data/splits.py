@@ -43,7 +43,7 @@ class Splits:
 
     Engines take their images and labels from here alone, so all of them are checked whenever one is made, be it by
     make_splits, by hand or by ``dataclasses.replace``: x finite, of one image shape in every split that has rows; y in
-    0 .. classes - 1; as many of both. Integer labels and rows of another dtype are converted.
+    0 .. classes - 1; as many of both, and of rows; mean and std of a shape that fits an image, std above 0. Integer labels and rows of another dtype are converted.
 
     Attributes
     ----------
@@ -76,7 +76,12 @@ class Splits:
         if not len(checked["train"]):
             raise DataError("the train split is empty, expected at least one row; give it some")
         _one_shape(checked)
-        checked |= {name: _finite(getattr(self, name), name) for name in ("mean", "std")}
+        shape = checked["train"].x.shape[1:]
+        checked |= {name: _of_pixels(getattr(self, name), name, shape) for name in ("mean", "std")}
+        if not (checked["std"] > 0).all():
+            raise DataError(
+                f"std of the pixels is {checks.shown(self.std)}, expected numbers above 0; give 1 where nothing is divided"
+            )
         checked |= {"classes": classes, "name": checks.text(self.name, "name"), "notes": checks.sentences(self.notes)}
         for field, value in checked.items():
             object.__setattr__(self, field, value)
@@ -140,6 +145,8 @@ def _checked(split: Any, name: str, classes: int) -> Split:
             )
     if len(x) != len(y):
         raise DataError(f"{name} has {len(x)} images and {len(y)} labels, expected as many of both; match them up")
+    if len(rows) != len(y):
+        raise DataError(f"{name} has {len(y)} labels and {len(rows)} rows, expected as many of both; match them up")
     checks.refuse_beyond(y, classes, name)
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) <= MOST_ROWS:
         raise DataError(f"{name}.rows are {rows.min()} .. {rows.max()}, expected row numbers from 0 on; correct them")
@@ -163,10 +170,18 @@ def _one_shape(splits: dict[str, Split]) -> None:
         )
 
 
-def _finite(values: Any, what: str) -> np.ndarray:
+def _of_pixels(values: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The finite numbers that were subtracted from the pixels of an image, or by which they were divided."""
     array = checks.as_array(values, what)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise DataError(f"{what} of the pixels is {checks.shown(array.tolist())}, expected finite numbers; correct it")
+    try:
+        np.broadcast_to(array, shape)
+    except ValueError as error:
+        raise DataError(
+            f"{what} of the pixels has the shape {array.shape}, expected one that fits images {shape}; "
+            "give one number per channel"
+        ) from error
     return array
 
 

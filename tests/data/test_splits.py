@@ -232,6 +232,7 @@ def test_splits_are_checked_whoever_makes_them(splits, name):
         (replace(split, y=np.eye(4)[split.y]), r"\.y is float64"),
         (replace(split, y=split.y.astype(float)), r"\.y is float64"),
         (replace(split, y=split.y[1:]), r"has \d+ images and \d+ labels"),
+        (replace(split, rows=split.rows[1:]), r"has (\d+) labels and \d+ rows, expected as many"),
         (replace(split, x=split.x[..., 0]), r"\.x is float32 \(\d+, 3, 2\), expected float32 \(n, H, W, C\)"),
         (replace(split, x=split.x.astype(np.uint8)), r"\.x is uint8"),
         (replace(split, y=split.y.astype(np.uint64) + np.uint64(2**32)), "row 0 has the label 429496729"),
@@ -257,6 +258,24 @@ def test_splits_of_one_shape(splits):
 def test_the_rest_of_splits_is_checked(splits, change):
     with pytest.raises(DataError, match="expected"):
         replace(splits, **change)
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+@pytest.mark.parametrize("shape", [(2,), (4,), (2, 3, 3), (1, 3, 2, 3), (0,)], ids=str)
+def test_mean_and_std_fit_an_image(splits, field, shape):
+    with pytest.raises(
+        DataError, match=rf"^{field} of the pixels has the shape \(.*, expected one that fits images \(3,"
+    ):
+        replace(splits, **{field: np.ones(shape)})
+    for fitting in ((), (1,), (3,), (2, 1), (3, 2, 3)):
+        assert getattr(replace(splits, **{field: np.ones(fitting)}), field).shape == fitting
+
+
+@pytest.mark.parametrize("value", [0, -1.5, -0.0])
+def test_std_is_above_zero(splits, value):
+    with pytest.raises(DataError, match=r"^std of the pixels is .*, expected numbers above 0; give 1") as caught:
+        replace(splits, std=np.array([1, value, 1]))
+    assert "\n" not in str(caught.value)
 
 
 def test_what_needs_no_conversion_stays_what_it_is(splits):

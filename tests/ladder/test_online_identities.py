@@ -248,7 +248,7 @@ def test_with_the_next_batch_for_validation_three_methods_are_one_product(make, 
     adaptive method one step back, where the valid split is the next training batch."""
     problem = make(LearningRate("parameter", 0.2), steps=2)
     train, rows = problem.splits.train, problem.schedule.indices(1, 2)[0]
-    valid = replace(problem.splits.valid, x=train.x[rows], y=train.y[rows])
+    valid = replace(problem.splits.valid, x=train.x[rows], y=train.y[rows], rows=train.rows[rows])
     problem = problem.with_(splits=replace(problem.splits, valid=valid), valid_batch=None)
     values, w0 = problem.values(problem.initial_hyper()), problem.initial_weights()
     _, g0, _ = elementary_gradient(problem, w0, values, *batch(problem, 0), 0)
