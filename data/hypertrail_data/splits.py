@@ -50,7 +50,7 @@ class Splits:
     train, valid, select, test : Split
         ``train`` has at least one row.
     mean, std : arrays
-        (C,) from make_splits: float32 for integer images, float64 for float images. An image is allowed, too.
+        (C,) from make_splits: float32 for images of one byte per pixel, float64 for all others. An image is allowed, too.
     classes : int
         At least 1.
     name : str
@@ -205,9 +205,9 @@ def make_splits(
     ``train`` then depend on ``test`` and ``test_seed``, too.
 
     mean and std are those of the train split, per channel; a channel that never changes gets std 1. Those of integer images
-    are summed exactly in integers, and x is computed in float32. Those of float images are summed in float64, as differences
-    from the first pixel so that a large mean costs no digits; x is computed in float64 and rounded to float32 once. With
-    ``standardise=False`` pixels are only divided by the scale, and mean is 0, std 1.
+    are summed exactly in integers. Those of float images are summed in float64, as differences from the first pixel so that a
+    large mean costs no digits. From images of one byte per pixel x is computed in float32; from all others it is computed in
+    float64 and rounded to float32 once. With ``standardise=False`` pixels are only divided by the scale, and mean is 0, std 1.
 
     Raises ValueError where more rows are asked for than there are, a size is no integer or negative, ``train`` is 0, or a
     seed is no integer; DataError where an x is not finite in float32 or the std of a channel is too small to divide by.
@@ -241,12 +241,11 @@ def make_splits(
             order = rng.permutation(np.setdiff1d(np.arange(rest), held_out))
 
     rows_train, rows_valid, rows_select = np.split(order[: train + valid + select], [train, train + valid])
-    dtype = np.float64 if dataset.x.dtype.kind == "f" else np.float32
+    dtype = np.float32 if dataset.x.dtype.itemsize == 1 else np.float64
     _refuse_scale(dataset, dtype)
     mean, std = np.zeros(dataset.x.shape[-1], dtype), np.ones(dataset.x.shape[-1], dtype)
     if standardise:
-        moments = _moments_of_floats if dtype == np.float64 else _moments_of_integers
-        mean, std = moments(dataset.x, rows_train, dataset.scale)
+        mean, std = _moments(dataset, rows_train)
         with np.errstate(over="ignore", under="ignore"):
             mean, std = mean.astype(dtype), np.where(std == 0, 1, std).astype(dtype)
         _refuse_tiny(std, dataset.name)
@@ -312,6 +311,18 @@ def _refuse_tiny(std: np.ndarray, name: str) -> None:
             f"{name}: the std of channel {channel} in train is {std[channel]}, too small to divide by in {std.dtype}; "
             "multiply the images by a larger number"
         )
+
+
+def _moments(dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the scaled pixels per channel, float64 (C,)."""
+    if dataset.x.dtype.kind == "f":
+        return _moments_of_floats(dataset.x, rows, dataset.scale)
+    if dataset.x.dtype.itemsize == 1:
+        return _moments_of_integers(dataset.x, rows, dataset.scale)
+    # Scaled last: any float64 may be the scale here, and its square may be none. A channel that never changes gives 0 pixels.
+    mean, std = _moments_of_integers(dataset.x, rows, 1)
+    with np.errstate(all="ignore"):
+        return mean / dataset.scale, std / dataset.scale
 
 
 def _moments_of_integers(x: np.ndarray, rows: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def test_images_are_standardised_whatever_their_range(x):
     np.testing.assert_allclose(pixels.std(axis=0), 1, atol=1e-6)
     np.testing.assert_allclose(splits.seen["mean"], pixels.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(splits.seen["std"], pixels.std(axis=0), rtol=1e-12)
-    assert splits.mean.dtype == (np.float64 if x.dtype.kind == "f" else np.float32)
+    assert splits.mean.dtype == (np.float32 if x.dtype.itemsize == 1 else np.float64)
 
 
 def test_a_float_channel_that_never_changes_in_train():
@@ -162,6 +162,43 @@ def test_integer_images_keep_their_bits():
     assert (splits.mean.tobytes(), splits.std.tobytes()) == (np.float32(mean).tobytes(), np.float32(std).tobytes())
 
 
+WIDE = [np.uint16, np.int16, np.int32, np.uint64]
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("scale", [None, 1, 3, 0.1, 1e-200, 1e200])
+def test_wide_integers_with_a_large_offset_keep_their_digits(dtype, scale):
+    """Two neighbouring values around a large one are 1 apart in 65535, which float32 could not tell well."""
+    largest = min(65535, np.iinfo(dtype).max)
+    x = (largest - np.random.default_rng(2).integers(0, 2, (60, 4, 4, 2))).astype(dtype)
+    splits = make_splits(images_of(x, scale), 60, 0, 0, 0, seed=0)
+    pixels = x[splits.train.rows].astype(np.float64)
+    expected = (pixels - pixels.mean(axis=(0, 1, 2))) / pixels.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(splits.train.x, expected, rtol=1e-6)
+    np.testing.assert_allclose(splits.seen["mean"], 0, atol=1e-7)
+    assert splits.mean.dtype == splits.std.dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("scale", [None, 0.1, 3])
+def test_a_wide_channel_that_never_changes(dtype, scale):
+    x = np.full((7, 3, 3, 1), 12345, dtype)
+    splits = make_splits(images_of(x, scale), 7, 0, 0, 0, seed=0)
+    assert splits.std.tolist() == [1]
+    assert not splits.train.x.any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, bool])
+def test_images_of_one_byte_are_computed_in_float32(dtype):
+    x = np.random.default_rng(1).integers(0, 100, (60, 4, 4, 2)).astype(dtype)
+    dataset = images_of(x)
+    splits = make_splits(dataset, 60, 0, 0, 0, seed=0)
+    assert splits.mean.dtype == splits.std.dtype == np.float32
+    pixels = dataset.x[splits.train.rows].astype(np.float32)
+    expected = (pixels / np.float32(dataset.scale) - splits.mean) / splits.std
+    assert splits.train.x.tobytes() == expected.tobytes()
+
+
 def test_integer_moments_do_not_overflow():
     x = np.full((3, 4, 4, 1), 65535, np.int64)
     x[0, 0, 0] = -65535
@@ -180,11 +217,17 @@ def test_integer_moments_do_not_overflow():
         (1e-320 * NORMAL, {}, r"the std of channel 0 in train is .*e-32\d, too small to divide by"),
         (NORMAL, {"scale": 1e-320}, "scale is 1e-320, expected a number in"),
         (1e10 * NORMAL, {"scale": 1e-300}, "made: after"),
-        (SIXTEEN, {"scale": 1e300}, r"scale is 1e\+300, expected a number in 1.18e-38 .. 3.4e\+38"),
+        (SIXTEEN.astype(np.int8), {"scale": 1e300}, r"scale is 1e\+300, expected a number in 1.18e-38 .. 3.4e\+38"),
         (SIXTEEN, {"scale": 1e-38 * 2, "standardise": False}, "float32, with mean"),
+        (
+            (NORMAL > 0).astype(np.int16),
+            {"scale": 10**308},
+            "the std of channel 0 in train is .*, too small to divide by in float64",
+        ),
+        (SIXTEEN, {"scale": 2.3e-308}, "made: after"),
         (1.7e308 * np.sign(NORMAL), {}, "made: "),
     ],
-    ids=["large", "small", "scale", "scaled", "scale of integers", "scaled integers", "largest"],
+    ids=["large", "small", "scale", "scaled", "scale of integers", "scaled integers", "tiny", "huge", "largest"],
 )
 def test_what_float32_cannot_hold(x, options, said):
     dataset = images_of(x, options.get("scale"))
