@@ -45,8 +45,8 @@ def read_hdf5(
     The other arguments are those of Dataset; ``name`` is the file's unless it is given. at_most: bytes of one data set.
 
     Both must lie in this very file, and wholly: links to others, external storage and virtual data sets are refused, and so
-    are chunks that were never written, or unpack to more than they should. Raises DataError for whatever is wrong with the file or with what it holds,
-    and for an ``at_most`` that is no integer above 0.
+    are chunks that were never written, or unpack to more than they should. Raises DataError for whatever is wrong with the
+    file or with what it holds, and for an ``at_most`` that is no integer above 0.
     """
     import h5py
 

@@ -43,7 +43,8 @@ class Splits:
 
     Engines take their images and labels from here alone, so all of them are checked whenever one is made, be it by
     make_splits, by hand or by ``dataclasses.replace``: x finite, of one image shape in every split that has rows; y in
-    0 .. classes - 1; as many of both, and of rows; mean and std of a shape that fits an image, std above 0. Integer labels and rows of another dtype are converted.
+    0 .. classes - 1; as many of both, and of rows; mean and std of a shape that fits an image, std above 0. Integer labels
+    and rows of another dtype are converted.
 
     Attributes
     ----------
