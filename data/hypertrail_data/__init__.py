@@ -9,10 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .array_files import read_dataset
     from .dataset import Dataset
     from .errors import DataError, DiskFull, TrajectoryError, UnverifiedData
-    from .hdf5 import read_hdf5
-    from .npz import read_npz
     from .registry import NAMES, load
     from .schedule import BatchSchedule
     from .splits import Split, Splits, make_splits
@@ -40,17 +39,15 @@ __all__ = [
     "generator",
     "load",
     "make_splits",
-    "read_hdf5",
-    "read_npz",
+    "read_dataset",
     "recording",
     "words",
 ]
 
 _HOME = {
+    "array_files": ("read_dataset",),
     "dataset": ("Dataset",),
     "errors": ("DataError", "DiskFull", "TrajectoryError", "UnverifiedData"),
-    "hdf5": ("read_hdf5",),
-    "npz": ("read_npz",),
     "registry": ("NAMES", "load"),
     "schedule": ("BatchSchedule",),
     "splits": ("Split", "Splits", "make_splits"),

@@ -6,11 +6,13 @@ counted from 0, as NumPy counts them.
 
 from __future__ import annotations
 
+import math
 import operator
 import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,16 @@ def sentences(notes: Any) -> tuple[str, ...]:
     if not isinstance(notes, (tuple, list)):
         raise DataError(f"notes is {shown(notes)}, expected a tuple of sentences; put it in a tuple")
     return tuple(text(note, "a note") for note in notes)
+
+
+def refuse_large(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype, at_most: int) -> None:
+    """DataError for an array of more than ``at_most`` bytes, before room is made for it."""
+    expected = math.prod(shape) * dtype.itemsize
+    if expected > at_most:
+        raise DataError(
+            f"{path}: {key!r} is {dtype} {shape}, {expected} bytes, expected at most {at_most}; pass a larger at_most "
+            "if it is meant to be so large"
+        )
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -1,66 +1,31 @@
-"""Images and labels from an HDF5 file that anybody may have made: no other file is reached, nothing unpacked on its word."""
+"""Arrays from an HDF5 file that anybody may have made: no other file is reached, nothing unpacked on its word."""
 
 from __future__ import annotations
 
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
+import h5py
 import numpy as np
 
 from . import checks
-from .checks import DENSEST, GIB, reason
-from .dataset import Dataset
+from .checks import DENSEST, refuse_large
 from .errors import DataError
-from .npz import MOST_BYTES, named_dataset, refuse_large
-from .places import Place, as_path, open_bytes
 
-if TYPE_CHECKING:
-    import h5py
-
-DEFLATE, FLETCHER32 = 1, 3
-FILTERS = (
-    DEFLATE,
-    2,
-    FLETCHER32,
-    32000,
-)  # gzip, shuffle, check sum, lzf: others may be loaded from plug-ins, and run them
+DEFLATE, SHUFFLE, FLETCHER32, LZF = 1, 2, 3, 32000
+FILTERS = (DEFLATE, SHUFFLE, FLETCHER32, LZF)  # others may be loaded from plug-ins, and run them
 CHECKSUM = 4  # bytes of Fletcher-32 behind a chunk
 
 
-def read_hdf5(
-    path: Place,
-    classes: int,
-    x: str = "x",
-    y: str = "y",
-    official_test: int = 0,
-    scale: float | None = None,
-    name: str | None = None,
-    at_most: int = 8 * GIB,
-) -> Dataset:
-    """The images ``x`` and the labels ``y`` of an HDF5 file; ``"group/images"`` names a data set in a group.
-
-    The other arguments are those of Dataset; ``name`` is the file's unless it is given. at_most: bytes of one data set.
-
-    Both must lie in this very file, and wholly: links to others, external storage and virtual data sets are refused, and so
-    are chunks that were never written, or unpack to more than they should. Raises DataError for whatever is wrong with the
-    file or with what it holds, and for an ``at_most`` that is no integer above 0.
-    """
-    import h5py
-
-    path, at_most = as_path(path, "path"), checks.whole(at_most, "at_most", 1, MOST_BYTES)
-    with open_bytes(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            with h5py.File(file, "r") as opened:  # the open file, not the path, which may be another's by now
-                arrays = [_array(opened, path, key, size, at_most) for key in (x, y)]
-        except DataError:
-            raise
-        except Exception as error:  # HDF5 can raise nearly anything on what was made to mislead it
-            raise DataError(f"{path} is damaged, or no HDF5 file ({reason(error)}); write it anew") from error
-    return named_dataset(path, name, arrays, classes, official_test, scale)
+def arrays(file: IO[bytes], path: Path, keys: Sequence[str], at_most: int) -> list[np.ndarray]:
+    """The data sets of these names from an open HDF5 file. Raises DataError, and whatever h5py raises."""
+    size = os.fstat(file.fileno()).st_size
+    with h5py.File(file, "r") as opened:  # the open file, not the path, which may be another's by now
+        return [_array(opened, path, key, size, at_most) for key in keys]
 
 
 def _array(file: h5py.File, path: Path, key: str, size: int, at_most: int) -> np.ndarray:
@@ -87,8 +52,6 @@ def _array(file: h5py.File, path: Path, key: str, size: int, at_most: int) -> np
 
 def _reached(file: h5py.File, path: Path, key: str) -> h5py.Dataset:
     """The data set, through hard links alone: a soft link may lead to an external one, and that to any file of the reader's."""
-    import h5py
-
     at: Any = file
     for part in checks.text(key, "the name of a data set").strip("/").split("/"):
         names = checks.listed(iter(at)) if isinstance(at, h5py.Group) else "no groups inside it"

@@ -1,64 +1,29 @@
-"""Images and labels from a .npz file that anybody may have made. Nothing is unpickled, nothing is allocated on its word alone."""
+"""Arrays from a .npz file that anybody may have made. Nothing is unpickled, nothing is allocated on its word alone."""
 
 from __future__ import annotations
 
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from . import checks
 from .bounded import Bounded
-from .checks import DENSEST, GIB, listed, reason, text
-from .dataset import Dataset
+from .checks import DENSEST, listed, refuse_large, text
 from .errors import DataError
-from .places import Place, as_path, open_bytes
 
 DIRECTORY_AT_MOST = 2**20  # bytes that zipfile may read at once: its list of members, of about 15,000 at most
 HEADER_AT_MOST = 10_000  # bytes of an array's header; that of a plain array has about 120
 BLOCK = 2**20  # bytes
-MOST_BYTES = 2**63 - 1  # the length of an array in memory is a signed number of 64 bits
 
 
-def read_npz(
-    path: Place,
-    classes: int,
-    x: str = "x",
-    y: str = "y",
-    official_test: int = 0,
-    scale: float | None = None,
-    name: str | None = None,
-    at_most: int = 8 * GIB,
-) -> Dataset:
-    """The images ``x`` and the labels ``y`` of a file that np.savez or np.savez_compressed has written.
-
-    The other arguments are those of Dataset; ``name`` is the file's unless it is given. No other array of the file is read.
-    at_most: bytes of one array. Raises DataError for whatever is wrong with the file or with what it holds,
-    and for an ``at_most`` that is no integer above 0.
-    """
-    path, at_most = as_path(path, "path"), checks.whole(at_most, "at_most", 1, MOST_BYTES)
-    with open_bytes(path) as file:
-        try:
-            with zipfile.ZipFile(Bounded(file, path, DIRECTORY_AT_MOST)) as archive:
-                arrays = [_array(archive, path, key, at_most) for key in (x, y)]
-        except DataError:
-            raise
-        except Exception as error:  # zipfile and NumPy can raise nearly anything on what was made to mislead them
-            raise DataError(f"{path} is damaged, or no .npz file ({reason(error)}); write it anew") from error
-    return named_dataset(path, name, arrays, classes, official_test, scale)
-
-
-def named_dataset(
-    path: Path, name: str | None, arrays: list[np.ndarray], classes: int, official_test: int, scale: float | None
-) -> Dataset:
-    """The Dataset of what was read from ``path``, which stands in every message. Raises DataError."""
-    try:
-        return Dataset(path.stem if name is None else name, arrays[0], arrays[1], classes, official_test, scale)  # type: ignore[arg-type]
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+def arrays(file: IO[bytes], path: Path, keys: Sequence[str], at_most: int) -> list[np.ndarray]:
+    """The arrays of these names from an open .npz file. Raises DataError, and whatever zipfile and NumPy raise."""
+    with zipfile.ZipFile(Bounded(file, path, DIRECTORY_AT_MOST)) as archive:
+        return [_array(archive, path, key, at_most) for key in keys]
 
 
 def _array(archive: zipfile.ZipFile, path: Path, key: str, at_most: int) -> np.ndarray:
@@ -76,15 +41,6 @@ def _array(archive: zipfile.ZipFile, path: Path, key: str, at_most: int) -> np.n
         array = np.empty(shape[::-1] if by_columns else shape, dtype)
         _fill(array, file, path, key)
     return array.T if by_columns else array
-
-
-def refuse_large(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype, at_most: int) -> None:
-    expected = math.prod(shape) * dtype.itemsize
-    if expected > at_most:
-        raise DataError(
-            f"{path}: {key!r} is {dtype} {shape}, {expected} bytes, expected at most {at_most}; pass a larger at_most "
-            "if it is meant to be so large"
-        )
 
 
 def _member(archive: zipfile.ZipFile, path: Path, key: str) -> zipfile.ZipInfo:

@@ -50,7 +50,7 @@ def grown(folder: Path, there: Record, record: Record, may_grow: Sequence[str]) 
     """The fields of `may_grow` that are larger than in the run that lies in `folder`; UsageError where anything else differs."""
     old, new = there["config"], record["config"]
     changed = [key for key in {**old, **new} if key not in WHERE and old.get(key) != new.get(key)]
-    more = [key for key in changed if key in may_grow and old.get(key) is not None and old[key] < new[key]]
+    more = [key for key in changed if key in may_grow and type(old.get(key)) is int and old[key] < new[key]]
     if there["experiment"] != record["experiment"] or len(changed) > len(more):
         state = "a finished run" if (folder / DONE).is_file() else "a run"
         less = [key for key in changed if key in may_grow and key not in more]
@@ -72,8 +72,8 @@ def differences(a: Record, b: Record) -> str:
     return "; ".join(words) or "no difference"
 
 
-def refuse_other_run(folder: Path) -> UsageError:
-    """What is said where the files of a folder speak of another run than the one that is asked for."""
+def of_another_run(folder: Path) -> UsageError:
+    """The error to raise where the files of a folder speak of another run than the one that is asked for."""
     return UsageError(
         f"{folder / CONFIG} is damaged, and the other files of that folder belong to another run; name another --run-dir"
     )

@@ -76,10 +76,17 @@ def read_config(folder: Path) -> Record:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or {} where there is no such file: a run may have been stopped before it was written. DataError where it is
     damaged or cannot be read."""
+    content = content_of(path, LARGEST_JSON)
+    return {} if content is None else json_object(content, path)
+
+
+def content_of(path: Path, at_most: int) -> bytes | None:
+    """The bytes of a file of a run; None where there is none. DataError where it cannot be read, is larger than that, or is a
+    link."""
     try:
-        return json_object(read_regular(path, LARGEST_JSON, follow_links=False), path)
+        return read_regular(path, at_most, follow_links=False)
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as problem:
         raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
 
@@ -89,19 +96,15 @@ def sealed_object(path: Path, to_look_at: bool = True) -> dict[str, Any]:
     `to_look_at`, and nothing to go on with."""
     record = read_json(path)
     check = record.pop("check", None)
-    if check != check_sum(record) and not (to_look_at and check is None) and record:
+    of_release_0_1 = check is None and to_look_at
+    if record and not of_release_0_1 and check != check_sum(record):
         raise DataError(f"{path} is damaged: its check sum does not match; put the original there")
     return record
 
 
 def read_text(path: Path) -> str:
     """A text for people; '' where there is none. Bytes that are no text are shown as such. DataError for no regular file."""
-    try:
-        return read_regular(path, LARGEST_JSON, follow_links=False).decode(errors="replace").strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
+    return (content_of(path, LARGEST_JSON) or b"").decode(errors="replace").strip()
 
 
 # -- lines --------------------------------------------------------------------------------------------------------------
@@ -113,19 +116,14 @@ def read_lines(path: Path, run: str | None, to_look_at: bool = False) -> tuple[l
     run: the identity that every line must carry; None: it is not known. to_look_at: lines of release 0.1 count, which carry
     neither an identity nor a check sum. DataError where the file cannot be read at all.
     """
-    try:
-        raw = read_regular(path, LARGEST_LINES, follow_links=False)
-    except FileNotFoundError:
-        return [], 0
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read ({problem.strerror}); make it readable") from problem
+    content = content_of(path, LARGEST_LINES) or b""
     lines: list[Line] = []
-    for one in raw.split(b"\n")[:-1]:
-        line = whole_line(one + b"\n", run, to_look_at)
+    for raw in content.split(b"\n")[:-1]:
+        line = whole_line(raw + b"\n", run, to_look_at)
         if line is None:
             break
         lines.append(line)
-    return lines, raw.count(b"\n")
+    return lines, content.count(b"\n")
 
 
 def whole_line(raw: bytes, run: str | None, to_look_at: bool) -> Line | None:
@@ -166,6 +164,7 @@ def plausible(line: Line) -> bool:
         and all(
             isinstance(line.get(name, {}), dict) for name in ("agreement", "diagnostics", "norm", "memory", "files")
         )
+        and isinstance(line.get("data", ""), str)
         and isinstance(line.get("warnings", []), list)
         and all(isinstance(sentence, str) for sentence in line.get("warnings", []))
     )
@@ -173,6 +172,12 @@ def plausible(line: Line) -> bool:
 
 def has_numbers(found: Any, *names: str) -> bool:
     return isinstance(found, dict) and all(number(found.get(name)) for name in names)
+
+
+def are_records(found: Any) -> bool:
+    """Whether this is {how data were drawn: what `Splits.record` says of them}, as far as a run that goes on looks."""
+    records = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(one, dict) and isinstance(one.get("sha256"), str) for one in records)
 
 
 def number(found: Any) -> bool:
@@ -251,10 +256,11 @@ def part_record(folder: Path, name: str, run: str | None = None) -> dict[str, An
     if run is None and "found" not in record and record:
         return record  # of release 0.1
     found, files = record.get("found"), record.get("files")
-    parts = (found, files, record.get("data", {}))
-    if not all(isinstance(one, dict) for one in parts) or record.get("part") != name:
+    data = record.get("data", {})
+    if not all(isinstance(one, dict) for one in (found, files, data)) or record.get("part") != name:
         raise DataError(f"{path} is not whole; run the same command again")
-    if record.get("run") != (run or identity_of(folder)) or not files_are_whole(folder, record):
+    words = all(isinstance(sha256, str) for sha256 in data.values())
+    if record.get("run") != (run or identity_of(folder)) or not words or not files_are_whole(folder, record):
         raise DataError(f"{path} is of another run, or a file that it speaks of is; run the same command again")
     return record
 
@@ -279,9 +285,8 @@ def refuse_changed(folder: Path) -> None:
     """DataError where the arrays of a finished run are not those that it wrote. Costs reading them."""
     if not (folder / DONE).is_file():
         return
-    files = sealed_object(folder / DONE).get("files", {})
-    for name in (name for name in files if isinstance(files, dict) and name.endswith(".npz")):
-        if not inside(name) or arrays.sha256_of(folder / name) != files[name]:
+    for name, sha256 in files_of([sealed_object(folder / DONE)]).items():
+        if name.endswith(".npz") and not (inside(name) and arrays.sha256_of(folder / name) == sha256):
             raise DataError(
                 f"{folder / name} is not as the run wrote it; run the same command with --run-dir {folder} again"
             )
@@ -325,8 +330,8 @@ def identities(folder: Path) -> set[str]:
     for path in (folder / ENV, *(folder / PARTS).glob("*.json")):
         with suppress(DataError):
             found.add(sealed_object(path).get("run"))
-    with suppress(DataError, OSError):
-        for raw in read_regular(folder / METRICS, LARGEST_LINES, follow_links=False).splitlines(keepends=True):
+    with suppress(DataError):
+        for raw in (content_of(folder / METRICS, LARGEST_LINES) or b"").splitlines(keepends=True):
             with suppress(ValueError):
                 found.add(unseal(raw).get("run"))
     return {one for one in found if isinstance(one, str)}

@@ -18,7 +18,7 @@ from .. import stopping
 from ..errors import NO_ROOM, OtherData, UsageError
 from . import lock, midway, reading
 from .arrays import sha256_of
-from .config import Record, grown, identity, refuse_other_run
+from .config import Record, grown, identity, of_another_run
 from .environment import environment
 from .names import (
     COMMAND,
@@ -107,7 +107,7 @@ class Run:
             if not others:
                 raise DataError(f"{damage}; nothing else in {self.path} says which run it is") from damage
             if others != {self.identity}:
-                raise refuse_other_run(self.path) from damage
+                raise of_another_run(self.path) from damage
             return None
         return grown(self.path, there, self.record, may_grow)
 
@@ -165,13 +165,14 @@ class Run:
             make_folder(self.path / folder)
 
     def _first_environment(self) -> dict[str, Any]:
-        """env.json of the first start; {} where there is none, or where it is damaged."""
+        """env.json of the first start; {} where there is none, where it is damaged, or of another run."""
         try:
             first = reading.sealed_object(self.path / ENV, to_look_at=False)
         except DataError as damage:
             self.log(f"written anew: {damage}")
             return {}
-        return first if first.get("run") == self.identity and isinstance(first.get("later", []), list) else {}
+        whole = isinstance(first.get("later", []), list) and reading.are_records(first.get("data", {}))
+        return first if whole and first.get("run") == self.identity else {}
 
     def _write_environment(self) -> None:
         write_atomic(self.path / ENV, dump_sealed(self._env))
