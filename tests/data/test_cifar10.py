@@ -301,7 +301,7 @@ def header(name, size, kind):
         (header("x", 5 * 2**30, tarfile.XHDTYPE) + bytes(2**22), "has more than"),
         (header("x", 5 * 2**30, tarfile.GNUTYPE_LONGNAME) + bytes(2**22), "has more than"),
         (header("x", 5 * 2**30, tarfile.XGLTYPE) + bytes(2**22), "has more than"),
-        (header("x", -(2**20), tarfile.REGTYPE) + bytes(2**20), ""),
+        (header("x", -(2**20), tarfile.REGTYPE) + bytes(2**20), "one of its headers points back"),
         (header("x", 512, tarfile.XHDTYPE) + b"99999999999 a=b\n".ljust(512, b"\0") + bytes(1024), ""),
         (
             header("x", 512, tarfile.XHDTYPE)

@@ -367,3 +367,40 @@ def test_reading_is_as_lazy_as_the_rest():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert hypertrail_data.read_dataset is read_dataset
+
+
+def test_a_file_that_is_neither(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"x,y\n1,2\n")
+    assert "begins with b'x,y\\n1,2\\n', expected a .npz or an HDF5 file" in message(path)
+
+
+def test_npz_with_fewer_bytes_than_it_declares(tmp_path):
+    """The archive is in order, but for the size of the member in its directory."""
+    content = npy(X)
+    path = zipped(tmp_path / "a.npz", content[:-8])
+    raw = bytearray(path.read_bytes())
+    size = raw.index(b"PK\x01\x02") + 24
+    raw[size : size + 4] = struct.pack("<I", len(content))
+    path.write_bytes(raw)
+    assert "is cut short after" in message(path)
+
+
+def test_hdf5_of_another_filter(tmp_path):
+    """Filters that are not built in may be loaded from plug-ins, and a plug-in is a program."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=(X * 100).astype(np.int32), chunks=X.shape, scaleoffset=0)
+        file["y"] = Y
+    assert "is packed by the filters [6], expected" in message(tmp_path / "a.h5")
+
+
+def test_hdf5_chunk_that_claims_more_than_the_file(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        x = file.create_dataset("x", data=X, chunks=X.shape, compression="gzip")
+        file["y"] = Y
+        size = x.id.get_chunk_info(0).size
+    raw = bytearray((tmp_path / "a.h5").read_bytes())
+    at = raw.index(struct.pack("<IIQ", size, 0, 0))  # size, filters that were left out, first offset
+    raw[at : at + 4] = struct.pack("<I", 2**30)
+    (tmp_path / "a.h5").write_bytes(raw)
+    assert "claims more bytes than the file has" in message(tmp_path / "a.h5")
