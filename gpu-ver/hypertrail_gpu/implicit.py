@@ -106,8 +106,7 @@ def solver(programs: Compiled, method: Implicit) -> Any:
         def H(u: Any) -> Any:
             return jax.jvp(gradient, (flat_w,), (u,))[1] + method.damping * u
 
-        method_of = {"cg": conjugate_gradients, "neumann": neumann, "dense": dense}[method.solver]
-        p, iterations, curvature = method_of(H, flat_b, method)
+        p, iterations, curvature = SOLVERS[method.solver](H, flat_b, method)
         residual = jnp.linalg.norm(H(p) - flat_b) / jnp.linalg.norm(flat_b)
         return restore(p), iterations, residual, curvature, norm(g(w))
 
@@ -159,6 +158,10 @@ def dense(H: Any, b: Any, method: Implicit) -> tuple[Any, Any, Any]:
     p = jax.scipy.linalg.cho_solve((L, True), b)
     smallest = jnp.min(jnp.diag(L)) ** 2
     return p, jnp.asarray(b.size), jnp.where(jnp.isfinite(smallest), smallest, -1.0)
+
+
+# (H, b, method) → (p, iterations, smallest curvature seen), H p = b
+SOLVERS: dict[str, Any] = {"cg": conjugate_gradients, "neumann": neumann, "dense": dense}
 
 
 def judge(method: Implicit, iterations: int, residual: float, curvature: float) -> None:

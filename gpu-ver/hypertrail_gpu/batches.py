@@ -1,0 +1,162 @@
+"""What step t reads, in whatever order it is asked for: the batches of a task as the compiled programs take them.
+
+A program gets a payload and a table that says where in it the batch of each step stands. For batches that are in memory the
+payload is all of them, and the same in every call. For a stream it is what one thread has read while the device was busy
+with the steps before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypertrail.errors import UsageError
+from hypertrail.task import Arrays, Rows, Stream
+
+from .trees import length, named, strong
+
+Tree = Any
+
+
+class Memory:
+    """Batches on the device, one after the other along the first axis."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = strong(tree)
+        self.steps = length(self.tree)
+
+    def load(self, steps: np.ndarray) -> tuple[Tree, np.ndarray]:
+        """(the payload, where in it the batch of each of these steps stands)."""
+        return self.tree, steps
+
+    @staticmethod
+    def pick(payload: Tree, i: Any) -> Tree:
+        """Inside a program: batch i of the payload."""
+        return jax.tree.map(lambda a: a[i], payload)
+
+    def put(self, payload: Tree) -> Tree:
+        """What `load` gave, on the device."""
+        return payload
+
+    def look(self, t: int) -> Tree:
+        """The batch of step t, for checks."""
+        return self.pick(self.tree, t)
+
+
+class OfRows(Memory):
+    """A data set on the device, and the numbers of the rows of each batch."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.tree = strong(rows.data), jnp.asarray(rows.indices, jnp.int32)
+        self.steps = len(rows.indices)
+
+    @staticmethod
+    def pick(payload: Tree, i: Any) -> Tree:
+        data, indices = payload
+        return jax.tree.map(lambda a: a[indices[i]], data)
+
+
+class Read(Memory):
+    """Batches of a stream: NumPy arrays, stacked for one chunk of steps at a time."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.read, self.steps = stream.read, stream.steps
+        self.x64 = jax.config.read("jax_enable_x64")  # of the caller: exact reversal turns it on for itself
+
+    def load(self, steps: np.ndarray) -> tuple[Tree, np.ndarray]:
+        found: dict[int, Tree] = {}
+        for t in map(int, steps):
+            if t not in found:
+                found[t] = self.read(t)
+        try:
+            return jax.tree.map(lambda *a: np.stack(a), *(found[int(t)] for t in steps)), np.arange(len(steps))
+        except ValueError as error:
+            raise UsageError(
+                f"read(t) gives other shapes or another tree at some t of {min(found)} … {max(found)} ({error})"
+            ) from None
+
+    def put(self, payload: Tree) -> Tree:
+        with jax.enable_x64(self.x64):
+            return jax.tree.map(jnp.asarray, payload)
+
+    def look(self, t: int) -> Tree:
+        return self.put(self.read(t))
+
+
+def feed(batches: Any, what: str) -> Memory:
+    """The batches of a task in the form that programs take. what: 'batches' or 'valid', for messages. UsageError where they
+    are none."""
+    if isinstance(batches, Stream):
+        if not isinstance(batches.steps, int) or batches.steps < 1:
+            raise UsageError(f"{what}: a stream of {batches.steps!r} steps, expected a whole number from 1 on")
+        return Read(batches)
+    if isinstance(batches, Rows):
+        refuse_rows(batches, what)
+        return OfRows(batches)
+    tree = batches.tree if isinstance(batches, Arrays) else batches
+    refuse_no_arrays(tree, what)
+    lengths = {name: leaf.shape[0] if np.ndim(leaf) else None for name, leaf in named(tree).items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        raise UsageError(
+            f"{what}: the leading axis is the number of the batch and must be one for all arrays, found {lengths}"
+        )
+    if not next(iter(lengths.values())):
+        raise UsageError(f"{what}: no batch, expected at least one")
+    return Memory(tree)
+
+
+def refuse_no_arrays(tree: Tree, what: str) -> None:
+    for name, leaf in named(tree).items() or {"": tree}.items():
+        if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            raise UsageError(
+                f"{what}{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, expected arrays with a leading axis of "
+                "steps. For anything that is read piece by piece (a file, a loader, a generator) give "
+                "hypertrail.Stream(read, steps), with read(t) → the batch of step t"
+            )
+
+
+def refuse_rows(rows: Rows, what: str) -> None:
+    refuse_no_arrays(rows.data, f"{what}.data")
+    indices = np.asarray(rows.indices)
+    if indices.ndim != 2 or not np.issubdtype(indices.dtype, np.integer) or not indices.size:
+        raise UsageError(
+            f"{what}.indices: {indices.dtype}{list(indices.shape)}, expected whole numbers of shape (steps, batch)"
+        )
+    examples = min(np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(rows.data))
+    if indices.min() < 0 or indices.max() >= examples:
+        bad = int(indices.min()) if indices.min() < 0 else int(indices.max())
+        raise UsageError(f"{what}.indices: row {bad}, expected 0 … {examples - 1}, the rows of the data")
+
+
+def ahead(batches: Memory, tables: Sequence[dict[str, np.ndarray]]) -> Iterator[tuple[dict[str, np.ndarray], Tree]]:
+    """(table, payload) of each table of steps, in order. One thread reads the next payload while the device works.
+
+    The thread makes NumPy arrays only: JAX's x64 mode is a setting of the thread, and would cut float64 to float32 there.
+    """
+    if not isinstance(batches, Read):
+        for one in tables:
+            payload, at = batches.load(one["t"])
+            yield one | {"at": np.asarray(at, np.int32)}, payload
+        return
+    with ThreadPoolExecutor(1) as thread:
+        reading = None
+        for one in [*tables, None]:
+            ready, reading = reading, one and (one, thread.submit(batches.load, one["t"]))
+            if ready:
+                payload, at = ready[1].result()
+                yield ready[0] | {"at": np.asarray(at, np.int32)}, batches.put(payload)
+
+
+def table(start: int, steps: int, last: int) -> dict[str, np.ndarray]:
+    """The steps start … start + steps − 1 of a chunk, none beyond `last`: t for loss and batch, t_update for the update (they
+    differ on a line of DrMAD). Tables have one length, whatever is done of them, so the odd last chunk compiles nothing."""
+    t = np.minimum(start + np.arange(steps), last).astype(np.int32)
+    return {"t": t, "t_update": t}
+
+
+Pick = Callable[[Tree, Any], Tree]

@@ -1,0 +1,68 @@
+"""Checkpoints: a few states are kept, and each stretch between two of them is trained once more when it is needed. Exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hypertrail.methods import MEASURED_STEPS
+
+from ..batches import ahead, table
+from ..inner import State, program
+from ..trail import Chunk, Ends, Pass, advance_state, forward, walk
+from .stored import at_stored
+
+Tree = Any
+
+
+class Starts(Ends):
+    """The states before the steps `at`, rising from 0, and the distances of the first steps after each.
+
+    Memory: these states, and in the reverse pass those of one stretch. Cost: one more forward run.
+    """
+
+    def __init__(self, steps: int, at: list[int]) -> None:
+        super().__init__(steps)
+        self.at = at
+        self.states: list[State] = []
+        self.distances = [np.zeros(min(b - a, MEASURED_STEPS)) for a, b in self.stretches()]
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """(start, stop) of each."""
+        return list(zip(self.at, [*self.at[1:], self.steps], strict=True))
+
+    def cuts(self) -> list[int]:
+        return [*self.at, self.steps]
+
+    def before(self, start: int, place: State) -> tuple[State, tuple[tuple[int, Tree], ...]]:
+        if start in self.at:
+            self.states.append(place)
+        return place, ((self.at[len(self.states) - 1], self.states[-1].w),)
+
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
+        j = int(np.searchsorted(self.at, start, side="right")) - 1
+        measured = self.distances[j][start - self.at[j] :][: stop - start]
+        measured[:] = distances[: len(measured), 0]
+
+
+def recomputed_states(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, int]:
+    """Back over the true states, each stretch trained once more from its checkpoint, down to step `first`."""
+    return walk(run, at_stored, recomputed(run, first), adjoint)[0], first
+
+
+def recomputed(run: Pass, first: int) -> Iterator[Chunk]:
+    trail, kept = run.trail, run.trail.kept
+    again = program(trail.task, forward, trail.batches.pick, advance_state, True)
+    for (start, stop), s in zip(reversed(kept.stretches()), reversed(kept.states), strict=True):
+        if stop <= first:
+            return
+        spans = [(a, min(a + trail.chunk, stop)) for a in range(start, stop, trail.chunk)]
+        tables = [table(a, trail.chunk, trail.steps - 1) for a, _ in spans]
+        found = []
+        for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
+            origins = ((np.int32(-MEASURED_STEPS), s.w),)  # nothing is measured
+            s, path, _ = again(s, origins, trail.hyper, payload, x, np.int32(0), np.int32(b - a))
+            found.append(Chunk(x, payload, max(first - a, 0), b - a, path))
+        yield from reversed([chunk for chunk in found if chunk.hi > chunk.lo])

@@ -1,0 +1,107 @@
+"""Forward mode: the derivative of the state with respect to every hyperparameter, carried along with the training. Exact.
+
+    Z_0 = ∂s_0/∂λ,   Z_{t+1} = A_t Z_t + B_t,   df/dλ = ∇f Z_T + ∂f/∂λ,      s = (w, v, state)
+
+with A_t = ∂(step)/∂s and B_t = ∂(step)/∂λ. Franceschi, Donini, Frasconi, Pontil: "Forward and reverse gradient-based
+hyperparameter optimization", ICML 2017, section 3.2 and algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.methods import Forward
+from hypertrail.task import Task
+
+from ..batches import Pick, ahead, table
+from ..inner import State, begin, program, seen, step
+from ..trail import LOWER, Pass, refuse_first
+from ..trees import filled, floats, norm
+
+Array = Any
+Tree = Any
+
+
+def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int]:
+    """The run once more with its m tangents side by side. Cost: T gradients and T · m tangents; memory: m states."""
+    trail = run.trail
+    task, hyper, T = trail.task, trail.hyper, trail.steps
+    m = sum(leaf.size for leaf in jax.tree.leaves(floats(hyper)))
+    if m > method.most:
+        raise UsageError(
+            f"forward mode carries one state for each of {m} hyperparameters, at most {method.most}; use a way back"
+        )
+    s, Z = trail.start, program(task, first_tangents)(hyper)
+    starts = range(0, T, trail.chunk)
+    tables = [table(a, trail.chunk, T - 1) for a in starts]
+    for a, (x, payload) in zip(starts, ahead(trail.batches, tables), strict=True):
+        b = min(a + trail.chunk, T)
+        s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, hyper, payload, x, np.int32(b - a))
+        losses, sizes = (np.asarray(one)[: b - a] for one in record)
+        refuse_first(losses, "elementary loss", a, LOWER)
+        refuse_first(
+            sizes, "forward derivative (‖Z‖)", a + 1, "the run is chaotic or diverged; lower the learning rate"
+        )
+        if run.progress:
+            run.progress(b, T)
+    (ds, dhyper) = adjoint
+    run.found["N"] = T
+    return (None, program(task, through)(hyper, ds, dhyper, Z)), T
+
+
+def directions(hyper: Tree) -> Tree:
+    """The m unit directions of λ, in its tree, with a leading axis of m."""
+    flat, restore = ravel_pytree(floats(hyper))
+    return jax.vmap(restore)(jnp.eye(flat.size, dtype=flat.dtype))
+
+
+def first_tangents(task: Task, hyper: Tree) -> State:
+    """Z_0: what λ does to the state before step 0."""
+
+    def tangent(direction: Tree) -> State:
+        return jax.jvp(lambda h: floats(begin(task, filled(hyper, h))), (floats(hyper),), (direction,))[1]
+
+    return jax.vmap(tangent)(directions(hyper))
+
+
+def tangents(
+    task: Task, pick: Pick, s: State, Z: State, hyper: Tree, payload: Tree, x: Tree, hi: Any
+) -> tuple[State, State, tuple]:
+    """The first `hi` steps of a chunk with Z ← A Z + B → (state, Z, (the loss of each step, ‖Z‖ after each))."""
+    ways = directions(hyper)
+    n, dtype = len(x["t"]), jax.tree.leaves(s.w)[0].dtype
+
+    def one(i: Array, carry: tuple) -> tuple:
+        s, Z, (losses, sizes) = carry
+        batch, t = pick(payload, x["at"][i]), x["t"][i]
+
+        def whole(moving: State, h: Tree) -> tuple[State, tuple]:
+            after, loss = step(task, filled(s, moving), seen(task, filled(hyper, h), batch), batch, t, t)
+            return floats(after), (after, loss)
+
+        _, tangent, (after, loss) = jax.linearize(whole, floats(s), floats(hyper), has_aux=True)
+        Z = jax.vmap(tangent)(Z, ways)
+        return after, Z, (losses.at[i].set(loss.astype(dtype)), sizes.at[i].set(norm(Z).astype(dtype)))
+
+    return lax.fori_loop(0, hi, one, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
+
+
+def through(task: Task, hyper: Tree, ds: State, dhyper: Tree, Z: State) -> Tree:
+    """∇f Z + ∂f/∂λ, in the tree of λ."""
+    ways = directions(hyper)
+
+    def dot(z: Array, d: Array) -> Array:
+        return jnp.tensordot(z, d, d.ndim)
+
+    terms = jax.tree.leaves(jax.tree.map(dot, (Z.w, Z.carried, ways), (ds.w, ds.carried, dhyper)))
+    return ravel_pytree(floats(hyper))[1](sum(terms))
+
+
+__all__ = ["NumericalFailure", "forward_mode"]

@@ -1,0 +1,491 @@
+"""T steps forward, and THE reverse pass: two loops over compiled chunks of steps, mirror images of each other.
+
+    trail = train(task, keep="memory")          # the training, and what was kept of its trajectory
+    result = hypergradient(trail, Exact())      # d (mean hyper loss after T steps) / d hyper
+
+After each chunk, while the device is busy with the next one, the numbers of the last are looked at, states are stored and
+progress is told. Where the states of the reverse pass come from is a replay's business (the folder replay).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hypertrail.engines import Progress
+from hypertrail.errors import NumericalFailure, VerificationFailure
+from hypertrail.methods import MEASURED_STEPS
+from hypertrail.task import Task
+
+from . import refusals
+from .batches import Memory, Pick, ahead, feed, table
+from .inner import State, begin, collect, hyper_loss, program, reverse_step, seen, step
+from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
+
+Array = Any
+Tree = Any
+
+CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
+CHUNK_BYTES = 256 << 20
+LOWER = "lower the learning rate or its bounds"
+DIVERGED = "the reverse pass diverged; lower the learning rate, or take fewer steps"
+
+
+class Ends:
+    """keep='ends': nothing is kept but where training began and ended. Other ways of keeping extend this (replay)."""
+
+    quantity, hint = "elementary loss", LOWER  # what is said of a loss that is not finite
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """JAX's x64 mode while the steps are computed: that of the caller."""
+        return nullcontext()
+
+    def cuts(self) -> list[int]:
+        """The steps at which a chunk must end, besides the length of chunks: where something is kept. Rising from 0 to T."""
+        return [0, self.steps]
+
+    def enter(self, task: Task, s: State, hyper: Tree) -> Any:
+        """The place of training, which `advance` moves: here a State."""
+        return s
+
+    def leave(self, place: Any) -> State:
+        """The State of a place."""
+        return place
+
+    @property
+    def advance(self) -> Callable[..., tuple[Any, Array, Tree]]:
+        """One step: (task, place, hyper, batch, t) → (the place after it, L, the weights after it)."""
+        return advance_state
+
+    def wants(self, start: int) -> bool:
+        """Whether the states of the chunk that begins here are kept."""
+        return False
+
+    def before(self, start: int, place: Any) -> tuple[Any, tuple[tuple[int, Tree], ...]]:
+        """See the place before a chunk → (the place to go on from, further (a, w_a) from which distances are measured)."""
+        return place, ()
+
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
+        """Take the states of a finished chunk (stacked, garbage beyond `stop`), its further distances, and the place after it."""
+
+    def finished(self) -> None:
+        """Nothing more is coming."""
+
+    def close(self) -> None:
+        """Let go, after a failure: what is durable stays."""
+
+
+def advance_state(task: Task, s: State, hyper: Tree, batch: Tree, t: Array) -> tuple[State, Array, Tree]:
+    s, loss = step(task, s, hyper, batch, t, t)
+    return s, loss, s.w
+
+
+# (task, λ, the state before step 0) → that state as a function of λ
+Begin = Callable[[Task, Tree, State], State]
+
+
+def begin_task(task: Task, hyper: Tree, s: State) -> State:
+    return begin(task, hyper)
+
+
+@dataclass
+class Trail:
+    """One training run, and all that its hypergradient needs. It holds its hyperparameters and batches by reference, so there
+    is nothing that a caller could mismatch.
+
+    begin: how the beginning depends on λ, None where it does not. losses: (T,) float64, L before each step. distances:
+    ‖w_{t+1} − w_0‖ of the first 20 steps. kept: the keeper, with what it kept.
+    """
+
+    task: Task
+    hyper: Tree
+    batches: Memory
+    chunk: int
+    start: State
+    kept: Any
+    begin: Begin | None
+    losses: np.ndarray
+    distances: np.ndarray
+    place: Any = None
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self.batches.steps
+
+    @property
+    def end(self) -> State:
+        """The state after T steps."""
+        return self.kept.leave(self.place)
+
+
+# (task, T, λ, the state before step 0) → (the task as it is trained, the keeper of its states); see `replay.keeper`
+MakeKeeper = Callable[[Task, int, Tree, State], tuple[Task, Ends]]
+
+
+def train(task: Task, make_keeper: MakeKeeper, hyper: Tree = None, progress: Progress | None = None) -> Trail:
+    """T steps from the beginning, T being the number of the task's batches. Cost: T gradients.
+
+    hyper: in the place of task.hyper.
+    Raises UsageError for what cannot be trained, before anything is; NumericalFailure, naming the step, for the first loss
+    that is not finite.
+    """
+    hyper = task.hyper if hyper is None else hyper
+    refusals.refuse_no_arrays(task, hyper)
+    hyper = strong(hyper)
+    s = strong(program(task, begin)(hyper))
+    return train_from(task, s, begin_task, hyper, feed(task.batches, "batches"), make_keeper, progress)
+
+
+def train_from(
+    task: Task,
+    s: State,
+    begin: Begin | None,
+    hyper: Tree,
+    batches: Memory,
+    make_keeper: MakeKeeper,
+    progress: Progress | None = None,
+) -> Trail:
+    """`train` from a state that is there already, on batches that are not the task's own."""
+    started = time.perf_counter()
+    T = batches.steps
+    refusals.refuse_misfit(task, s, hyper, batches)
+    task, kept = make_keeper(task, T, hyper, s)
+    length = chunk_length(T, s)
+    cuts = kept.cuts()
+    spans = [(i, min(i + length, b)) for a, b in pairwise(cuts) for i in range(a, b, length)]
+    length = max(b - a for a, b in spans)
+    trail = Trail(task, hyper, batches, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS)))
+    place = kept.enter(task, s, hyper)
+
+    def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
+        losses, distances, size = (np.asarray(one) for one in record)
+        refuse_first(losses[: b - a], kept.quantity, a, kept.hint)
+        if not np.isfinite(size):  # every step had a loss, but the last of them led nowhere
+            raise NumericalFailure("elementary weights", b, kept.hint)
+        trail.losses[a:b] = losses[: b - a]
+        measured = trail.distances[a:b]
+        measured[:] = distances[: len(measured), 0]
+        kept.after(a, b, path, distances[: b - a, 1:], place)
+        if progress:
+            progress(b, T)
+
+    try:
+        waiting: Any = None
+        for (a, b), (x, payload) in zip(
+            spans, ahead(batches, [table(a, length, T - 1) for a, _ in spans]), strict=True
+        ):
+            with kept.precision():
+                place, more = kept.before(a, place)
+                origins = tuple((np.int32(at), w) for at, w in ((0, s.w), *more))
+                run = program(task, forward, batches.pick, kept.advance, kept.wants(a))
+                place, path, record = run(place, origins, hyper, payload, x, np.int32(0), np.int32(b - a))
+            if waiting is not None:
+                look(*waiting)
+            waiting = a, b, path, record, place
+        look(*waiting)
+        kept.finished()
+    except BaseException:
+        kept.close()
+        raise
+    trail.place, trail.seconds = place, time.perf_counter() - started
+    return trail
+
+
+def forward(
+    task: Task,
+    pick: Pick,
+    advance: Callable,
+    keep: bool,
+    place: Any,
+    origins: tuple,
+    hyper: Tree,
+    payload: Tree,
+    x: Tree,
+    lo: Any,
+    hi: Any,
+) -> tuple[Any, Tree, tuple]:
+    """Steps lo … hi − 1 of a chunk forward → (the place after them, the places before each where kept, the record).
+
+    record: the loss of each step, its ‖w_{t+1} − w_a‖ for each origin (a, w_a) and t < a + 20, and the norm of the last place.
+    """
+    n, dtype = len(x["t"]), dtype_of(origins[0][1])
+    path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), place) if keep else ()
+    losses, distances = jnp.zeros(n, dtype), jnp.zeros((n, len(origins)), dtype)
+
+    def one(i: Array, carry: tuple) -> tuple:
+        place, path, losses, distances = carry
+        path = jax.tree.map(lambda all, a: all.at[i].set(a), path, place) if keep else ()
+        batch, t = pick(payload, x["at"][i]), x["t"][i]
+        place, loss, w = advance(task, place, seen(task, hyper, batch), batch, t)
+        ways = jnp.stack([distance(t, w, *origin).astype(dtype) for origin in origins])
+        return place, path, losses.at[i].set(loss.astype(dtype)), distances.at[i].set(ways)
+
+    place, path, losses, distances = lax.fori_loop(lo, hi, one, (place, path, losses, distances))
+    return place, path, (losses, distances, norm(place))
+
+
+def distance(t: Array, w: Tree, a: Array, w_a: Tree) -> Array:
+    """‖w_{t+1} − w_a‖ for the first steps from a, 0 for the others: a distance costs a fifth of a step on a small network."""
+    return lax.cond(
+        (t - a < MEASURED_STEPS) & (t >= a), lambda: norm(subtract(w, w_a)), lambda: jnp.zeros((), dtype_of(w))
+    )
+
+
+def chunk_length(steps: int, s: State) -> int:
+    """Steps per compiled chunk, such that the states of one fit into CHUNK_BYTES."""
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((s.w, s.v)))
+    return min(steps, CHUNK_STEPS, max(1, CHUNK_BYTES // max(state_bytes, 1)))
+
+
+# -- the reverse pass --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pass:
+    """One pass back over a training.
+
+    norms: ‖dw‖ before each reverse step, in the order in which they are taken. replayed: how far the losses seen again were
+    from those of training, relative. found: the method's own diagnostics.
+    """
+
+    trail: Trail
+    progress: Progress | None = None
+    norms: list[np.ndarray] = field(default_factory=list)
+    replayed: float = 0.0
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class Chunk(NamedTuple):
+    """Steps hi − 1 … lo of a table, taken backward. fixed: what the replay reads for them."""
+
+    x: Tree
+    payload: Tree
+    lo: int
+    hi: int
+    fixed: Tree = ()
+
+
+# at(task, place, fixed, x_i, i, hyper, batch) → (the place before the step, its State)
+At = Callable[..., tuple[Any, State]]
+# How far a loss that is computed again may be from the one of training, relative to the largest.
+AGAIN = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
+
+
+def walk(
+    run: Pass,
+    at: At,
+    chunks: Iterator[Chunk],
+    adjoint: tuple,
+    place: Any = (),
+    replays: bool = True,
+    back: Callable = reverse_step,
+) -> tuple[tuple, Any]:
+    """Backward over these chunks, from the last to the first → (the adjoint where they end, the last place).
+
+    adjoint: (State, dλ). replays: whether the states are those of the run, so that every loss must be seen again: this is what
+    finds a stream that is not a pure function of t. back: the reverse step.
+    """
+    trail = run.trail
+    task, T = trail.task, trail.steps
+    go, waiting = program(task, backward, trail.batches.pick, at, back), None
+    allowed = AGAIN[dtype_of(trail.start.w).name]
+
+    def look(chunk: Chunk, record: tuple) -> None:
+        losses, sizes = (np.asarray(one)[chunk.lo : chunk.hi] for one in record)
+        t = chunk.x["t"][chunk.lo : chunk.hi]
+        for i in np.flatnonzero(~np.isfinite(sizes))[-1:]:
+            raise NumericalFailure("adjoint of the weights (‖dw‖)", int(t[i]), DIVERGED)
+        run.norms.append(sizes[::-1])
+        if replays:
+            true = trail.losses[t]
+            off = np.abs(losses - true) / (np.abs(trail.losses).max() + 1e-300)
+            run.replayed = max(run.replayed, float(off.max()))
+            if not off.max() <= allowed:
+                worst = int(np.argmax(off))
+                raise VerificationFailure(
+                    f"at step {t[worst]} the reverse pass sees the loss {losses[worst]:.9g}, training saw {true[worst]:.9g}: the "
+                    "batches are not those of this training, or read(t) is not a pure function of t"
+                )
+        if run.progress:
+            run.progress(T - int(t[0]), T)
+
+    for chunk in chunks:
+        span = np.int32(chunk.lo), np.int32(chunk.hi)
+        with trail.kept.precision():
+            adjoint, place, record = go(adjoint, place, chunk.fixed, trail.hyper, chunk.payload, chunk.x, *span)
+        if waiting is not None:
+            look(*waiting)
+        waiting = chunk, record
+    if waiting is not None:
+        look(*waiting)
+    return adjoint, place
+
+
+def backward(
+    task: Task,
+    pick: Pick,
+    at: At,
+    back: Callable,
+    adjoint: tuple,
+    place: Any,
+    fixed: Any,
+    hyper: Tree,
+    payload: Tree,
+    x: Tree,
+    lo: Any,
+    hi: Any,
+) -> tuple[tuple, Any, tuple]:
+    """Steps hi − 1 … lo of a chunk backward: the mirror image of `forward`, whatever the replay and whatever the update.
+
+    → (the adjoint before them, the place there, (the loss of each step, ‖dw‖ before each reverse step)).
+    """
+    n, dtype = len(x["t"]), dtype_of(adjoint[0].w)
+    record = jnp.zeros(n, dtype), jnp.zeros(n, dtype)
+
+    def one(k: Array, carry: tuple) -> tuple:
+        (after, dhyper), place, (losses, sizes) = carry
+        i = hi - 1 - (k - lo)
+        x_i = jax.tree.map(lambda a: a[i], x)
+        batch = pick(payload, x_i["at"])
+        rows = seen(task, hyper, batch)
+        place, s = at(task, place, fixed, x_i, i, rows, batch)
+        sizes = sizes.at[i].set(norm(after.w).astype(dtype))
+        before, share, loss = back(task, s, rows, batch, x_i["t"], x_i["t_update"], after)
+        return (before, collect(task, dhyper, share, batch)), place, (losses.at[i].set(loss.astype(dtype)), sizes)
+
+    return lax.fori_loop(lo, hi, one, (adjoint, place, record))
+
+
+def chunks_back(run: Pass, first: int, stop: int, fixed: Callable[[int], Tree] = lambda a: ()) -> Iterator[Chunk]:
+    """The steps stop − 1 … first in chunks, for replays that find their states by themselves."""
+    trail = run.trail
+    spans = [(max(b - trail.chunk, first), b) for b in range(stop, first, -trail.chunk)]
+    tables = [table(a, trail.chunk, trail.steps - 1) for a, _ in spans]
+    for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
+        yield Chunk(x, payload, 0, b - a, fixed(a))
+
+
+# -- the hyper loss -----------------------------------------------------------------------------------------------------------
+
+# (task, w, state, λ, batch) → f
+HyperLoss = Callable[..., Array]
+
+
+def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
+    """(f, the adjoint it gives the state after T steps and λ): means over the validation batches, each of which counts alike."""
+    task, s = trail.task, trail.end
+    valid = NoData() if task.valid is None else feed(task.valid, "valid")
+    M, length = valid.steps, min(valid.steps, CHUNK_STEPS)
+    total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(trail.hyper)))
+    starts = range(0, M, length)
+    for a, (x, payload) in zip(starts, ahead(valid, [table(a, length, M - 1) for a in starts]), strict=True):
+        span = np.int32(0), np.int32(min(length, M - a))
+        total = program(task, judge, valid.pick, f)(total, s.w, s.carried, trail.hyper, payload, x, *span)
+    value, dw, dcarried, dhyper = jax.tree.map(lambda a: a / M, total)
+    if not np.isfinite(value):
+        raise NumericalFailure("hyper loss", trail.steps)
+    return float(value), (State(dw, zeros(floats(s.v)), dcarried), dhyper)
+
+
+def judge(
+    task: Task,
+    pick: Pick,
+    f: HyperLoss,
+    total: Tree,
+    w: Tree,
+    carried: Tree,
+    hyper: Tree,
+    payload: Tree,
+    x: Tree,
+    lo: Any,
+    hi: Any,
+) -> Tree:
+    """total += Σ (f, ∂f/∂w, ∂f/∂state, ∂f/∂λ) over the validation batches lo … hi − 1 of a chunk."""
+
+    def one(i: Array, total: Tree) -> Tree:
+        batch = pick(payload, x["at"][i])
+
+        def of_floats(w: Tree, carried_floats: Tree, hyper_floats: Tree) -> Array:
+            return f(task, w, filled(carried, carried_floats), filled(hyper, hyper_floats), batch)
+
+        value, slopes = jax.value_and_grad(of_floats, (0, 1, 2))(w, floats(carried), floats(hyper))
+        return add(total, (value.astype(total[0].dtype), *slopes))
+
+    return lax.fori_loop(lo, hi, one, total)
+
+
+class NoData(Memory):
+    """valid=None: one batch, which is None."""
+
+    def __init__(self) -> None:
+        self.tree, self.steps = None, 1
+
+    @staticmethod
+    def pick(payload: Tree, i: Any) -> Tree:
+        return None
+
+
+class Result(NamedTuple):
+    """value: the mean hyper loss f. hyper: df/dλ, in the tree of λ (None in the place of what is not floating point). start: the
+    adjoint of the State before step 0, None where the method does not go there. steps: of the way back. replayed: how far
+    the losses seen again were from those of training, relative. found: the method's own diagnostics."""
+
+    value: float
+    hyper: Tree
+    start: State | None
+    steps: int
+    replayed: float
+    norms: np.ndarray
+    found: dict[str, Any]
+
+
+def hypergradient(
+    trail: Trail,
+    way: Callable[[Pass, tuple], tuple[tuple, int]],
+    progress: Progress | None = None,
+    f: HyperLoss = hyper_loss,
+) -> Result:
+    """d f(w_T, state_T, λ) / dλ by a way back.
+
+    way(pass, adjoint) → (the adjoint where it ended, the step there); see the folder replay.
+    Where it goes all the way, what λ does to the beginning is added: a scale of w_0, an update's state that is filled from λ.
+    Raises NumericalFailure, naming quantity and step, for a hypergradient that is not finite.
+    """
+    run = Pass(trail, progress)
+    value, adjoint = hyper_gradient(trail, f)
+    (ds, dhyper), first = way(run, adjoint)
+    if first == 0 and trail.begin is not None:
+        dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.hyper, trail.start, ds))
+    refuse_nonfinite_gradient(dhyper, first)
+    norms = np.concatenate(run.norms) if run.norms else np.empty(0)
+    return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found)
+
+
+def pull_start(task: Task, begin: Begin, hyper: Tree, s: State, ds: State) -> Tree:
+    """The adjoint of `begin`: what reaches the hypergradient through the state before step 0."""
+    return jax.vjp(lambda moving: floats(begin(task, filled(hyper, moving), s)), floats(hyper))[1](ds)[0]
+
+
+def refuse_nonfinite_gradient(dhyper: Tree, step: int) -> None:
+    for name, leaf in named(dhyper).items():
+        if not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+            raise NumericalFailure(f"hypergradient of hyper{name}", step, DIVERGED)
+
+
+def refuse_first(numbers: np.ndarray, what: str, start: int, hint: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if bad.size:
+        raise NumericalFailure(what, start + int(bad[0]), hint)
