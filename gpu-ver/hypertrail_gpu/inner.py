@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from hypertrail.task import Start, Task
 
+from .declared import marks
 from .trees import add, filled, floats, scaled, strong, zeros
 
 Array = Any
@@ -39,11 +40,15 @@ def program(task: Task, function: Callable[..., Any], *static: Any) -> Callable[
     return task.programs[key]
 
 
-def begin(task: Task, hyper: Tree) -> State:
-    """The state before step 0. Everything in it may depend on λ: w_0 by `start`, v_0 by the update's `init`."""
-    found = task.start(hyper) if task.start else Start(task.weights, task.state)
+def begin(task: Task, hyper: Tree, given: Start) -> State:
+    """The state before step 0. Everything in it may depend on λ: w_0 by `start`, v_0 by the update's `init`.
+
+    given: the task's weights and state. They are arguments of the compiled program and not constants of it: a program would
+    keep a copy of its constants, and a NumPy array that was one keeps the x64 mode in which it was (jax 0.10.2).
+    """
+    w, carried = task.start(hyper) if task.start else given
     init = getattr(task.update, "init", None)
-    return State(found.weights, init(found.weights, hyper) if init else zeros(found.weights), found.state)
+    return State(w, init(w, hyper) if init else zeros(w), carried)
 
 
 def elementary_loss(task: Task, w: Tree, carried: Tree, hyper: Tree, batch: Tree, t: Any) -> tuple[Array, Tree]:
@@ -149,22 +154,24 @@ def has_custom_vjp(jaxpr: Any) -> bool:
 
 def seen(task: Task, hyper: Tree, batch: Tree) -> Tree:
     """λ as this batch sees it: of a leaf with a row per example, the rows of the batch."""
-    if task.per_example is None:
+    marked = marks(task)
+    if marked is None:
         return hyper
     rows = task.rows(batch)
-    return jax.tree.map(lambda of_examples, part: gather(part, rows) if of_examples else part, task.per_example, hyper)
+    return jax.tree.map(lambda of_examples, part: gather(part, rows) if of_examples else part, marked, hyper)
 
 
 def collect(task: Task, total: Tree, share: Tree, batch: Tree) -> Tree:
     """total += share, the adjoint of `seen`. The compiler scatters in place: a step costs the rows of its batch."""
-    if task.per_example is None:
+    marked = marks(task)
+    if marked is None:
         return add(total, share)
     rows = task.rows(batch)
 
     def both(of_examples: bool, total: Tree, share: Tree) -> Tree:
         return jax.tree.map(lambda a, b: a.at[rows].add(b), total, share) if of_examples else add(total, share)
 
-    return jax.tree.map(both, task.per_example, total, share)
+    return jax.tree.map(both, marked, total, share)
 
 
 def gather(part: Tree, rows: Array) -> Tree:

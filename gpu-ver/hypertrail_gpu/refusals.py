@@ -12,6 +12,7 @@ from hypertrail.errors import UsageError
 from hypertrail.task import Task
 
 from .batches import Memory
+from .declared import marks
 from .inner import State, elementary_loss, is_symmetric, seen, step
 from .trees import floats, is_float, named
 
@@ -29,8 +30,10 @@ def refuse_misfit(task: Task, s: State, hyper: Tree, batches: Memory) -> None:
         raise UsageError(
             f"hyper: no floating point array among {list(named(hyper)) or 'nothing'}; there is nothing to tune"
         )
-    if task.per_example is not None and task.rows is None:
-        raise UsageError("per_example is given without rows(batch), which says what rows of it a batch reads")
+    if marks(task) is not None and task.rows is None:
+        raise UsageError(
+            "a hyperparameter with a row per example is given without rows(batch), which says what rows of it a batch reads"
+        )
     task.programs["symmetric"] = is_symmetric(task, s, hyper, batch)
     t = jax.ShapeDtypeStruct((), jnp.int32)
     found = jax.eval_shape(lambda s, h, b, t: task_loss(task, s, h, b, t), s, hyper, batch, t)

@@ -24,10 +24,11 @@ from jax import lax
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.methods import MEASURED_STEPS
-from hypertrail.task import Task
+from hypertrail.task import Start, Task
 
 from . import refusals
 from .batches import Memory, Pick, ahead, feed, table
+from .declared import has_declared, initial, is_declared, over_leaves, values
 from .inner import State, begin, collect, hyper_loss, program, reverse_step, seen, step
 from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
 
@@ -97,7 +98,7 @@ Begin = Callable[[Task, Tree, State], State]
 
 
 def begin_task(task: Task, hyper: Tree, s: State) -> State:
-    return begin(task, hyper)
+    return begin(task, hyper, Start(s.w, s.carried))
 
 
 @dataclass
@@ -105,12 +106,14 @@ class Trail:
     """One training run, and all that its hypergradient needs. It holds its hyperparameters and batches by reference, so there
     is nothing that a caller could mismatch.
 
-    begin: how the beginning depends on λ, None where it does not. losses: (T,) float64, L before each step. distances:
-    ‖w_{t+1} − w_0‖ of the first 20 steps. kept: the keeper, with what it kept.
+    hyper: the arrays that are moved. values: what the functions of the task were given. begin: how the beginning depends on
+    the values, None where it does not. losses: (T,) float64, L before each step. distances: ‖w_{t+1} − w_0‖ of the first 20
+    steps. kept: the keeper, with what it kept.
     """
 
     task: Task
     hyper: Tree
+    values: Tree
     batches: Memory
     chunk: int
     start: State
@@ -142,11 +145,26 @@ def train(task: Task, make_keeper: MakeKeeper, hyper: Tree = None, progress: Pro
     Raises UsageError for what cannot be trained, before anything is; NumericalFailure, naming the step, for the first loss
     that is not finite.
     """
-    hyper = task.hyper if hyper is None else hyper
+    batches = feed(task.batches, "batches")
+    hyper = initial(task, batches.steps) if hyper is None else hyper
     refusals.refuse_no_arrays(task, hyper)
-    hyper = strong(hyper)
-    s = strong(program(task, begin)(hyper))
-    return train_from(task, s, begin_task, hyper, feed(task.batches, "batches"), make_keeper, progress)
+    hyper = in_precision(task, hyper)
+    given = program(task, values, batches.steps)(hyper)
+    first = Start(None, None) if task.start else strong(Start(task.weights, task.state))
+    s = strong(program(task, begin)(given, first))
+    return train_from(task, s, begin_task, hyper, given, batches, make_keeper, progress)
+
+
+def in_precision(task: Task, hyper: Tree) -> Tree:
+    """On the device, strongly typed. Declared hyperparameters, float64 on the host, take the precision of the weights."""
+    if not has_declared(task.hyper):
+        return strong(hyper)
+    dtype = dtype_of(strong(task.weights if task.weights is not None else hyper))
+    return over_leaves(
+        lambda leaf, u: jax.tree.map(lambda a: jnp.asarray(a, dtype), u) if is_declared(leaf) else strong(u),
+        task.hyper,
+        hyper,
+    )
 
 
 def train_from(
@@ -154,21 +172,22 @@ def train_from(
     s: State,
     begin: Begin | None,
     hyper: Tree,
+    given: Tree,
     batches: Memory,
     make_keeper: MakeKeeper,
     progress: Progress | None = None,
 ) -> Trail:
-    """`train` from a state that is there already, on batches that are not the task's own."""
+    """`train` from a state that is there already, on batches that are not the task's own. given: the values of `hyper`."""
     started = time.perf_counter()
     T = batches.steps
-    refusals.refuse_misfit(task, s, hyper, batches)
-    task, kept = make_keeper(task, T, hyper, s)
+    refusals.refuse_misfit(task, s, given, batches)
+    task, kept = make_keeper(task, T, given, s)
     length = chunk_length(T, s)
     cuts = kept.cuts()
     spans = [(i, min(i + length, b)) for a, b in pairwise(cuts) for i in range(a, b, length)]
     length = max(b - a for a, b in spans)
-    trail = Trail(task, hyper, batches, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS)))
-    place = kept.enter(task, s, hyper)
+    trail = Trail(task, hyper, given, batches, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS)))
+    place = kept.enter(task, s, given)
 
     def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
         losses, distances, size = (np.asarray(one) for one in record)
@@ -191,7 +210,7 @@ def train_from(
                 place, more = kept.before(a, place)
                 origins = tuple((np.int32(at), w) for at, w in ((0, s.w), *more))
                 run = program(task, forward, batches.pick, kept.advance, kept.wants(a))
-                place, path, record = run(place, origins, hyper, payload, x, np.int32(0), np.int32(b - a))
+                place, path, record = run(place, origins, given, payload, x, np.int32(0), np.int32(b - a))
             if waiting is not None:
                 look(*waiting)
             waiting = a, b, path, record, place
@@ -258,7 +277,8 @@ class Pass:
     """One pass back over a training.
 
     norms: ‖dw‖ before each reverse step, in the order in which they are taken. replayed: how far the losses seen again were
-    from those of training, relative. found: the method's own diagnostics.
+    from those of training, relative. found: the method's own diagnostics. pulled: whether the way gives the gradient of what
+    is moved itself, and not of the values.
     """
 
     trail: Trail
@@ -266,6 +286,7 @@ class Pass:
     norms: list[np.ndarray] = field(default_factory=list)
     replayed: float = 0.0
     found: dict[str, Any] = field(default_factory=dict)
+    pulled: bool = False
 
 
 class Chunk(NamedTuple):
@@ -325,7 +346,7 @@ def walk(
     for chunk in chunks:
         span = np.int32(chunk.lo), np.int32(chunk.hi)
         with trail.kept.precision():
-            adjoint, place, record = go(adjoint, place, chunk.fixed, trail.hyper, chunk.payload, chunk.x, *span)
+            adjoint, place, record = go(adjoint, place, chunk.fixed, trail.values, chunk.payload, chunk.x, *span)
         if waiting is not None:
             look(*waiting)
         waiting = chunk, record
@@ -389,11 +410,11 @@ def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
     task, s = trail.task, trail.end
     valid = NoData() if task.valid is None else feed(task.valid, "valid")
     M, length = valid.steps, min(valid.steps, CHUNK_STEPS)
-    total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(trail.hyper)))
+    total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(trail.values)))
     starts = range(0, M, length)
     for a, (x, payload) in zip(starts, ahead(valid, [table(a, length, M - 1) for a in starts]), strict=True):
         span = np.int32(0), np.int32(min(length, M - a))
-        total = program(task, judge, valid.pick, f)(total, s.w, s.carried, trail.hyper, payload, x, *span)
+        total = program(task, judge, valid.pick, f)(total, s.w, s.carried, trail.values, payload, x, *span)
     value, dw, dcarried, dhyper = jax.tree.map(lambda a: a / M, total)
     if not np.isfinite(value):
         raise NumericalFailure("hyper loss", trail.steps)
@@ -468,7 +489,9 @@ def hypergradient(
     value, adjoint = hyper_gradient(trail, f)
     (ds, dhyper), first = way(run, adjoint)
     if first == 0 and trail.begin is not None:
-        dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.hyper, trail.start, ds))
+        dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.values, trail.start, ds))
+    if not run.pulled:
+        dhyper = program(trail.task, pull_values, trail.steps)(trail.hyper, dhyper)
     refuse_nonfinite_gradient(dhyper, first)
     norms = np.concatenate(run.norms) if run.norms else np.empty(0)
     return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found)
@@ -477,6 +500,11 @@ def hypergradient(
 def pull_start(task: Task, begin: Begin, hyper: Tree, s: State, ds: State) -> Tree:
     """The adjoint of `begin`: what reaches the hypergradient through the state before step 0."""
     return jax.vjp(lambda moving: floats(begin(task, filled(hyper, moving), s)), floats(hyper))[1](ds)[0]
+
+
+def pull_values(task: Task, steps: int, hyper: Tree, dvalues: Tree) -> Tree:
+    """The adjoint of `values`: from what the functions were given to what is moved."""
+    return jax.vjp(lambda moving: floats(values(task, steps, filled(hyper, moving))), floats(hyper))[1](dvalues)[0]
 
 
 def refuse_nonfinite_gradient(dhyper: Tree, step: int) -> None:

@@ -66,7 +66,9 @@ def length(tree: Tree) -> int:
 def strong(tree: Tree) -> Tree:
     """On the device, without weak types. `jnp.log(0.1)` is weakly typed and `jnp.float32(-2.3)` is not: without this the same
     number, once it has moved, would compile every program a second time."""
-    return jax.tree.map(lambda a: jnp.asarray(a, a.dtype if hasattr(a, "dtype") else jnp.result_type(a)), tree)
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, a.dtype) if isinstance(a, jax.Array) else jnp.asarray(np.asarray(a)), tree
+    )
 
 
 def named(tree: Tree) -> dict[str, Any]:

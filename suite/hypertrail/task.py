@@ -71,11 +71,15 @@ class Task:
     update(w, v, g, hyper, t) → (w, v), and optionally update.init(w_0, hyper) → v_0 (without it, v_0 is zeros like w_0).
         An update may offer more, which some methods need: see `hypertrail_gpu.updates`.
     hyper_loss(w, hyper, batch) → f, or hyper_loss(w, state, hyper, batch) → f; averaged over the batches of `valid`.
-    hyper: the hyperparameters, a tree. Leaves that are not floating point are passed on and have no derivative.
+    hyper: the hyperparameters, a tree of arrays and of declarations (`hypertrail.hyper`: Log, Logit, Linear, with bounds,
+        schedules and sharing). The functions are given the values. Leaves that are not floating point are passed on and
+        have no derivative.
+    values(hyper) → what the functions are given, in the place of declarations. It is computed once for each training.
     batches, valid: `Arrays`, `Rows` or `Stream`; any other tree is taken as Arrays(tree). valid=None: f reads no data, and
         `hyper_loss` is given None as its batch.
-    weights, state: where training begins; or start(hyper) → `Start`, where the hyperparameters reach the beginning.
-    per_example: a prefix of hyper's tree, True where a leaf has one row per training example; rows(batch) → the numbers of
+    weights, state: where training begins; or start(hyper) → `Start`, where the hyperparameters reach the beginning (weights
+        then say the shapes to share a hyperparameter over).
+    per_example: a prefix of the values' tree, True where a leaf has one row per training example; rows(batch) → the numbers of
         the rows that a batch reads. The loss is then given these rows alone, and a step costs no more than they do.
     whole_loss(w, hyper), or whole_loss(w, state, hyper) → L over all training data: for `Implicit` alone.
     seed: of the batches that a line of DrMAD draws.
@@ -94,6 +98,7 @@ class Task:
     start: Callable[[Tree], Start] | None = None
     per_example: Tree = None
     rows: Callable[[Tree], Any] | None = None
+    values: Callable[[Tree], Tree] | None = None
     whole_loss: Callable[..., Any] | None = None
     seed: int = 0
     programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

@@ -63,6 +63,6 @@ def recomputed(run: Pass, first: int) -> Iterator[Chunk]:
         found = []
         for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
             origins = ((np.int32(-MEASURED_STEPS), s.w),)  # nothing is measured
-            s, path, _ = again(s, origins, trail.hyper, payload, x, np.int32(0), np.int32(b - a))
+            s, path, _ = again(s, origins, trail.values, payload, x, np.int32(0), np.int32(b - a))
             found.append(Chunk(x, payload, max(first - a, 0), b - a, path))
         yield from reversed([chunk for chunk in found if chunk.hi > chunk.lo])

@@ -16,13 +16,14 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from hypertrail.errors import NumericalFailure, UsageError
+from hypertrail.errors import UsageError
 from hypertrail.methods import Forward
 from hypertrail.task import Task
 
 from ..batches import Pick, ahead, table
-from ..inner import State, begin, program, seen, step
-from ..trail import LOWER, Pass, refuse_first
+from ..declared import values
+from ..inner import State, program, seen, step
+from ..trail import LOWER, Begin, Pass, refuse_first
 from ..trees import filled, floats, norm
 
 Array = Any
@@ -32,18 +33,19 @@ Tree = Any
 def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int]:
     """The run once more with its m tangents side by side. Cost: T gradients and T · m tangents; memory: m states."""
     trail = run.trail
-    task, hyper, T = trail.task, trail.hyper, trail.steps
+    task, hyper, given, T = trail.task, trail.hyper, trail.values, trail.steps
     m = sum(leaf.size for leaf in jax.tree.leaves(floats(hyper)))
     if m > method.most:
         raise UsageError(
             f"forward mode carries one state for each of {m} hyperparameters, at most {method.most}; use a way back"
         )
-    s, Z = trail.start, program(task, first_tangents)(hyper)
+    columns = program(task, columns_of, T)(hyper)
+    s, Z = trail.start, program(task, first_tangents, trail.begin)(given, columns, trail.start)
     starts = range(0, T, trail.chunk)
     tables = [table(a, trail.chunk, T - 1) for a in starts]
     for a, (x, payload) in zip(starts, ahead(trail.batches, tables), strict=True):
         b = min(a + trail.chunk, T)
-        s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, hyper, payload, x, np.int32(b - a))
+        s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, given, columns, payload, x, np.int32(b - a))
         losses, sizes = (np.asarray(one)[: b - a] for one in record)
         refuse_first(losses, "elementary loss", a, LOWER)
         refuse_first(
@@ -53,7 +55,8 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
             run.progress(b, T)
     (ds, dhyper) = adjoint
     run.found["N"] = T
-    return (None, program(task, through)(hyper, ds, dhyper, Z)), T
+    run.pulled = True
+    return (None, program(task, through)(hyper, columns, ds, dhyper, Z)), T
 
 
 def directions(hyper: Tree) -> Tree:
@@ -62,20 +65,30 @@ def directions(hyper: Tree) -> Tree:
     return jax.vmap(restore)(jnp.eye(flat.size, dtype=flat.dtype))
 
 
-def first_tangents(task: Task, hyper: Tree) -> State:
+def columns_of(task: Task, steps: int, hyper: Tree) -> Tree:
+    """What the m directions do to the values, with a leading axis of m."""
+
+    def column(direction: Tree) -> Tree:
+        return jax.jvp(lambda u: floats(values(task, steps, filled(hyper, u))), (floats(hyper),), (direction,))[1]
+
+    return jax.vmap(column)(directions(hyper))
+
+
+def first_tangents(task: Task, begin: Begin | None, given: Tree, columns: Tree, s: State) -> State:
     """Z_0: what λ does to the state before step 0."""
 
-    def tangent(direction: Tree) -> State:
-        return jax.jvp(lambda h: floats(begin(task, filled(hyper, h))), (floats(hyper),), (direction,))[1]
+    def tangent(column: Tree) -> State:
+        return jax.jvp(lambda h: floats(begin(task, filled(given, h), s) if begin else s), (floats(given),), (column,))[
+            1
+        ]
 
-    return jax.vmap(tangent)(directions(hyper))
+    return jax.vmap(tangent)(columns)
 
 
 def tangents(
-    task: Task, pick: Pick, s: State, Z: State, hyper: Tree, payload: Tree, x: Tree, hi: Any
+    task: Task, pick: Pick, s: State, Z: State, hyper: Tree, columns: Tree, payload: Tree, x: Tree, hi: Any
 ) -> tuple[State, State, tuple]:
     """The first `hi` steps of a chunk with Z ← A Z + B → (state, Z, (the loss of each step, ‖Z‖ after each))."""
-    ways = directions(hyper)
     n, dtype = len(x["t"]), jax.tree.leaves(s.w)[0].dtype
 
     def one(i: Array, carry: tuple) -> tuple:
@@ -87,21 +100,17 @@ def tangents(
             return floats(after), (after, loss)
 
         _, tangent, (after, loss) = jax.linearize(whole, floats(s), floats(hyper), has_aux=True)
-        Z = jax.vmap(tangent)(Z, ways)
+        Z = jax.vmap(tangent)(Z, columns)
         return after, Z, (losses.at[i].set(loss.astype(dtype)), sizes.at[i].set(norm(Z).astype(dtype)))
 
     return lax.fori_loop(0, hi, one, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
 
 
-def through(task: Task, hyper: Tree, ds: State, dhyper: Tree, Z: State) -> Tree:
+def through(task: Task, hyper: Tree, columns: Tree, ds: State, dhyper: Tree, Z: State) -> Tree:
     """∇f Z + ∂f/∂λ, in the tree of λ."""
-    ways = directions(hyper)
 
     def dot(z: Array, d: Array) -> Array:
         return jnp.tensordot(z, d, d.ndim)
 
-    terms = jax.tree.leaves(jax.tree.map(dot, (Z.w, Z.carried, ways), (ds.w, ds.carried, dhyper)))
+    terms = jax.tree.leaves(jax.tree.map(dot, (Z.w, Z.carried, columns), (ds.w, ds.carried, dhyper)))
     return ravel_pytree(floats(hyper))[1](sum(terms))
-
-
-__all__ = ["NumericalFailure", "forward_mode"]

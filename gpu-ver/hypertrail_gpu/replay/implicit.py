@@ -38,7 +38,7 @@ def implicit_gradient(run: Pass, adjoint: tuple, method: Implicit) -> tuple[tupl
         raise UsageError(f"{method.name} needs the loss over all training data; give Task(whole_loss=…)")
     (ds, dhyper) = adjoint
     method = method.at(np.dtype(jax.tree.leaves(trail.start.w)[0].dtype).name)
-    mixed, iterations, residual, curvature, size = program(trail.task, solved, method)(trail.end, trail.hyper, ds.w)
+    mixed, iterations, residual, curvature, size = program(trail.task, solved, method)(trail.end, trail.values, ds.w)
     judge(method, int(iterations), float(residual), float(curvature))
     run.found.update(iterations=int(iterations), residual=float(residual), gradient_norm=float(size))
     return (None, subtract(dhyper, mixed)), trail.steps

@@ -187,7 +187,7 @@ def undone_integers(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, i
         if lo == first:
             break
     if first == 0:
-        began = kept.enter(trail.task, trail.start, trail.hyper)
+        began = kept.enter(trail.task, trail.start, trail.values)
         with kept.precision():
             same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), place, began)
         if not all(jax.tree.leaves(same)):
