@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hypertrail.engines import SPLITS
 from hypertrail.errors import UsageError
+from hypertrail.measures import SPLITS
 from hypertrail.problem import Problem
 from hypertrail.records import Metrics, Training
 from hypertrail.refusals import refuse_without_valid

@@ -5,6 +5,7 @@ u (unconstrained arrays, in the tree of Task.hyper) → representation, schedule
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -32,6 +33,25 @@ def has_declared(tree: Tree) -> bool:
 def over_leaves(function: Any, tree: Tree, *rest: Tree) -> Tree:
     """`function` on every leaf of Task.hyper, where a declaration is a leaf, and on what the other trees have there."""
     return jax.tree.map(function, tree, *rest, is_leaf=is_declared)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the declarations of a task stand. found: {path: declaration}."""
+
+    found: dict[tuple[Any, ...], Leaf]
+
+    def of(self, path: tuple[Any, ...]) -> tuple[tuple[Any, ...], Leaf | None]:
+        """The declaration that an array belongs to, with its path; ((), None) where it belongs to none."""
+        for n in range(len(path) + 1):
+            if path[:n] in self.found:
+                return path[:n], self.found[path[:n]]
+        return (), None
+
+
+def paths(task: Task) -> Paths:
+    leaves = jax.tree_util.tree_flatten_with_path(task.hyper, is_leaf=is_declared)[0]
+    return Paths({path: leaf for path, leaf in leaves if is_declared(leaf)})
 
 
 def initial(task: Task, steps: int) -> Tree:

@@ -13,12 +13,15 @@ from hypertrail.refusals import refuse_without_valid
 
 from . import devices
 from .compiled import compiled, precision
+from .tuned import TunedTask
 
 EVALUATION_BATCH = 500
 
 
 def hyper_loss(problem: Problem, training: Training) -> float:
     """f(w_T): mean cross-entropy on the validation batches, batch statistics. Cost: a forward pass over them."""
+    if isinstance(problem, TunedTask):
+        return problem.hyper_loss(training)
     refuse_without_valid(problem)
     with precision(problem):
         programs = compiled(problem)
@@ -31,6 +34,8 @@ def evaluate(problem: Problem, training: Training, split: str) -> Metrics:
     Where training images are learned, 'train' has these, with the split's labels.
     split: 'train', 'valid', 'select' or 'test'; an empty or unknown one raises UsageError. Cost: one forward pass.
     """
+    if isinstance(problem, TunedTask):
+        return problem.evaluate(training, split)
     with precision(problem):
         batches, examples = batches_of(problem, training, split)
         out = np.asarray(compiled(problem).metrics(training.weights, training.running, batches), np.float64)

@@ -130,7 +130,7 @@ def keeper(keep: Keep, programs: Compiled, begun: int = 0, about: Mapping[str, A
             f"keep={str(keep)!r} with {processes} processes: one of them would have to hand every segment to the others; keep "
             "'memory' (on each device), 'host' (in each process' RAM) or Checkpoints()"
         )
-    place = room_for(programs) if keep == "auto" else keep
+    place = room_for(programs.state_bytes * programs.problem.steps) if keep == "auto" else keep
     if isinstance(place, Path):
         store = Temporary if keep == "auto" else StoredTrajectory
         trajectory = store.open(place, "a", begun) if begun else store.create(place, meta=dict(about), parents=False)
@@ -155,12 +155,11 @@ def free_memory() -> tuple[int, int]:
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else host, host
 
 
-def room_for(programs: Compiled) -> str | Path:
-    """'memory', 'host' or a temporary folder: the first that half of whose free memory holds all T states.
+def room_for(needed: int) -> str | Path:
+    """'memory', 'host' or a temporary folder: the first that half of whose free memory holds `needed` bytes, all T states.
 
     Raises UsageError where even the disk has no room.
     """
-    needed = programs.state_bytes * programs.problem.steps
     device, host = free_memory()
     if needed <= SHARE * device:
         return "memory"

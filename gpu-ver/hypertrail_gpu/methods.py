@@ -28,6 +28,7 @@ from .implicit import implicit
 from .providers import Recomputed, Stored
 from .reversal import reverse_undone, with_effective_momentum
 from .reverse import DIVERGED, finite_end, reverse_lines, reverse_states, undo
+from .tuned import TunedTask
 
 Tree = Any
 
@@ -42,6 +43,8 @@ def hypergradient(
     other methods: see hypertrail.methods.
     Raises UsageError for a combination that cannot work, NumericalFailure when the adjoint stops being finite.
     """
+    if isinstance(problem, TunedTask):
+        return problem.hypergradient(training, method, progress)
     refuse(problem, training, method, hyper)
     end = ends_at(method, problem.steps)
     if isinstance(method, Forward):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from hypertrail.engines import Progress
 from hypertrail.errors import UsageError
-from hypertrail.keeping import Keep
+from hypertrail.keeping import Keep, from_middle
 from hypertrail.methods import Method, parse_method
+from hypertrail.runs.midway import Midway
 from hypertrail.task import Task
 
 from . import replay, trail
@@ -17,10 +17,22 @@ from .trail import Result, Trail
 Tree = Any
 
 
-def train(task: Task, keep: Keep = "memory", hyper: Tree = None, progress: Progress | None = None) -> Trail:
-    """T steps of the task. keep: what is kept of the trajectory, see `hypertrail.keeping`. Cost: T gradients."""
+def train(
+    task: Task,
+    keep: Keep = "memory",
+    hyper: Tree = None,
+    progress: Progress | None = None,
+    midway: Midway | None = None,
+) -> Trail:
+    """T steps of the task. Cost: T gradients.
+
+    keep: what is kept of the trajectory, see `hypertrail.keeping`. hyper: the arrays in the place of the declared ones.
+    midway: where a training that was stopped goes on, to the same bits (keep 'ends' or a Path only).
+    Raises UsageError for what cannot be trained, before anything is computed; NumericalFailure, naming the step, for the first
+    loss that is not finite.
+    """
     refuse_no_task(task)
-    return trail.train(task, partial(replay.keeper, keep), hyper, progress)
+    return trail.train(task, replay.making(keep), hyper, progress, midway if from_middle(keep) else None)
 
 
 def hypergradient(trained: Trail, method: Method | str = "exact", progress: Progress | None = None) -> Result:

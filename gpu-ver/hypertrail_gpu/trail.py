@@ -24,12 +24,14 @@ from jax import lax
 from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.methods import MEASURED_STEPS
+from hypertrail.runs.midway import Midway
 from hypertrail.task import Start, Task
 
 from . import refusals
 from .batches import Memory, Pick, ahead, feed, table
 from .declared import has_declared, initial, is_declared, over_leaves, values
 from .inner import State, begin, collect, hyper_loss, program, reverse_step, seen, step
+from .midway import Here, taken_up, write
 from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
 
 Array = Any
@@ -84,8 +86,16 @@ class Ends:
     def finished(self) -> None:
         """Nothing more is coming."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return 0
+
+    def flush(self) -> None:
+        """Return when what was taken is as safe as it can be made."""
+
     def close(self) -> None:
-        """Let go, after a failure: what is durable stays."""
+        """Let go of the states; what is durable stays."""
 
 
 def advance_state(task: Task, s: State, hyper: Tree, batch: Tree, t: Array) -> tuple[State, Array, Tree]:
@@ -106,7 +116,8 @@ class Trail:
     """One training run, and all that its hypergradient needs. It holds its hyperparameters and batches by reference, so there
     is nothing that a caller could mismatch.
 
-    hyper: the arrays that are moved. values: what the functions of the task were given. begin: how the beginning depends on
+    hyper: the arrays that are moved. values: what the functions of the task were given. whole: the number of steps that these
+    are made for. begin: how the beginning depends on
     the values, None where it does not. losses: (T,) float64, L before each step. distances: ‖w_{t+1} − w_0‖ of the first 20
     steps. kept: the keeper, with what it kept.
     """
@@ -115,6 +126,7 @@ class Trail:
     hyper: Tree
     values: Tree
     batches: Memory
+    whole: int
     chunk: int
     start: State
     kept: Any
@@ -134,14 +146,21 @@ class Trail:
         return self.kept.leave(self.place)
 
 
-# (task, T, λ, the state before step 0) → (the task as it is trained, the keeper of its states); see `replay.keeper`
+# (task, T, λ, the state before step 0, steps that an earlier start took, what is remembered of this training) → (the task as it
+# is trained, the keeper of its states); see `replay.keeper`
 MakeKeeper = Callable[[Task, int, Tree, State], tuple[Task, Ends]]
 
 
-def train(task: Task, make_keeper: MakeKeeper, hyper: Tree = None, progress: Progress | None = None) -> Trail:
+def train(
+    task: Task,
+    make_keeper: MakeKeeper,
+    hyper: Tree = None,
+    progress: Progress | None = None,
+    midway: Midway | None = None,
+) -> Trail:
     """T steps from the beginning, T being the number of the task's batches. Cost: T gradients.
 
-    hyper: in the place of task.hyper.
+    hyper: in the place of task.hyper. midway: where an earlier start left off, and where this one leaves what a later one needs.
     Raises UsageError for what cannot be trained, before anything is; NumericalFailure, naming the step, for the first loss
     that is not finite.
     """
@@ -149,10 +168,20 @@ def train(task: Task, make_keeper: MakeKeeper, hyper: Tree = None, progress: Pro
     hyper = initial(task, batches.steps) if hyper is None else hyper
     refusals.refuse_no_arrays(task, hyper)
     hyper = in_precision(task, hyper)
-    given = program(task, values, batches.steps)(hyper)
-    first = Start(None, None) if task.start else strong(Start(task.weights, task.state))
-    s = strong(program(task, begin)(given, first))
-    return train_from(task, s, begin_task, hyper, given, batches, make_keeper, progress)
+    given = given_values(task, hyper, batches.steps)
+    s = first_state(task, given)
+    return train_from(task, s, begin_task, hyper, given, batches, make_keeper, progress, midway)
+
+
+def given_values(task: Task, hyper: Tree, steps: int) -> Tree:
+    """What the functions of the task are given."""
+    return program(task, values, steps)(hyper)
+
+
+def first_state(task: Task, given: Tree) -> State:
+    """The state before step 0."""
+    start = Start(None, None) if task.start else strong(Start(task.weights, task.state))
+    return strong(program(task, begin)(given, start))
 
 
 def in_precision(task: Task, hyper: Tree) -> Tree:
@@ -176,18 +205,29 @@ def train_from(
     batches: Memory,
     make_keeper: MakeKeeper,
     progress: Progress | None = None,
+    midway: Midway | None = None,
+    whole: int | None = None,
 ) -> Trail:
-    """`train` from a state that is there already, on batches that are not the task's own. given: the values of `hyper`."""
+    """`train` from a state that is there already, on batches that are not the task's own. given: the values of `hyper`.
+
+    whole: the number of steps of a longer training, whose programs are to be used.
+    """
     started = time.perf_counter()
     T = batches.steps
     refusals.refuse_misfit(task, s, given, batches)
-    task, kept = make_keeper(task, T, given, s)
-    length = chunk_length(T, s)
+    middle = Here(0, s) if midway is None else taken_up(midway, s)
+    task, kept = make_keeper(task, T, given, s, middle.step, {} if midway is None else midway.about)
+    length = chunk_length(whole or T, s)
     cuts = kept.cuts()
     spans = [(i, min(i + length, b)) for a, b in pairwise(cuts) for i in range(a, b, length)]
-    length = max(b - a for a, b in spans)
-    trail = Trail(task, hyper, given, batches, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS)))
-    place = kept.enter(task, s, given)
+    length = length if whole else max(b - a for a, b in spans)
+    trail = Trail(
+        task, hyper, given, batches, whole or T, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS))
+    )
+    trail.losses[: middle.step] = middle.losses
+    trail.distances[: len(middle.distances)] = middle.distances
+    spans = [(max(a, middle.step), b) for a, b in spans if b > middle.step]
+    place = kept.enter(task, middle.state, given)
 
     def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
         losses, distances, size = (np.asarray(one) for one in record)
@@ -198,6 +238,10 @@ def train_from(
         measured = trail.distances[a:b]
         measured[:] = distances[: len(measured), 0]
         kept.after(a, b, path, distances[: b - a, 1:], place)
+        if midway and midway.due():
+            kept.flush()
+            spent = middle.seconds + time.perf_counter() - started
+            write(midway, Here(b, kept.leave(place), trail.losses[:b], trail.distances[:b], spent))
         if progress:
             progress(b, T)
 
@@ -214,12 +258,13 @@ def train_from(
             if waiting is not None:
                 look(*waiting)
             waiting = a, b, path, record, place
-        look(*waiting)
+        if waiting is not None:
+            look(*waiting)
         kept.finished()
     except BaseException:
         kept.close()
         raise
-    trail.place, trail.seconds = place, time.perf_counter() - started
+    trail.place, trail.seconds = place, middle.seconds + time.perf_counter() - started
     return trail
 
 
@@ -277,8 +322,8 @@ class Pass:
     """One pass back over a training.
 
     norms: ‖dw‖ before each reverse step, in the order in which they are taken. replayed: how far the losses seen again were
-    from those of training, relative. found: the method's own diagnostics. pulled: whether the way gives the gradient of what
-    is moved itself, and not of the values.
+    from those of training, relative. found: the method's own diagnostics. recomputed: steps that were taken again. pulled:
+    whether the way gives the gradient of what is moved itself, and not of the values.
     """
 
     trail: Trail
@@ -287,6 +332,7 @@ class Pass:
     replayed: float = 0.0
     found: dict[str, Any] = field(default_factory=dict)
     pulled: bool = False
+    recomputed: int = 0
 
 
 class Chunk(NamedTuple):
@@ -408,7 +454,7 @@ HyperLoss = Callable[..., Array]
 def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
     """(f, the adjoint it gives the state after T steps and λ): means over the validation batches, each of which counts alike."""
     task, s = trail.task, trail.end
-    valid = NoData() if task.valid is None else feed(task.valid, "valid")
+    valid = validation(task)
     M, length = valid.steps, min(valid.steps, CHUNK_STEPS)
     total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(trail.values)))
     starts = range(0, M, length)
@@ -419,6 +465,11 @@ def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
     if not np.isfinite(value):
         raise NumericalFailure("hyper loss", trail.steps)
     return float(value), (State(dw, zeros(floats(s.v)), dcarried), dhyper)
+
+
+def validation(task: Task) -> Memory:
+    """The batches that the hyper loss is averaged over."""
+    return NoData() if task.valid is None else feed(task.valid, "valid")
 
 
 def judge(
@@ -448,6 +499,32 @@ def judge(
     return lax.fori_loop(lo, hi, one, total)
 
 
+def means(trail: Trail, batches: Memory) -> dict[str, float]:
+    """The mean hyper loss ("loss") and the means of the task's metrics at the end of a training, over these batches."""
+    task, s = trail.task, trail.end
+    n, length = batches.steps, min(batches.steps, CHUNK_STEPS)
+    total = {name: jnp.zeros((), dtype_of(s.w)) for name in ("loss", *task.metrics)}
+    starts = range(0, n, length)
+    for a, (x, payload) in zip(starts, ahead(batches, [table(a, length, n - 1) for a in starts]), strict=True):
+        span = np.int32(0), np.int32(min(length, n - a))
+        total = program(task, measured, batches.pick)(total, s.w, s.carried, trail.values, payload, x, *span)
+    return {name: float(one) / n for name, one in total.items()}
+
+
+def measured(
+    task: Task, pick: Pick, total: Tree, w: Tree, carried: Tree, hyper: Tree, payload: Tree, x: Tree, lo: Any, hi: Any
+) -> Tree:
+    """total += the hyper loss and each metric on the batches lo … hi − 1 of a chunk."""
+    functions = {"loss": task.hyper_loss, **task.metrics}
+
+    def one(i: Array, total: Tree) -> Tree:
+        batch = pick(payload, x["at"][i])
+        arguments = (w, hyper, batch) if carried is None else (w, jax.tree.map(lambda a: a, carried), hyper, batch)
+        return {name: total[name] + jnp.asarray(functions[name](*arguments), total[name].dtype) for name in total}
+
+    return lax.fori_loop(lo, hi, one, total)
+
+
 class NoData(Memory):
     """valid=None: one batch, which is None."""
 
@@ -462,7 +539,8 @@ class NoData(Memory):
 class Result(NamedTuple):
     """value: the mean hyper loss f. hyper: df/dλ, in the tree of λ (None in the place of what is not floating point). start: the
     adjoint of the State before step 0, None where the method does not go there. steps: of the way back. replayed: how far
-    the losses seen again were from those of training, relative. found: the method's own diagnostics."""
+    the losses seen again were from those of training, relative. found: the method's own diagnostics. recomputed: steps that
+    were taken again."""
 
     value: float
     hyper: Tree
@@ -471,6 +549,7 @@ class Result(NamedTuple):
     replayed: float
     norms: np.ndarray
     found: dict[str, Any]
+    recomputed: int
 
 
 def hypergradient(
@@ -491,10 +570,10 @@ def hypergradient(
     if first == 0 and trail.begin is not None:
         dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.values, trail.start, ds))
     if not run.pulled:
-        dhyper = program(trail.task, pull_values, trail.steps)(trail.hyper, dhyper)
+        dhyper = program(trail.task, pull_values, trail.whole)(trail.hyper, dhyper)
     refuse_nonfinite_gradient(dhyper, first)
     norms = np.concatenate(run.norms) if run.norms else np.empty(0)
-    return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found)
+    return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found, run.recomputed)
 
 
 def pull_start(task: Task, begin: Begin, hyper: Tree, s: State, ds: State) -> Tree:

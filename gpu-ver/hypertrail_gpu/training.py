@@ -23,6 +23,7 @@ from hypertrail.runs.midway import Middle, Midway
 from .compiled import compiled, precision
 from .keeping import Nothing, keeper
 from .reversal import train_reversibly
+from .tuned import TunedTask
 
 Tree = Any
 
@@ -41,6 +42,8 @@ def train(
     midway: where an earlier start left off, and where this one leaves what a later one needs; keep 'ends' or a Path only.
     """
     keeping.check(keep)
+    if isinstance(problem, TunedTask):
+        return problem.train(hyper, keep, progress, midway)
     refuse_hyper(problem, hyper)
     if isinstance(keep, keeping.Reversible):
         return train_reversibly(problem, hyper, keep, progress)

@@ -87,3 +87,33 @@ def on_device(words: Any, like: Any) -> Array:
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(like))
     return jnp.asarray(words, like.dtype)
+
+
+# -- on the disk: float32, float64, int32 and int64 alone, under names that every format has ------------------------------------
+
+
+def stored(state: Tree) -> dict[str, np.ndarray]:
+    """{name: array} of a tree, in dtypes that the formats have. Every value is kept exactly."""
+    return {f"{i:04d}{safe(name)}": to_stored(leaf) for i, (name, leaf) in enumerate(named(state).items())}
+
+
+def safe(name: str) -> str:
+    """The path of a leaf with letters, digits, '.', '_' and '-' alone."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in name)
+
+
+def to_stored(leaf: Any) -> np.ndarray:
+    """bfloat16 and float16 as float32, small integers and booleans as int32, unsigned ones by their bits."""
+    array = on_host(leaf)
+    if array.dtype in (np.float32, np.float64, np.int32, np.int64):
+        return array
+    if array.dtype in (np.uint32, np.uint64):
+        return array.view(f"int{8 * array.dtype.itemsize}")
+    return array.astype(np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else np.int32)
+
+
+def from_stored(array: np.ndarray, like: Any) -> Any:
+    """Undoes `to_stored` and puts the array on the device."""
+    target = on_host(like).dtype
+    array = array.view(target) if target in (np.uint32, np.uint64) else array.astype(target, copy=False)
+    return on_device(array, like)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import diagnostics, terminal
-from .engines import SPLITS
+from .measures import ERROR, LOSS, SPLITS, measures, of_lines, shown
 from .sections import Section
 from .tuning import MetaIteration, warnings_of
 
@@ -110,13 +110,20 @@ class Voice:
 def line_of(record: MetaIteration) -> str:
     """One meta-iteration in one line."""
     words = [f"meta-iteration {record.index}: T {record.steps}"]
-    words += [f"{split} {m.loss:.4f} {100 * m.error:.2f} %" for split, m in record.metrics.items()]
+    for split, measured in record.metrics.items():
+        found = measured.as_json()
+        words.append(" ".join([split, *(named(what, found[what]) for what in measures(found))]))
     words.append(f"hyper loss {record.hyper_loss:.4f}")
     for kind, one in (record.agreement or {}).items():
         words.append(f"{kind}: cosine {diagnostics.in_words(one.total.cosine)} signs {100 * one.total.signs:.1f} %")
     words.append(f"{sum(c.seconds for c in record.costs.values()):.1f} s")
     words += [f"WARNING: {sentence}" for sentence in record.warnings]
     return " | ".join(words)
+
+
+def named(what: str, value: float) -> str:
+    """A number of a line: the loss and the error rate of a classifier are known by their looks, others say what they are."""
+    return shown(what, value) if what in (LOSS, ERROR) else f"{what} {shown(what, value)}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -138,15 +145,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def end_table(lines: Sequence[dict[str, Any]]) -> Table:
     """Loss and error of every split at the start and at the end."""
     start, end = lines[0], lines[-1]
-    rows = []
+    rows, names = [], of_lines([start])
     for split in (s for s in SPLITS if s in start["metrics"]):
         a, b = start["metrics"][split], end["metrics"][split]
-        rows.append(
-            [split, f"{a['loss']:.4f}", f"{b['loss']:.4f}", f"{100 * a['error']:.2f} %", f"{100 * b['error']:.2f} %",
-             f"{a['examples']}"]
-        )  # fmt: skip
-    rows.append(["hyper loss", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", "", "", ""])
-    columns = ["split", "loss, start", "loss, end (nats)", "error, start", "error, end", "examples"]
+        both = [shown(what, line.get(what)) for what in names for line in (a, b)]
+        rows.append([split, *both, f"{a['examples']}"])
+    empty = [""] * (2 * len(names) - 1)
+    rows.append(["hyper loss", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", *empty])
+    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), "examples"]
     return table(f"After {end['meta_iteration']} updates", columns, rows)
 
 

@@ -27,7 +27,6 @@ from .records import Hypergradient, Metrics, Training
 from .runs.midway import Midway
 
 ENGINES = {"cpu": "hypertrail_cpu", "gpu": "hypertrail_gpu"}
-SPLITS = ("train", "valid", "select", "test")
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all), called between chunks of steps
 

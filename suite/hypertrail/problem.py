@@ -34,6 +34,7 @@ from hypertrail_nets.layers import REGULARIZABLE, Input
 
 from .errors import UsageError
 from .hyperparameters import OF_EXAMPLES, OF_THE_START, Hyper, Hyperparameter, expand, hyper_shapes, initial_hyper
+from .measures import SPLITS
 from .vanished import refuse_vanished
 
 if TYPE_CHECKING:
@@ -362,6 +363,16 @@ class Problem:
     def update_running(self, running: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
         """Batch norm's running averages after one training batch: r ← (1 − a) r + a · batch, a = 0.1 (Lasagne's default)."""
         return {key: (1 - AVERAGING) * running[key] + AVERAGING * batch[key] for key in running}
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that have examples."""
+        return tuple(split for split in SPLITS if len(getattr(self.splits, split)))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the data."""
+        return self.splits.digest
 
     @property
     def valid_batch_count(self) -> int:

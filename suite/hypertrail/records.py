@@ -41,11 +41,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean loss in nats and error rate (0 … 1) over a whole split of `examples` examples."""
+    """Means over a whole split of `examples` examples (of a task: batches): the loss (of our problems in nats), the error rate
+    (0 … 1; None for a task that has none), and the further metrics of a task by name."""
 
     loss: float
-    error: float
+    error: float | None
     examples: int
+    more: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, float]:
+        """{name: number}, the loss first and the examples last."""
+        error = {} if self.error is None else {"error": self.error}
+        return {"loss": self.loss, **error, **self.more, "examples": self.examples}
 
 
 @dataclass

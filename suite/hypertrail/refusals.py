@@ -23,6 +23,8 @@ from .records import Checkpointed, Training, Undoable
 
 def refuse_plan(problem: Problem, method: Method, keep: Keep) -> None:
     """Raise UsageError for a method that cannot give this problem's hypergradients, or not from what will be kept."""
+    if not isinstance(problem, Problem):  # a task knows by itself what it cannot do
+        return problem.refuse_plan(method, keep)
     refuse_method(problem, method)
     starts = keep.at(problem.steps) if isinstance(keep, Checkpoints) else None
     refuse_numbers(problem, method, None, starts)
@@ -55,7 +57,7 @@ def refuse(problem: Problem, training: Training, method: Method, hyper: Hyper | 
 
 def refuse_without_valid(problem: Problem) -> None:
     """The hyper loss is taken on the valid split."""
-    if not len(problem.splits.valid):
+    if isinstance(problem, Problem) and not len(problem.splits.valid):
         raise UsageError("the valid split is empty, and the hyper loss is taken on it; give it examples in make_splits")
 
 
@@ -306,6 +308,8 @@ def refuse_too_large(problem: Problem) -> None:
     A training and its reverse pass hold five arrays of the size of the weights (w, v, g, dw, dv) in the precision of the problem
     and three of that of the hyperparameters (λ, its gradient, its buffer) in float64. Nothing of that size is made here.
     """
+    if not isinstance(problem, Problem):  # the arrays of a task are there already
+        return
     weights = sum(math.prod(one.shape) for one in problem.params)
     hypers = sum(math.prod(shape) for shapes in problem.hyper_shapes().values() for shape in shapes.values())
     needed, there = 5 * problem.dtype.itemsize * weights + 3 * 8 * hypers, memory.of_machine()

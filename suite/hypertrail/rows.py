@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import experiments
-from .engines import SPLITS
 from .interval import Unit, percent
+from .measures import SPLITS, measures
 from .runs import read_config, read_metrics
 
 Label = str | int | float
@@ -59,12 +59,12 @@ def of_meta_iteration(line: dict[str, Any]) -> Row:
 
 
 def of_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """{split: {loss, error, examples}} → {split_loss, split_error, …, split_examples}, the splits in their order.
+    """{split: {loss, error, …, examples}} → {split_loss, split_error, …, split_examples}, the splits in their order.
 
     The examples say how fine an error rate can be (`unit_of`); they come last, as nobody looks at them first.
     """
     there = [split for split in SPLITS if split in metrics]
-    values = {f"{split}_{what}": metrics[split][what] for split in there for what in ("loss", "error")}
+    values = {f"{split}_{what}": metrics[split][what] for split in there for what in measures(metrics[split])}
     return values | {f"{split}_examples": metrics[split]["examples"] for split in there if "examples" in metrics[split]}
 
 

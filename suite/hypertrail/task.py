@@ -15,7 +15,7 @@ module imports no JAX: it says what a task is, an engine says how it is computed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,6 +81,8 @@ class Task:
         then say the shapes to share a hyperparameter over).
     per_example: a prefix of the values' tree, True where a leaf has one row per training example; rows(batch) → the numbers of
         the rows that a batch reads. The loss is then given these rows alone, and a step costs no more than they do.
+    splits: {name: batches} that are measured and never tuned on, such as {"select": …, "test": …}.
+    metrics: {name: function}, called as hyper_loss is, each → one number; they are averaged over the batches of every split.
     whole_loss(w, hyper), or whole_loss(w, state, hyper) → L over all training data: for `Implicit` alone.
     seed: of the batches that a line of DrMAD draws.
 
@@ -99,6 +101,8 @@ class Task:
     per_example: Tree = None
     rows: Callable[[Tree], Any] | None = None
     values: Callable[[Tree], Tree] | None = None
+    splits: Mapping[str, Batches | Tree] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     whole_loss: Callable[..., Any] | None = None
     seed: int = 0
     programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

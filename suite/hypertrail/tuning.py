@@ -23,7 +23,7 @@ from hypertrail_data import DataError, TrajectoryError
 
 from . import diagnostics, memory, outer, stopping
 from .blown_up import blown_up, norm
-from .engines import SPLITS, Engine
+from .engines import Engine
 from .errors import NumericalFailure, UsageError
 from .hyperparameters import Hyper
 from .keeping import Checkpoints, Keep, Last, from_middle, parse_keep
@@ -78,7 +78,7 @@ class MetaIteration:
         line: dict[str, Any] = {
             "meta_iteration": self.index,
             "steps": self.steps,
-            "metrics": {split: asdict(one) for split, one in self.metrics.items()},
+            "metrics": {split: one.as_json() for split, one in self.metrics.items()},
             "hyper_loss": self.hyper_loss,
             "cost": {stage: asdict(cost) for stage, cost in self.costs.items()},
             "hyper": {kind: summary(self.hyper[kind]) for kind in self.hyper},
@@ -155,9 +155,8 @@ def tune(
         costs = {"train": training.cost}
         warnings = doubts(problem, hyper, training)
         clock = time.perf_counter()
-        named = [s for s in SPLITS if len(getattr(problem.splits, s))]
         with let_go_after_failure(training):
-            metrics = {split: engine.evaluate(problem, training, split) for split in named}
+            metrics = {split: engine.evaluate(problem, training, split) for split in problem.split_names}
             refuse_nonfinite(metrics, k, T)
         costs["evaluate"] = Cost(seconds=time.perf_counter() - clock)
         if last:
@@ -215,7 +214,7 @@ def into_run(
     """
 
     def data_of(k: int) -> str:
-        return (problem if problem_for is None else problem_for(k)).splits.digest
+        return (problem if problem_for is None else problem_for(k)).digest
 
     start, lines = taken_up(run, problem, rule, meta_iterations)
     for line in lines if problem_for is None else lines[-1:]:  # of several data sets the last one is looked at
@@ -256,7 +255,7 @@ def into_run(
 def mark(run: Run, problem: Problem, k: int, before: dict[str, Any]) -> str:
     """A word that only the training of meta-iteration k of this run has: it comes from the settings, the data, and the state
     before."""
-    text = f"{run.identity} {problem.splits.digest} {k} {arrays.digest(before)}"
+    text = f"{run.identity} {problem.digest} {k} {arrays.digest(before)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

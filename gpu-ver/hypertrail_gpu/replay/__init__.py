@@ -11,10 +11,12 @@ implicit      no way back: the condition of a minimum                           
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from hypertrail.errors import UsageError
 from hypertrail.keeping import Checkpoints, Keep, Last, Reversible
@@ -22,20 +24,26 @@ from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, M
 from hypertrail.task import Task
 
 from ..inner import State
+from ..keeping import Temporary, room_for
 from ..trail import Ends, Pass, Trail
 from .checkpoints import Starts, recomputed_states
-from .forward import forward_mode
-from .implicit import implicit_gradient
-from .line import line_states
-from .reversed import Digits, digits_keeper, undone_integers
+from .forward import forward_mode, refuse_many
+from .implicit import implicit_gradient, refuse_no_whole_loss
+from .line import line_states, refuse_line
+from .reversed import Digits, digits_keeper, refuse_integers, undone_integers
 from .stored import States, stored_states
-from .undone import undone_states
+from .undone import refuse_undo, undone_states
 
 Tree = Any
 
 
-def keeper(keep: Keep, task: Task, steps: int, hyper: Tree, s: State) -> tuple[Task, Ends]:
-    """(the task as it is trained, the keeper of its states) for what the caller named, see `hypertrail.keeping`."""
+def keeper(
+    keep: Keep, task: Task, steps: int, hyper: Tree, s: State, begun: int = 0, about: Mapping[str, Any] = {}
+) -> tuple[Task, Ends]:
+    """(the task as it is trained, the keeper of its states) for what the caller named, see `hypertrail.keeping`.
+
+    begun, about: for a Path, see `States`.
+    """
     if isinstance(keep, Reversible):
         if keep.unbounded:
             raise UsageError("the unbounded buffer is the reference engine's; use Reversible()")
@@ -46,9 +54,24 @@ def keeper(keep: Keep, task: Task, steps: int, hyper: Tree, s: State) -> tuple[T
         return task, States(steps, "memory", max(steps - keep.steps, 0))
     if keep == "ends":
         return task, Ends(steps)
+    if keep == "auto":
+        place = room_for(steps * state_bytes(s))
+        return task, States(steps, place, store=Temporary)
     if keep in ("memory", "host") or isinstance(keep, Path):
-        return task, States(steps, keep)
-    raise UsageError(f"keep {keep!r}, expected 'ends', 'memory', 'host', a Path, Checkpoints, Last or Reversible")
+        return task, States(steps, keep, begun=begun, about=about)
+    raise UsageError(
+        f"keep {keep!r}, expected 'ends', 'memory', 'host', 'auto', a Path, Checkpoints, Last or Reversible"
+    )
+
+
+def making(keep: Keep) -> Callable[..., tuple[Task, Ends]]:
+    """`keeper` of what the caller named, as `trail.train` asks for it."""
+    return partial(keeper, keep)
+
+
+def state_bytes(s: State) -> int:
+    """Bytes of one kept state."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(s))
 
 
 # What was kept, and how the true states come back from it.
@@ -85,6 +108,29 @@ WAYS: dict[type[Method], Callable[..., tuple[tuple, int]]] = {
     Forward: forward_mode,
     Implicit: implicit_gradient,
 }
+
+
+def refuse_plan(task: Task, s: State, hyper: Tree, steps: int, method: Method, keep: Keep) -> None:
+    """Raise UsageError for a method that cannot go back over a training of this task, or not from what will be kept of it.
+    Nothing is trained. s: the state before step 0, arrays or their shapes. hyper: the arrays that are moved."""
+    if isinstance(keep, Reversible):
+        refuse_integers(task, s)
+    if isinstance(method, Exact | Truncated):
+        needed = min(getattr(method, "steps", steps), steps)
+        if keep == "ends" or (isinstance(keep, Last) and keep.steps < needed):
+            raise UsageError(
+                f"{method.name} needs {needed} states, keep={keep!r} leaves fewer; keep 'memory' or Checkpoints()"
+            )
+    if isinstance(method, FloatReversed):
+        refuse_undo(task, s, method.name)
+    if isinstance(method, DrMAD):
+        refuse_line(task, s, method)
+        if method.completion == "C6" and not isinstance(keep, Checkpoints):
+            raise UsageError(f"{method.name} goes along lines between kept states; train with keep={Checkpoints()}")
+    if isinstance(method, Implicit):
+        refuse_no_whole_loss(task, method)
+    if isinstance(method, Forward):
+        refuse_many(hyper, method)
 
 
 def way(trail: Trail, method: Method) -> Callable[[Pass, tuple], tuple[tuple, int]]:

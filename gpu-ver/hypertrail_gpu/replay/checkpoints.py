@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from hypertrail.methods import MEASURED_STEPS
@@ -28,6 +29,13 @@ class Starts(Ends):
         self.at = at
         self.states: list[State] = []
         self.distances = [np.zeros(min(b - a, MEASURED_STEPS)) for a, b in self.stretches()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for s in self.states for leaf in jax.tree.leaves(s))
+
+    def close(self) -> None:
+        self.states.clear()
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of each."""
@@ -63,6 +71,7 @@ def recomputed(run: Pass, first: int) -> Iterator[Chunk]:
         found = []
         for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
             origins = ((np.int32(-MEASURED_STEPS), s.w),)  # nothing is measured
+            run.recomputed += b - a
             s, path, _ = again(s, origins, trail.values, payload, x, np.int32(0), np.int32(b - a))
             found.append(Chunk(x, payload, max(first - a, 0), b - a, path))
         yield from reversed([chunk for chunk in found if chunk.hi > chunk.lo])

@@ -34,12 +34,8 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
     """The run once more with its m tangents side by side. Cost: T gradients and T · m tangents; memory: m states."""
     trail = run.trail
     task, hyper, given, T = trail.task, trail.hyper, trail.values, trail.steps
-    m = sum(leaf.size for leaf in jax.tree.leaves(floats(hyper)))
-    if m > method.most:
-        raise UsageError(
-            f"forward mode carries one state for each of {m} hyperparameters, at most {method.most}; use a way back"
-        )
-    columns = program(task, columns_of, T)(hyper)
+    refuse_many(hyper, method)
+    columns = program(task, columns_of, trail.whole)(hyper)
     s, Z = trail.start, program(task, first_tangents, trail.begin)(given, columns, trail.start)
     starts = range(0, T, trail.chunk)
     tables = [table(a, trail.chunk, T - 1) for a in starts]
@@ -57,6 +53,14 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
     run.found["N"] = T
     run.pulled = True
     return (None, program(task, through)(hyper, columns, ds, dhyper, Z)), T
+
+
+def refuse_many(hyper: Tree, method: Forward) -> None:
+    m = sum(jnp.size(leaf) for leaf in jax.tree.leaves(floats(hyper)))
+    if m > method.most:
+        raise UsageError(
+            f"forward mode carries one state for each of {m} hyperparameters, at most {method.most}; use a way back"
+        )
 
 
 def directions(hyper: Tree) -> Tree:

@@ -34,14 +34,18 @@ def implicit_gradient(run: Pass, adjoint: tuple, method: Implicit) -> tuple[tupl
     found: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0.
     """
     trail = run.trail
-    if trail.task.whole_loss is None:
-        raise UsageError(f"{method.name} needs the loss over all training data; give Task(whole_loss=…)")
+    refuse_no_whole_loss(trail.task, method)
     (ds, dhyper) = adjoint
     method = method.at(np.dtype(jax.tree.leaves(trail.start.w)[0].dtype).name)
     mixed, iterations, residual, curvature, size = program(trail.task, solved, method)(trail.end, trail.values, ds.w)
     judge(method, int(iterations), float(residual), float(curvature))
     run.found.update(iterations=int(iterations), residual=float(residual), gradient_norm=float(size))
     return (None, subtract(dhyper, mixed)), trail.steps
+
+
+def refuse_no_whole_loss(task: Task, method: Implicit) -> None:
+    if task.whole_loss is None:
+        raise UsageError(f"{method.name} needs the loss over all training data; give Task(whole_loss=…)")
 
 
 def solved(task: Task, method: Implicit, s: State, hyper: Tree, dw: Tree) -> tuple:

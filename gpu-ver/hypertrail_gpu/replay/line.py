@@ -24,7 +24,7 @@ from ..inner import State, elementary_loss, program
 from ..trail import Chunk, Pass, walk
 from ..trees import add, filled, floats, norm, scaled, subtract
 from .checkpoints import Starts
-from .undone import refuse_wrong_arrival, undo
+from .undone import refuse_undo, refuse_wrong_arrival, undo
 
 Array = Any
 Tree = Any
@@ -35,7 +35,7 @@ CONSTANT_STEPS = 200  # of completion C3
 
 def line_states(run: Pass, adjoint: tuple, method: DrMAD) -> tuple[tuple, int]:
     """Back along the line, or the lines, of a completion."""
-    refuse_line(run.trail.task, method)
+    refuse_line(run.trail.task, run.trail.start, method)
     if method.completion == "C5":
         return tail_then_line(run, adjoint, method), 0
     if method.completion == "C6":
@@ -164,7 +164,7 @@ def literal_step(
     return State(add(after.w, hvp), after.v, after.carried), mixed, loss
 
 
-def refuse_line(task: Task, method: DrMAD) -> None:
+def refuse_line(task: Task, s: State, method: DrMAD) -> None:
     """UsageError for an update that cannot say the velocity of a line, and for choices that are made of declared kinds."""
     if getattr(task.update, "speed", None) is None:
         raise UsageError(
@@ -175,6 +175,8 @@ def refuse_line(task: Task, method: DrMAD) -> None:
         raise UsageError(
             f"{method.name} needs the momentum, which the update {type(task.update).__name__} does not offer (update.rates)"
         )
+    if method.completion == "C5" and method.tail != 0:
+        refuse_undo(task, s, method.name)
     chosen = [one for one in method.choices.on if one in ("line_dalpha", "sum_of_norms", "regularized_only")]
     if chosen:
         raise UsageError(

@@ -72,6 +72,13 @@ class Digits(Ends):
     def precision(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.lost))
+
+    def close(self) -> None:
+        self.lost.clear()
+
     def cuts(self) -> list[int]:
         return [*self.starts, self.steps]
 
@@ -101,7 +108,8 @@ class Digits(Ends):
 
 def digits_keeper(task: Task, steps: int, hyper: Tree, s: State) -> tuple[Task, Digits]:
     """The keeper, and the task with an effective momentum n/2¹⁶. UsageError for what cannot be reversed."""
-    refuse(task, s)
+    refuse_integers(task, s)
+    refuse_large(s)
     if "reversible" not in task.programs:
         update = replace(
             task.update, fractions=True, rate=Frozen(task.update.rate), momentum=Frozen(task.update.momentum)
@@ -235,7 +243,8 @@ class Frozen:
         return jax.tree.unflatten(jax.tree.structure(out), jaxpr_as_fun(traced)(*jax.tree.leaves(args)))
 
 
-def refuse(task: Task, s: State) -> None:
+def refuse_integers(task: Task, s: State) -> None:
+    """UsageError for a task whose steps cannot be undone in integers."""
     update = task.update
     if not isinstance(update, Momentum) or update.kind != "damped":
         raise UsageError(
@@ -249,5 +258,8 @@ def refuse(task: Task, s: State) -> None:
         raise UsageError(
             f"exact reversal needs weights of one dtype, float32 or float64, found {', '.join(sorted(dtypes))}"
         )
+
+
+def refuse_large(s: State) -> None:
     if not all(bool(np.all(np.abs(np.asarray(leaf)) < LARGEST)) for leaf in jax.tree.leaves(s.w)):
         raise OutOfRange("w_0", 0, f"{HOLDS}; lower the initial scale, or keep the states")

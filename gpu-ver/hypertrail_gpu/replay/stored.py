@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hypertrail.errors import UsageError
@@ -18,7 +17,7 @@ from hypertrail_data.errors import DataError
 from ..batches import ahead, table
 from ..inner import State
 from ..trail import Chunk, Ends, Pass, walk
-from ..trees import named, on_device, on_host
+from ..trees import from_stored, on_device, on_host, stored
 
 Tree = Any
 
@@ -29,11 +28,25 @@ class States(Ends):
     Memory: one state for each of these steps; of a folder, one chunk and what waits to be written.
     """
 
-    def __init__(self, steps: int, place: str | Path, first: int = 0) -> None:
+    def __init__(
+        self,
+        steps: int,
+        place: str | Path,
+        first: int = 0,
+        begun: int = 0,
+        about: Mapping[str, Any] = {},
+        store: type[StoredTrajectory] = StoredTrajectory,
+    ) -> None:
+        """begun: the steps whose states an earlier start has left in the folder. about: what the folder remembers of this
+        training. The folder above must be there: one that was deleted meanwhile is not made again."""
         super().__init__(steps)
         self.first, self.place = first, place
         self.pieces: list[tuple[int, int, Tree]] = []
-        self.folder = StoredTrajectory.create(place, parents=False) if isinstance(place, Path) else None
+        self.folder: StoredTrajectory | None = None
+        if isinstance(place, Path):
+            self.folder = (
+                store.open(place, "a", begun) if begun else store.create(place, meta=dict(about), parents=False)
+            )
 
     def cuts(self) -> list[int]:
         return sorted({0, self.first, self.steps})
@@ -49,11 +62,22 @@ class States(Ends):
         else:
             self.pieces.append((start, stop, jax.tree.map(on_host, path) if self.place == "host" else path))
 
+    @property
+    def nbytes(self) -> int:
+        if self.folder is not None:
+            return self.folder.nbytes
+        return sum(leaf.nbytes for _, _, path in self.pieces for leaf in jax.tree.leaves(path))
+
+    def flush(self) -> None:
+        if self.folder is not None:
+            self.folder.flush()
+
     def finished(self) -> None:
         if self.folder is not None:
             self.folder.hand_over()
 
     def close(self) -> None:
+        self.pieces.clear()
         if self.folder is not None:
             self.folder.close()
 
@@ -98,36 +122,6 @@ def stored_states(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, int
 def at_stored(task: Task, place: Any, fixed: State, x: Tree, i: Any, hyper: Tree, batch: Tree) -> tuple[Any, State]:
     """State i of the chunk."""
     return place, jax.tree.map(lambda a: a[i], fixed)
-
-
-# -- the names and dtypes of an HDF5 trajectory: float32, float64, int32 and int64 alone ---------------------------------------
-
-
-def stored(state: Tree) -> dict[str, np.ndarray]:
-    """{name: array} of a State, single or stacked, in dtypes that the store has. Every value is kept exactly."""
-    return {f"{i:04d}{safe(name)}": to_stored(leaf) for i, (name, leaf) in enumerate(named(state).items())}
-
-
-def safe(name: str) -> str:
-    """The path of a leaf with letters, digits, '.', '_' and '-' alone."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in name)
-
-
-def to_stored(leaf: Any) -> np.ndarray:
-    """bfloat16 and float16 as float32, small integers and booleans as int32, unsigned ones by their bits."""
-    array = on_host(leaf)
-    if array.dtype in (np.float32, np.float64, np.int32, np.int64):
-        return array
-    if array.dtype in (np.uint32, np.uint64):
-        return array.view(f"int{8 * array.dtype.itemsize}")
-    return array.astype(np.float32 if jnp.issubdtype(array.dtype, jnp.floating) else np.int32)
-
-
-def from_stored(array: np.ndarray, like: Any) -> Any:
-    """Undoes `to_stored` and puts the array on the device."""
-    target = on_host(like).dtype
-    array = array.view(target) if target in (np.uint32, np.uint64) else array.astype(target, copy=False)
-    return on_device(array, like)
 
 
 def filled_up(array: np.ndarray, length: int) -> np.ndarray:

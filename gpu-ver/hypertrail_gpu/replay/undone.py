@@ -30,19 +30,18 @@ def undone_states(run: Pass, adjoint: tuple, method: FloatReversed) -> tuple[tup
 
 def undo(run: Pass, adjoint: tuple, first: int, name: str) -> tuple[tuple, State]:
     """The steps T − 1 … first undone → (the adjoint there, the state that it arrived at)."""
-    task = run.trail.task
+    refuse_undo(run.trail.task, run.trail.start, name)
+    return walk(run, at_undone, chunks_back(run, first, run.trail.steps), adjoint, run.trail.end, replays=False)
+
+
+def refuse_undo(task: Task, s: State, name: str) -> None:
+    """UsageError for an update that cannot undo a step, and for a state that the loss hands on, which nothing can undo."""
     if getattr(task.update, "undo", None) is None:
         raise UsageError(
             f"{name} undoes steps, which the update {type(task.update).__name__} does not offer (update.undo); use Exact(), or "
             "updates.Momentum(rate, momentum, 'damped')"
         )
-    refuse_state(run, name)
-    return walk(run, at_undone, chunks_back(run, first, run.trail.steps), adjoint, run.trail.end, replays=False)
-
-
-def refuse_state(run: Pass, name: str) -> None:
-    """A state that the loss hands on cannot be undone."""
-    carried = named(run.trail.start.carried)
+    carried = named(s.carried)
     if carried:
         raise UsageError(
             f"{name} undoes steps, and the state of the task ({', '.join(carried)}) cannot be undone; use Exact()"

@@ -14,7 +14,7 @@ from hypertrail_data import DataError
 
 from ..adapting import Adapted, Block, State, numpy_state
 from ..blown_up import blown_up, norm
-from ..engines import SPLITS, Engine
+from ..engines import Engine
 from ..errors import NumericalFailure, UsageError
 from ..hyperparameters import NETWORK, Hyper
 from ..online import Plain
@@ -106,7 +106,7 @@ def measure(record: Record, engine: Engine, problem: Problem, here: Adapted, arm
     Raises NumericalFailure where a loss is not finite. A training that has blown up without overflow is marked.
     """
     clock = time.perf_counter()
-    metrics = {s: asdict(engine.evaluate(problem, here, s)) for s in SPLITS if len(getattr(problem.splits, s))}
+    metrics = {s: engine.evaluate(problem, here, s).as_json() for s in problem.split_names}
     if not all(np.isfinite(one["loss"]) for one in metrics.values()):
         split = next(s for s, one in metrics.items() if not np.isfinite(one["loss"]))
         raise NumericalFailure(f"loss on {split}", here.steps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import figures
-from ..engines import SPLITS
+from ..measures import SPLITS
 from .arm_records import Record
 from .race import Result, Runner
 

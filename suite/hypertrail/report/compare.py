@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import diagnostics, threads
-from ..engines import SPLITS
 from ..errors import UsageError
 from ..hyperparameters import Hyper
+from ..measures import SPLITS, measures
 from ..runs import differences, read_config, read_metrics, status
 from ..runs.writing import write_atomic
 from ..spreadsheet import as_sheet
@@ -101,7 +101,8 @@ def pairs(a: Path, b: Path) -> list[Pair]:
     for one, two in zip(*(side.lines for side in sides), strict=False):
         metrics = {"hyper loss": (one["hyper_loss"], two["hyper_loss"])}
         for split in (s for s in SPLITS if s in one["metrics"] and s in two["metrics"]):
-            for what in ("loss", "error"):
+            shared = [what for what in measures(one["metrics"][split]) if what in two["metrics"][split]]
+            for what in shared:
                 metrics[f"{split} {what}"] = (one["metrics"][split][what], two["metrics"][split][what])
         k = one["meta_iteration"]
         steps = [*kept_steps(sides, k), *(weights[1] if weights[0] == k else ())]

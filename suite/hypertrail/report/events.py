@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import experiments, rows
 from ..errors import UsageError
+from ..measures import measures, scale
 from ..runs.reading import refuse_links
 from ..terminal import say
 from .view import View, views
@@ -50,8 +51,8 @@ def scalars(view: View) -> Iterator[Scalar]:
     for line in view.lines:
         k = line["meta_iteration"]
         for split, one in line["metrics"].items():
-            yield f"loss/{split}", one["loss"], k
-            yield f"error/{split}", 100 * one["error"], k
+            for what in measures(one):
+                yield f"{what}/{split}", scale(what) * one[what], k
         yield "loss/hyper loss", line["hyper_loss"], k
         for kind, norm in line.get("norm", {}).items():
             yield f"hypergradient/norm {kind}", norm, k

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engines import SPLITS
 from ..figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, STAGES, STYLE
+from ..measures import ERROR, LOSS, SPLITS, second
 from . import static, static_agreement
+from .static import measured
 from .view import Spread, View
 
 Views = Sequence[View]
@@ -37,47 +38,52 @@ def metrics(views: Views) -> Figure:
     if not views[0].alone:
         return metrics_of_several(views)
     (one,) = views
-    layout, ((left, right),) = panels([["Loss", "Error"]], height=400)
-    data = []
+    other = second(one.lines)
+    layout, (both,) = panels([["Loss", *([] if other is None else [other.capitalize()])]], height=400)
+    left, data = both[0], []
     for split in one.splits:
         style = STYLE[split]
         look = {"line": {"color": style["color"], "dash": LINES[style["linestyle"]]}, "name": split, "legendgroup": split,
                 "marker": {"symbol": SYMBOLS[style["marker"]]}}  # fmt: skip
-        data += [
-            curve(left, one.k, [line["metrics"][split]["loss"] for line in one.lines], **look),
-            curve(
-                right, one.k, [100 * line["metrics"][split]["error"] for line in one.lines], showlegend=False, **look
-            ),
-        ]
+        data.append(curve(left, one.k, measured(one, split, LOSS), **look))
+        if other is not None:
+            data.append(curve(both[1], one.k, measured(one, split, other), showlegend=False, **look))
     f = [line["hyper_loss"] for line in one.lines]
     data.append(
         curve(left, one.k, f, name="hyper loss f", line={"color": PURPLE, "dash": "dot"}, marker={"symbol": "x"})
     )
-    label(layout, left, META, "nats per example", rangemode="tozero")
-    label(layout, right, META, "% of examples", rangemode="tozero")
+    label(layout, left, META, "loss" if other != ERROR else "nats per example", rangemode="tozero")
+    if other is not None:
+        label(layout, both[1], META, "% of examples" if other == ERROR else other, rangemode="tozero")
     return whole(data, layout)
 
 
 def metrics_of_several(views: Views) -> Figure:
     splits = [split for split in SPLITS if any(split in one.splits for one in views)]
-    layout, (losses, errors) = panels([[*splits, "hyper loss f"], ["" for _ in splits]], height=560)
+    other = second([line for one in views for line in one.lines])
+    layout, (losses, *more) = panels(
+        [[*splits, "hyper loss f"], *([] if other is None else [["" for _ in splits]])], height=560
+    )
+    errors = more[0] if more else []
     data = []
     for one in views:
         look = look_of(one)
-        for upper, lower, split in zip(losses, errors, splits, strict=False):
-            if split in one.splits:
-                data.append(
-                    curve(upper, one.k, [x["metrics"][split]["loss"] for x in one.lines], showlegend=False, **look)
-                )
-                errors_ = [100 * x["metrics"][split]["error"] for x in one.lines]
-                data.append(curve(lower, one.k, errors_, showlegend=False, **look))
+        for row, what in ((losses, LOSS), (errors, other)):
+            for panel, split in zip(row, splits, strict=False):
+                if split in one.splits:
+                    data.append(curve(panel, one.k, measured(one, split, what), showlegend=False, **look))
         data.append(curve(losses[-1], one.k, [line["hyper_loss"] for line in one.lines], **look))
     for n, panel in enumerate(losses):
-        label(layout, panel, META if panel == losses[-1] else "", "" if n else "nats per example")
+        label(
+            layout,
+            panel,
+            META if panel == losses[-1] else "",
+            "" if n else "nats per example" if other == ERROR else "loss",
+        )
         if n < len(splits):
             layout["yaxis" + panel[1][1:]]["rangemode"] = "tozero"
     for n, panel in enumerate(errors):
-        label(layout, panel, META, "" if n else "% of examples", rangemode="tozero")
+        label(layout, panel, META, "" if n else "% of examples" if other == ERROR else other, rangemode="tozero")
     return whole(data, layout)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import diagnostics, experiments
-from ..engines import SPLITS
+from ..measures import SPLITS, of_lines, shown
 from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE, read_text
 from ..sections import Section
 from ..terminal import visible
@@ -288,25 +288,25 @@ def start_and_end(one: View) -> str:
     if not one.lines:
         return ""
     start, end = one.lines[0], one.lines[-1]
-    rows = []
+    rows, names = [], of_lines([start])
     for split in one.splits:
         a, b = start["metrics"][split], end["metrics"][split]
-        rows.append([split, f"{a['loss']:.4f}", f"{b['loss']:.4f}", percent(a["error"]), percent(b["error"]),
-                     f"{a['examples']:,}"])  # fmt: skip
-    rows.append(["hyper loss f", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", "", "", ""])
-    columns = ["split", "loss, start", "loss, end", "error, start", "error, end", "examples"]
+        rows.append([split, *(shown(what, line.get(what)) for what in names for line in (a, b)), f"{a['examples']:,}"])
+    empty = [""] * (2 * len(names) - 1)
+    rows.append(["hyper loss f", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", *empty])
+    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), "examples"]
     return f"<p>After {end['meta_iteration']} updates:</p>" + table(columns, rows)
 
 
 def metrics(one: View) -> str:
+    names = of_lines(one.lines)
     columns = ["meta-iteration", "T"]
-    columns += [f"{split} {what}" for split in one.splits for what in ("loss", "error")] + ["hyper loss"]
+    columns += [f"{split} {what}" for split in one.splits for what in names] + ["hyper loss"]
     rows = []
     for line in one.lines:
         cells = [str(line["meta_iteration"]), f"{line['steps']:,}"]
         for split in one.splits:
-            found = line["metrics"][split]
-            cells += [f"{found['loss']:.4f}", percent(found["error"])]
+            cells += [shown(what, line["metrics"][split].get(what)) for what in names]
         rows.append([*cells, f"{line['hyper_loss']:.4f}"])
     return table(columns, rows)
 
@@ -393,7 +393,8 @@ def ends(views: Sequence[View]) -> str:
     """One row for each run; those without a line yet have an empty one."""
     splits = [split for split in SPLITS if any(split in one.splits for one in views)]
     columns = ["run", "updates", "hyper loss"]
-    columns += [f"{split} {what}" for split in splits for what in ("loss", "error")]
+    names = of_lines(line for one in views for line in one.lines)
+    columns += [f"{split} {what}" for split in splits for what in names]
     rows = []
     for one in views:
         last = one.lines[-1] if one.lines else None
@@ -403,7 +404,7 @@ def ends(views: Sequence[View]) -> str:
         ]
         for split in splits:
             found = last["metrics"].get(split) if last else None
-            row += ["–", "–"] if found is None else [f"{found['loss']:.4f}", percent(found["error"])]
+            row += [shown(what, (found or {}).get(what)) for what in names]
         rows.append(row)
     return table(columns, rows)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engines import SPLITS
 from ..figures import BLACK, BLUE, GREY, MEANING, PURPLE, REPRESENTATION, RUNS, STAGES, STYLE
+from ..measures import ERROR, LOSS, SPLITS, scale, second, unit
 from ..runs import arrays
 from .view import Spread, View
 
@@ -47,30 +47,46 @@ def metrics(views: Views) -> Figure:
     if not views[0].alone:
         return metrics_of_several(views)
     (one,) = views
+    other = second(one.lines)
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, *right = np.ravel(figure.subplots(1, 1 if other is None else 2))
     sparse = {"markevery": max(1, len(one.k) // 15)}
     for split in one.splits:
         style = {**STYLE[split], **sparse}
-        left.plot(one.k, [line["metrics"][split]["loss"] for line in one.lines], label=split, **style)
-        right.plot(one.k, [100 * line["metrics"][split]["error"] for line in one.lines], label=split, **style)
+        left.plot(one.k, measured(one, split, LOSS), label=split, **style)
+        for axes in right:
+            axes.plot(one.k, measured(one, split, other), label=split, **style)
     f = [line["hyper_loss"] for line in one.lines]
     left.plot(one.k, f, color=PURPLE, linestyle=":", marker="x", label="hyper loss f", **sparse)
-    left.set(title="Loss", ylabel="cross-entropy (nats per example)")
-    right.set(title="Error", ylabel="error (% of examples)")
-    for axes in (left, right):
+    left.set(title="Loss", ylabel=unit_of_loss(other))
+    for axes in right:
+        axes.set(title=other.capitalize(), ylabel=unit(other))
+    for axes in (left, *right):
         from_zero(axes)
         meta_axis(axes, one.k)
     legend_below(figure, left, 5)
     return figure
 
 
+def measured(one: View, split: str, what: str) -> list[float]:
+    """What was measured on a split in each meta-iteration, as it is shown; NaN where it was not."""
+    found = (line["metrics"][split].get(what) for line in one.lines)
+    return [np.nan if value is None else scale(what) * value for value in found]
+
+
+def unit_of_loss(other: str | None) -> str:
+    """A classifier's loss is a cross-entropy."""
+    return "cross-entropy (nats per example)" if other == ERROR else "loss"
+
+
 def metrics_of_several(views: Views) -> Figure:
     from matplotlib.figure import Figure
 
     splits = [split for split in SPLITS if any(split in one.splits for one in views)]
-    figure = Figure(figsize=(9.5, 5.4), layout="constrained")
-    losses, errors = figure.subplots(2, len(splits) + 1, sharex=True, squeeze=False)
+    other = second([line for one in views for line in one.lines])
+    figure = Figure(figsize=(9.5, 5.4 if other else 3.2), layout="constrained")
+    losses, *more = figure.subplots(1 if other is None else 2, len(splits) + 1, sharex=True, squeeze=False)
+    errors = more[0] if more else []
     k = [index for one in views for index in one.k]
     for one in views:
         style = {
@@ -80,22 +96,24 @@ def metrics_of_several(views: Views) -> Figure:
             "markevery": max(1, len(one.k) // 15),
             "label": label(one),
         }
-        for upper, lower, split in zip(losses, errors, splits, strict=False):
-            if split in one.splits:
-                upper.plot(one.k, [line["metrics"][split]["loss"] for line in one.lines], **style)
-                lower.plot(one.k, [100 * line["metrics"][split]["error"] for line in one.lines], **style)
+        for row, what in ((losses, LOSS), (errors, other)):
+            for axes, split in zip(row, splits, strict=False):
+                if split in one.splits:
+                    axes.plot(one.k, measured(one, split, what), **style)
         losses[-1].plot(one.k, [line["hyper_loss"] for line in one.lines], **style)
     for axes, title in zip(losses, [*splits, "hyper loss f"], strict=True):
         axes.set_title(title)
-    losses[0].set_ylabel("cross-entropy (nats per example)")
-    errors[0].set_ylabel("error (% of examples)")
+    losses[0].set_ylabel(unit_of_loss(other))
+    if other is not None:
+        errors[0].set_ylabel(unit(other))
     for axes in (*losses, *errors[:-1]):
         from_zero(axes)
-    for axes in (losses[-1], *errors[:-1]):  # the lowest of each column
+    for axes in (losses[-1], *errors[:-1]) if other else losses:  # the lowest of each column
         meta_axis(axes, k)
         axes.set_xlabel("meta-iteration")
         axes.tick_params(labelbottom=True)
-    errors[-1].set_visible(False)
+    if other is not None:
+        errors[-1].set_visible(False)
     legend_below(figure, losses[-1], 2)
     return figure
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engines import SPLITS
+from ..measures import SPLITS
 from ..runs import ENV, WHERE, arrays, read_config, read_metrics, status
 from ..runs.reading import files_of, sealed_object
 from ..terminal import visible

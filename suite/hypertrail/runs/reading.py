@@ -157,7 +157,8 @@ def plausible(line: Line) -> bool:
         and type(line.get("steps")) is int
         and number(line.get("hyper_loss"))
         and isinstance(metrics, dict)
-        and all(has_numbers(one, "loss", "error", "examples") for one in metrics.values())
+        and all(has_numbers(one, "loss", "examples", *one) for one in metrics.values() if isinstance(one, dict))
+        and all(isinstance(one, dict) for one in metrics.values())
         and isinstance(cost, dict)
         and all(has_numbers(one, "seconds", "gradients", "hvps") for one in cost.values())
         and isinstance(line.get("hyper"), dict)

@@ -1,0 +1,122 @@
+"""Is the hypergradient of a task the derivative of what its training does? Differences of short trainings tell.
+
+Some models lie to every automatic derivative, and then every exact method agrees with every other, and all are wrong: a
+`stop_gradient` in the loss (Flax NNX's BatchNorm has one in front of its running statistics), a straight-through estimator, a
+`custom_vjp` that is no derivative, a hyperparameter that the loss reads from elsewhere. Differences do not ask for a derivative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hypertrail.differences import measured
+from hypertrail.errors import VerificationFailure
+from hypertrail.hyperparameters import Hyper
+from hypertrail.task import Task
+from hypertrail_data import generator
+
+from . import replay, trail
+from .batches import feed
+from .tuned import TunedTask
+
+Tree = Any
+
+STEPS = 10  # of the trainings that are compared: a step shows a wrong derivative as well as a thousand, without chaos
+STEP, LEVELS = 0.05, 4  # of the differences, in the units of what is moved
+AGREES = 0.02  # relative, besides the error of the differences
+TELLS = 0.2  # where the error of the differences is larger than this share, they tell nothing
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One kind of hyperparameters, along one direction of ±1.
+
+    hypergradient: the slope by the exact hypergradient; differences: the slope by differences of trainings, NaN where none was
+    finite; error: of the differences, estimated; size: of the hypergradient, ‖h‖.
+    """
+
+    kind: str
+    hypergradient: float
+    differences: float
+    error: float
+    size: float
+
+    @property
+    def unit(self) -> float:
+        return max(abs(self.hypergradient), abs(self.differences), self.size) or 1.0
+
+    @property
+    def verdict(self) -> str:
+        """'agree', 'differ', or 'not told' where rounding or a kink hides the slope."""
+        if not self.error <= TELLS * self.unit:
+            return "not told"
+        gap = abs(self.hypergradient - self.differences)
+        return "agree" if gap <= AGREES * self.unit + 3 * self.error else "differ"
+
+    def __str__(self) -> str:
+        slopes = f"hypergradient {self.hypergradient:.4g}, differences {self.differences:.4g} ± {self.error:.1g}"
+        return f"{self.kind}: {slopes}: {self.verdict}"
+
+
+def compare(task: Task, hyper: Hyper | None = None, steps: int = STEPS, seed: int = 0) -> list[Compared]:
+    """The exact hypergradient of the first steps of training, kind by kind, beside differences of such trainings.
+
+    hyper: where; None: where tuning begins. Cost for each kind: at most 8 trainings of `steps` steps, with the hyper loss.
+    """
+    tuned = TunedTask(task)
+    hyper = tuned.initial_hyper() if hyper is None else hyper
+    steps = min(steps, tuned.steps)
+    short = Short(task, tuned.steps, steps)
+    result = trail.hypergradient(*short.exact(tuned.as_tree(hyper)))
+    found = []
+    rng = generator(seed, "hyper", 0)
+    for kind, arrays in tuned.as_hyper(result.hyper).items():
+        signs = {key: rng.choice([-1.0, 1.0], size=h.shape) for key, h in arrays.items()}
+        slope = sum(float(np.sum(np.asarray(h, np.float64) * signs[key])) for key, h in arrays.items())
+        size = float(np.sqrt(sum(float(np.sum(np.asarray(h, np.float64) ** 2)) for h in arrays.values())))
+
+        def f(epsilon: float, kind: str = kind, signs: dict[str, np.ndarray] = signs) -> float:
+            moved = {key: (u + epsilon * signs[key]).astype(u.dtype) for key, u in hyper[kind].items()}
+            return short.hyper_loss(tuned.as_tree({**hyper, kind: moved}))
+
+        enough = AGREES / 4 * max(abs(slope), size)
+        value, error = measured(f, STEP, LEVELS, enough)
+        found.append(Compared(kind, slope, value, error, size))
+    return found
+
+
+class Short:
+    """The first steps of a task's training, by the programs of the whole training."""
+
+    def __init__(self, task: Task, whole: int, steps: int) -> None:
+        self.task, self.whole = task, whole
+        self.batches = feed(task.batches, "batches")
+        self.batches.steps = steps
+
+    def train(self, hyper: Tree, keep: str) -> trail.Trail:
+        hyper = trail.in_precision(self.task, hyper)
+        given = trail.given_values(self.task, hyper, self.whole)
+        s = trail.first_state(self.task, given)
+        make = replay.making(keep)
+        return trail.train_from(self.task, s, trail.begin_task, hyper, given, self.batches, make, whole=self.whole)
+
+    def exact(self, hyper: Tree) -> tuple[trail.Trail, Any]:
+        found = self.train(hyper, "memory")
+        return found, replay.way(found, replay.Exact())
+
+    def hyper_loss(self, hyper: Tree) -> float:
+        found = self.train(hyper, "memory")
+        return trail.means(found, trail.validation(self.task))["loss"]
+
+
+def refuse_difference(found: list[Compared]) -> None:
+    """VerificationFailure where a slope differs from that of differences."""
+    wrong = [str(one) for one in found if one.verdict == "differ"]
+    if wrong:
+        raise VerificationFailure(
+            f"the automatic derivative of this task is not that of its training ({'; '.join(wrong)}): look for stop_gradient, "
+            "custom_vjp, rounding or a hyperparameter that is read from elsewhere, or go on without this check"
+        )

@@ -1,0 +1,279 @@
+"""A task as the meta loop sees it: hyperparameters as {kind: {key: array}}, and the four questions that it asks an engine.
+
+A declared leaf is a kind by itself, called by its path: hyper["decay"]["hidden"] is "decay.hidden". Its keys are the groups that
+share a number, or "value". Plain arrays are of one kind where the first word of their paths is the same. Leaves that are not
+floating point do not move and are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr
+
+from hypertrail.engines import Progress
+from hypertrail.errors import UsageError
+from hypertrail.hyperparameters import Hyper
+from hypertrail.keeping import Keep
+from hypertrail.methods import Forward, Implicit, Method
+from hypertrail.records import Cost, Hypergradient, Metrics, Params, Training
+from hypertrail.runs.midway import Midway
+from hypertrail.task import Arrays, Rows, Stream, Task
+
+from . import declared, replay, tasks, trail
+from .batches import feed
+from .midway import as_dicts
+from .trees import is_float, named, stored
+
+Tree = Any
+VALUE = "value"  # the key of a leaf that is a kind by itself
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One kind of hyperparameters: how its arrays are put back on what is allowed.
+
+    leaf: the declaration, or None for plain arrays.
+    """
+
+    kind: str
+    leaf: Any
+
+    @property
+    def init(self) -> float:
+        """A value that the kind begins with."""
+        return 0.0 if self.leaf is None else float(np.asarray(self.leaf.init).flat[0])
+
+    per_step = False  # a task has one length, so its schedules always fit
+
+    @property
+    def couples(self) -> bool:
+        """Whether `project` looks at all numbers of an array together."""
+        projection = getattr(self.leaf, "projection", None)
+        return projection is not None and projection.couples
+
+    def project(self, u: np.ndarray) -> np.ndarray:
+        return u if self.leaf is None else self.leaf.project(u)
+
+    def free(self, value: Any) -> Any:
+        return value if self.leaf is None else self.leaf.free(value)
+
+    def value(self, u: Any, xp: Any = np) -> Any:
+        return u if self.leaf is None else self.leaf.value(u, xp)
+
+
+class TunedTask:
+    """A task with what it is tuned on, for `hypertrail.tuning`. Building it looks at batches and shapes; nothing is trained."""
+
+    def __init__(self, task: Task) -> None:
+        tasks.refuse_no_task(task)
+        self.task = task
+        self.steps = feed(task.batches, "batches").steps
+        self.start = declared.initial(task, self.steps)
+        leaves = declared.paths(task)
+        self.paths: dict[str, tuple[str, str]] = {}  # {the path of an array: (kind, key)}
+        moved: dict[str, Moved] = {}
+        for path, array in jax.tree_util.tree_flatten_with_path(self.start)[0]:
+            if not is_float(array):
+                continue
+            front, leaf = leaves.of(path)
+            plain = leaf is None
+            kind = word(path[:1] if plain else front)
+            self.paths[keystr(path)] = kind, word(path[1:] if plain else path[len(front) :]) or VALUE
+            moved[kind] = Moved(kind, leaf)
+        if not moved:
+            raise UsageError(
+                f"hyper: no floating point array among {list(named(self.start)) or 'nothing'}; nothing can be tuned"
+            )
+        if len(set(self.paths.values())) < len(self.paths):
+            raise UsageError(
+                f"hyper: two arrays have one name among {list(self.paths)}; use keys of letters, digits and '_'"
+            )
+        self.hyperparameters = tuple(moved.values())
+        self.digest = digest(task)
+
+    # -- hyperparameters as nested dicts --------------------------------------------------------------------------------------
+
+    def initial_hyper(self) -> Hyper:
+        return self.as_hyper(trail.in_precision(self.task, self.start))
+
+    def hyper_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        return {kind: {key: a.shape for key, a in arrays.items()} for kind, arrays in self.initial_hyper().items()}
+
+    def as_hyper(self, tree: Tree) -> Hyper:
+        """A tree like the task's hyperparameters → nested dicts of NumPy arrays."""
+        hyper: Hyper = {}
+        leaves = named(tree)
+        for name, (kind, key) in self.paths.items():
+            hyper.setdefault(kind, {})[key] = np.asarray(leaves[name])
+        return hyper
+
+    def as_tree(self, hyper: Hyper) -> Tree:
+        """Undoes `as_hyper`; what does not move is as it was."""
+
+        def leaf(path: Any, was: Any) -> Any:
+            name = keystr(path)
+            if name not in self.paths:
+                return was
+            kind, key = self.paths[name]
+            return hyper[kind][key]
+
+        return jax.tree_util.tree_map_with_path(leaf, self.start)
+
+    # -- what the meta loop asks ----------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(next(iter(next(iter(self.initial_hyper().values())).values())).dtype)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """What `evaluate` can be asked for."""
+        return tuple(splits_of(self.task))
+
+    def initial_weights(self) -> Params:
+        return self.first()["w"]
+
+    def initial_velocity(self) -> Params:
+        return self.first()["v"]
+
+    def initial_running(self) -> Params:
+        return self.first()["running"]
+
+    def first(self) -> dict[str, Params]:
+        """The state before step 0, by part."""
+        hyper = trail.in_precision(self.task, self.start)
+        return as_dicts(trail.first_state(self.task, trail.given_values(self.task, hyper, self.steps)))
+
+    def refuse_plan(self, method: Method, keep: Keep) -> None:
+        """Raise UsageError for a method that cannot go back over a training of this task, or not from what is kept."""
+        hyper = trail.in_precision(self.task, self.start)
+        given = trail.given_values(self.task, hyper, self.steps)
+        first = jax.eval_shape(lambda given: trail.first_state(self.task, given), given)
+        replay.refuse_plan(self.task, first, hyper, self.steps, method, keep)
+
+    def with_(self, steps: int) -> TunedTask:
+        if steps == self.steps:
+            return self
+        raise UsageError(f"a task has the {self.steps} steps of its batches, not {steps}; make another task for them")
+
+    def train(self, hyper: Hyper, keep: Keep, progress: Progress | None, midway: Midway | None) -> Training:
+        found = tasks.train(self.task, keep, self.as_tree(hyper), progress, midway)
+        start, end = as_dicts(found.start), as_dicts(found.end)
+        return Training(
+            initial=start["w"],
+            final=end["w"],
+            weights=end["w"],
+            velocity=end["v"],
+            running=end["running"],
+            losses=found.losses,
+            distances=found.distances,
+            steps=found.steps,
+            trajectory=Kept(found),
+            cost=Cost(found.steps, seconds=found.seconds, trajectory_bytes=found.kept.nbytes),
+        )
+
+    def hypergradient(self, training: Training, method: Method, progress: Progress | None) -> Hypergradient:
+        clock = time.perf_counter()
+        found = training.trajectory.trail
+        result = tasks.hypergradient(found, method, progress)
+        cost = self.cost(found, method, result)
+        cost.seconds = time.perf_counter() - clock
+        begun = {"w": {}, "v": {}} if result.start is None else as_dicts(result.start)
+        return Hypergradient(
+            gradient=self.as_hyper(result.hyper),
+            initial_weights=begun["w"],
+            initial_velocity=begun["v"],
+            hyper_loss=result.value,
+            adjoint_norms=result.norms,
+            method=method.name,
+            cost=cost,
+            diagnostics={"replayed": result.replayed, **result.found},
+        )
+
+    def cost(self, found: trail.Trail, method: Method, result: trail.Result) -> Cost:
+        """By the rule of `records.Cost`."""
+        looks = trail.validation(self.task).steps
+        if isinstance(method, Forward):
+            m = sum(np.size(a) for arrays in self.initial_hyper().values() for a in arrays.values())
+            return Cost(found.steps + looks, found.steps * m)
+        if isinstance(method, Implicit):
+            return Cost(looks, result.found["iterations"] + 2)
+        return Cost(looks + result.recomputed, result.steps, trajectory_bytes=found.kept.nbytes)
+
+    def hyper_loss(self, training: Training) -> float:
+        return trail.means(training.trajectory.trail, trail.validation(self.task))["loss"]
+
+    def evaluate(self, training: Training, split: str) -> Metrics:
+        """The mean hyper loss, and the task's metrics, over the batches of a split, each of which counts alike."""
+        batches = splits_of(self.task).get(split)
+        if batches is None:
+            raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
+        found = training.trajectory.trail
+        values = trail.means(found, feed(batches, split))
+        return Metrics(values.pop("loss"), values.pop("error", None), feed(batches, split).steps, values)
+
+
+class Kept:
+    """What a training of a task kept, as a record holds it."""
+
+    def __init__(self, found: trail.Trail) -> None:
+        self.trail = found
+
+    @property
+    def nbytes(self) -> int:
+        return self.trail.kept.nbytes
+
+    def flush(self) -> None:
+        self.trail.kept.flush()
+
+    def close(self) -> None:
+        self.trail.kept.close()
+
+
+def splits_of(task: Task) -> dict[str, Any]:
+    """{name: batches} of what can be measured: the validation batches, and the further splits of the task."""
+    splits = {} if task.valid is None else {"valid": task.valid}
+    for name in task.splits:
+        if name == "valid" or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UsageError(f"splits: name {name!r}, expected lower case letters, digits and '_', and not 'valid'")
+    for name in task.metrics:
+        if name in ("loss", "examples") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UsageError(
+                f"metrics: name {name!r}, expected lower case letters, digits and '_', and not loss or examples"
+            )
+    return {**splits, **task.splits}
+
+
+def word(path: tuple[Any, ...]) -> str:
+    """A path in a tree as one word that a file can have: 'decay.hidden'."""
+    keys = (str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+    return ".".join(re.sub(r"[^A-Za-z0-9_.-]+", ".", key).strip(".") for key in keys)
+
+
+def digest(task: Task) -> str:
+    """sha256 over the data of a task: all of what is in memory, and the first and the last batch of a stream."""
+    found = hashlib.sha256()
+    for name, batches in {"batches": task.batches, **splits_of(task)}.items():
+        for tree in parts(batches):
+            found.update(f"{name} {jax.tree.structure(tree)}".encode())
+            for key, array in stored(tree).items():
+                found.update(f"{key} {array.dtype} {array.shape} ".encode())
+                found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def parts(batches: Any) -> Iterator[Tree]:
+    if isinstance(batches, Stream):
+        yield {"steps": np.asarray(batches.steps), "first": batches.read(0), "last": batches.read(batches.steps - 1)}
+    elif isinstance(batches, Rows):
+        yield {"data": batches.data, "indices": np.asarray(batches.indices)}
+    else:
+        yield batches.tree if isinstance(batches, Arrays) else batches
