@@ -6,10 +6,12 @@
 from typing import Any
 
 from . import compilation_cache, devices, threads
+from .doubts import check
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
 from .training import train
+from .tuned import tunable
 
 name = "gpu"
 
@@ -42,6 +44,7 @@ def device_memory() -> int | None:
 
 __all__ = [
     "adapt",
+    "check",
     "compilation_cache",
     "describe",
     "device_memory",
@@ -52,4 +55,5 @@ __all__ = [
     "name",
     "threads",
     "train",
+    "tunable",
 ]

@@ -61,15 +61,14 @@ class Compared:
         return f"{self.kind}: {slopes}: {self.verdict}"
 
 
-def compare(task: Task, hyper: Hyper | None = None, steps: int = STEPS, seed: int = 0) -> list[Compared]:
+def compare(tuned: TunedTask, hyper: Hyper | None = None, steps: int = STEPS, seed: int = 0) -> list[Compared]:
     """The exact hypergradient of the first steps of training, kind by kind, beside differences of such trainings.
 
     hyper: where; None: where tuning begins. Cost for each kind: at most 8 trainings of `steps` steps, with the hyper loss.
     """
-    tuned = TunedTask(task)
     hyper = tuned.initial_hyper() if hyper is None else hyper
     steps = min(steps, tuned.steps)
-    short = Short(task, tuned.steps, steps)
+    short = Short(tuned.task, tuned.steps, steps)
     result = trail.hypergradient(*short.exact(tuned.as_tree(hyper)))
     found = []
     rng = generator(seed, "hyper", 0)
@@ -86,6 +85,19 @@ def compare(task: Task, hyper: Hyper | None = None, steps: int = STEPS, seed: in
         value, error = measured(f, STEP, LEVELS, enough)
         found.append(Compared(kind, slope, value, error, size))
     return found
+
+
+def check(tuned: TunedTask) -> list[str]:
+    """What `compare` found where tuning begins, in words. VerificationFailure where a slope differs from that of differences."""
+    with tuned.precision():
+        found = compare(tuned)
+    wrong = [str(one) for one in found if one.verdict == "differ"]
+    if wrong:
+        raise VerificationFailure(
+            f"the automatic derivative of this task is not that of its training ({'; '.join(wrong)}): look for stop_gradient, "
+            "custom_vjp, rounding or a hyperparameter that is read from elsewhere, or go on with --no-check (check=False)"
+        )
+    return [f"differences of the first steps: {one}" for one in found]
 
 
 class Short:
@@ -110,13 +122,3 @@ class Short:
     def hyper_loss(self, hyper: Tree) -> float:
         found = self.train(hyper, "memory")
         return trail.means(found, trail.validation(self.task))["loss"]
-
-
-def refuse_difference(found: list[Compared]) -> None:
-    """VerificationFailure where a slope differs from that of differences."""
-    wrong = [str(one) for one in found if one.verdict == "differ"]
-    if wrong:
-        raise VerificationFailure(
-            f"the automatic derivative of this task is not that of its training ({'; '.join(wrong)}): look for stop_gradient, "
-            "custom_vjp, rounding or a hyperparameter that is read from elsewhere, or go on without this check"
-        )

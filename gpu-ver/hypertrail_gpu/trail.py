@@ -29,7 +29,7 @@ from hypertrail.task import Start, Task
 
 from . import refusals
 from .batches import Memory, Pick, ahead, feed, table
-from .declared import has_declared, initial, is_declared, over_leaves, values
+from .declared import initial, is_declared, over_leaves, values
 from .inner import State, begin, collect, hyper_loss, program, reverse_step, seen, step
 from .midway import Here, taken_up, write
 from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
@@ -185,15 +185,15 @@ def first_state(task: Task, given: Tree) -> State:
 
 
 def in_precision(task: Task, hyper: Tree) -> Tree:
-    """On the device, strongly typed. Declared hyperparameters, float64 on the host, take the precision of the weights."""
-    if not has_declared(task.hyper):
-        return strong(hyper)
+    """On the device, strongly typed: declared hyperparameters in the precision of the weights, plain arrays in their own."""
     dtype = dtype_of(strong(task.weights if task.weights is not None else hyper))
-    return over_leaves(
-        lambda leaf, u: jax.tree.map(lambda a: jnp.asarray(a, dtype), u) if is_declared(leaf) else strong(u),
-        task.hyper,
-        hyper,
-    )
+
+    def cast(leaf: Any, u: Tree) -> Tree:
+        if is_declared(leaf):
+            return jax.tree.map(lambda a: jnp.asarray(a, dtype), u)
+        return jnp.asarray(u, strong(leaf).dtype)
+
+    return over_leaves(cast, task.hyper, hyper)
 
 
 def train_from(

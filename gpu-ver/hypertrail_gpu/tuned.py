@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +71,15 @@ class Moved:
 
 
 class TunedTask:
-    """A task with what it is tuned on, for `hypertrail.tuning`. Building it looks at batches and shapes; nothing is trained."""
+    """A task with what it is tuned on, for `hypertrail.tuning`. Building it looks at batches and shapes; nothing is trained.
 
-    def __init__(self, task: Task) -> None:
+    All is computed in the x64 mode of JAX in which this object is made.
+    """
+
+    def __init__(self, task: Task, seed: int = 0) -> None:
         tasks.refuse_no_task(task)
-        self.task = task
+        self.task, self.seed = task, seed
+        self.x64 = jax.config.read("jax_enable_x64")
         self.steps = feed(task.batches, "batches").steps
         self.start = declared.initial(task, self.steps)
         leaves = declared.paths(task)
@@ -97,22 +102,32 @@ class TunedTask:
                 f"hyper: two arrays have one name among {list(self.paths)}; use keys of letters, digits and '_'"
             )
         self.hyperparameters = tuple(moved.values())
-        self.digest = digest(task)
+        self.splits = Data(
+            digest(task), {name: feed(batches, name).steps for name, batches in all_batches(task).items()}
+        )
+
+    def precision(self) -> AbstractContextManager[Any]:
+        return jax.enable_x64(self.x64)
+
+    @property
+    def digest(self) -> str:
+        return self.splits.digest
 
     # -- hyperparameters as nested dicts --------------------------------------------------------------------------------------
 
     def initial_hyper(self) -> Hyper:
-        return self.as_hyper(trail.in_precision(self.task, self.start))
+        with self.precision():
+            return self.as_hyper(trail.in_precision(self.task, self.start))
 
     def hyper_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         return {kind: {key: a.shape for key, a in arrays.items()} for kind, arrays in self.initial_hyper().items()}
 
     def as_hyper(self, tree: Tree) -> Hyper:
-        """A tree like the task's hyperparameters → nested dicts of NumPy arrays."""
+        """A tree like the task's hyperparameters → nested dicts of float64 arrays."""
         hyper: Hyper = {}
         leaves = named(tree)
         for name, (kind, key) in self.paths.items():
-            hyper.setdefault(kind, {})[key] = np.asarray(leaves[name])
+            hyper.setdefault(kind, {})[key] = np.asarray(leaves[name], np.float64)
         return hyper
 
     def as_tree(self, hyper: Hyper) -> Tree:
@@ -131,7 +146,10 @@ class TunedTask:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(next(iter(next(iter(self.initial_hyper().values())).values())).dtype)
+        """The precision in which the hyperparameters are used."""
+        with self.precision():
+            leaves = named(trail.in_precision(self.task, self.start))
+        return np.dtype(leaves[next(iter(self.paths))].dtype)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -149,15 +167,17 @@ class TunedTask:
 
     def first(self) -> dict[str, Params]:
         """The state before step 0, by part."""
-        hyper = trail.in_precision(self.task, self.start)
-        return as_dicts(trail.first_state(self.task, trail.given_values(self.task, hyper, self.steps)))
+        with self.precision():
+            hyper = trail.in_precision(self.task, self.start)
+            return as_dicts(trail.first_state(self.task, trail.given_values(self.task, hyper, self.steps)))
 
     def refuse_plan(self, method: Method, keep: Keep) -> None:
         """Raise UsageError for a method that cannot go back over a training of this task, or not from what is kept."""
-        hyper = trail.in_precision(self.task, self.start)
-        given = trail.given_values(self.task, hyper, self.steps)
-        first = jax.eval_shape(lambda given: trail.first_state(self.task, given), given)
-        replay.refuse_plan(self.task, first, hyper, self.steps, method, keep)
+        with self.precision():
+            hyper = trail.in_precision(self.task, self.start)
+            given = trail.given_values(self.task, hyper, self.steps)
+            first = jax.eval_shape(lambda given: trail.first_state(self.task, given), given)
+            replay.refuse_plan(self.task, first, hyper, self.steps, method, keep)
 
     def with_(self, steps: int) -> TunedTask:
         if steps == self.steps:
@@ -165,38 +185,40 @@ class TunedTask:
         raise UsageError(f"a task has the {self.steps} steps of its batches, not {steps}; make another task for them")
 
     def train(self, hyper: Hyper, keep: Keep, progress: Progress | None, midway: Midway | None) -> Training:
-        found = tasks.train(self.task, keep, self.as_tree(hyper), progress, midway)
-        start, end = as_dicts(found.start), as_dicts(found.end)
-        return Training(
-            initial=start["w"],
-            final=end["w"],
-            weights=end["w"],
-            velocity=end["v"],
-            running=end["running"],
-            losses=found.losses,
-            distances=found.distances,
-            steps=found.steps,
-            trajectory=Kept(found),
-            cost=Cost(found.steps, seconds=found.seconds, trajectory_bytes=found.kept.nbytes),
-        )
+        with self.precision():
+            found = tasks.train(self.task, keep, self.as_tree(hyper), progress, midway)
+            start, end = as_dicts(found.start), as_dicts(found.end)
+            return Training(
+                initial=start["w"],
+                final=end["w"],
+                weights=end["w"],
+                velocity=end["v"],
+                running=end["running"],
+                losses=found.losses,
+                distances=found.distances,
+                steps=found.steps,
+                trajectory=Kept(found),
+                cost=Cost(found.steps, seconds=found.seconds, trajectory_bytes=found.kept.nbytes),
+            )
 
     def hypergradient(self, training: Training, method: Method, progress: Progress | None) -> Hypergradient:
-        clock = time.perf_counter()
-        found = training.trajectory.trail
-        result = tasks.hypergradient(found, method, progress)
-        cost = self.cost(found, method, result)
-        cost.seconds = time.perf_counter() - clock
-        begun = {"w": {}, "v": {}} if result.start is None else as_dicts(result.start)
-        return Hypergradient(
-            gradient=self.as_hyper(result.hyper),
-            initial_weights=begun["w"],
-            initial_velocity=begun["v"],
-            hyper_loss=result.value,
-            adjoint_norms=result.norms,
-            method=method.name,
-            cost=cost,
-            diagnostics={"replayed": result.replayed, **result.found},
-        )
+        with self.precision():
+            clock = time.perf_counter()
+            found = training.trajectory.trail
+            result = tasks.hypergradient(found, method, progress)
+            cost = self.cost(found, method, result)
+            cost.seconds = time.perf_counter() - clock
+            begun = {"w": {}, "v": {}} if result.start is None else as_dicts(result.start)
+            return Hypergradient(
+                gradient=self.as_hyper(result.hyper),
+                initial_weights=begun["w"],
+                initial_velocity=begun["v"],
+                hyper_loss=result.value,
+                adjoint_norms=result.norms,
+                method=method.name,
+                cost=cost,
+                diagnostics={"replayed": result.replayed, **result.found},
+            )
 
     def cost(self, found: trail.Trail, method: Method, result: trail.Result) -> Cost:
         """By the rule of `records.Cost`."""
@@ -209,16 +231,36 @@ class TunedTask:
         return Cost(looks + result.recomputed, result.steps, trajectory_bytes=found.kept.nbytes)
 
     def hyper_loss(self, training: Training) -> float:
-        return trail.means(training.trajectory.trail, trail.validation(self.task))["loss"]
+        with self.precision():
+            return trail.means(training.trajectory.trail, trail.validation(self.task))["loss"]
 
     def evaluate(self, training: Training, split: str) -> Metrics:
         """The mean hyper loss, and the task's metrics, over the batches of a split, each of which counts alike."""
-        batches = splits_of(self.task).get(split)
-        if batches is None:
-            raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
-        found = training.trajectory.trail
-        values = trail.means(found, feed(batches, split))
-        return Metrics(values.pop("loss"), values.pop("error", None), feed(batches, split).steps, values)
+        with self.precision():
+            batches = splits_of(self.task).get(split)
+            if batches is None:
+                raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
+            found = training.trajectory.trail
+            values = trail.means(found, feed(batches, split))
+            return Metrics(values.pop("loss"), values.pop("error", None), feed(batches, split).steps, values)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run keeps of the data of a task. sizes: {what: number of batches}."""
+
+    digest: str
+    sizes: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        return {"name": "task", "sizes": self.sizes, "sha256": self.digest, "notes": list(self.notes)}
+
+
+def tunable(make: Callable[[], Task], precision: str, seed: int = 0) -> TunedTask:
+    """The task that make() gives, for the meta loop. precision: 'float64' turns on JAX's x64 mode for it, and for it alone."""
+    with jax.enable_x64(precision == "float64"):
+        return TunedTask(make(), seed)
 
 
 class Kept:
@@ -258,10 +300,14 @@ def word(path: tuple[Any, ...]) -> str:
     return ".".join(re.sub(r"[^A-Za-z0-9_.-]+", ".", key).strip(".") for key in keys)
 
 
+def all_batches(task: Task) -> dict[str, Any]:
+    return {"batches": task.batches, **splits_of(task)}
+
+
 def digest(task: Task) -> str:
     """sha256 over the data of a task: all of what is in memory, and the first and the last batch of a stream."""
     found = hashlib.sha256()
-    for name, batches in {"batches": task.batches, **splits_of(task)}.items():
+    for name, batches in all_batches(task).items():
         for tree in parts(batches):
             found.update(f"{name} {jax.tree.structure(tree)}".encode())
             for key, array in stored(tree).items():

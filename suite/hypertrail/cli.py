@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from . import experiments, signals, stopping
+from . import experiments, own, signals, stopping
 from .errors import NO_ROOM, FolderLost, NoProgress, OtherData, Stopped, UsageError, looking_at
 from .terminal import bounded_width, complain, leave, prepare, say, warnings_in_one_line
 
@@ -162,16 +162,17 @@ def list_command(words: list[str]) -> int:
 
 
 def run_command(words: list[str], name: str) -> int:
-    module = experiments.load(name)
+    found = own.find(name)
+    module = found.module
     config = parse(module.Config, words[2:], f"hypertrail run {name}", module.__doc__)
     from . import runs
 
     study = experiments.is_study(module)
-    record, may_grow = runs.config_record(name, config), () if study else runs.GROWS
+    record, may_grow = runs.config_record(found.title, config, found.settings), () if study else runs.GROWS
     if config.run_dir is not None and runs.is_done(config.run_dir, record, may_grow):
         return nothing_to_do(config.run_dir)
     with signals.asking():
-        return into_folder(words, module, config, record, may_grow)
+        return into_folder(words, found, config, record, may_grow)
 
 
 def nothing_to_do(folder: Path) -> int:
@@ -182,20 +183,22 @@ def nothing_to_do(folder: Path) -> int:
 
 
 def into_folder(
-    words: list[str], module: ModuleType, config: Any, record: dict[str, Any], may_grow: Sequence[str]
+    words: list[str], found: own.Found, config: Any, record: dict[str, Any], may_grow: Sequence[str]
 ) -> int:
     """Run an experiment in its folder: from the beginning, or from where an earlier start was ended."""
     from hypertrail_data.used import recording
 
     from . import display, engines, processes, runs, threads
 
+    module = found.module
     study = experiments.is_study(module)
-    problem, drawn = with_its_data(module, config)
     engine = engines.load(config.engine)
     began = threads.recorded(config.run_dir)
-    with engines.starting(engine), threads.fixed(engine, config.threads, began):
-        processes.share(engine, config.devices, problem)
-        engine.describe()
+    with threads.fixed(engine, config.threads, began):
+        problem, drawn = with_its_data(module, config)  # an own task may start the devices already
+        with engines.starting(engine):
+            processes.share(engine, config.devices, problem)
+            engine.describe()
     path = config.run_dir or runs.folder_for(record, datetime.datetime.now())
     with (
         engines.compilation_cache(config.compilation_cache, engine),
@@ -204,7 +207,8 @@ def into_folder(
     ):
         if run.finished:
             return nothing_to_do(path)
-        run.describe(words, engine.describe(), (runs.FIGURES,) if study else runs.META_LOOP)
+        source = found.source.content if found.source else None
+        run.describe(words, engine.describe(), (runs.FIGURES,) if study else runs.META_LOOP, source)
         for how, splits in drawn:
             run.data_used(how, splits)
         voice = display.Voice(run.log)
@@ -220,6 +224,8 @@ def into_folder(
                     module.study(config, run, voice)
                     lines: list[dict[str, Any]] = []
                 else:
+                    if run.fresh and getattr(config, "check", False):
+                        check(problem, engine, voice)
                     lines = tune(module, config, problem, engine, run, voice)
                     if hasattr(module, "after"):
                         module.after(config, problem, engine, run, voice)
@@ -242,6 +248,12 @@ def with_its_data(module: ModuleType, config: Any) -> tuple[Any, list[tuple[str,
         problem = build(module, config)
     refuse_method(config, problem)
     return problem, drawn or [("the problem", problem.splits)]
+
+
+def check(problem: Any, engine: Any, voice: Any) -> None:
+    """Compare the hypergradient of an own task with differences of short trainings. VerificationFailure where they differ."""
+    for line in engine.check(problem):
+        voice.say(line)
 
 
 def show_end(run: Any, voice: Any, lines: Sequence[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ def share(engine: Any, wanted: str, problem: Any = None) -> None:
         stopping.together(lambda mine: any(devices.gathered(int(mine))))
     else:
         devices.use(wanted)
-    if problem is not None:
+    if hasattr(problem, "schedule"):
         devices.layout().refuse(problem.schedule.batch)
 
 

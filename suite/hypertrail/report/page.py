@@ -272,6 +272,10 @@ def data(one: View) -> list[str]:
     """Which data were used, and what the network saw of them; a row for every way in which they were drawn."""
     rows = []
     for drawn, used in one.data.items():
+        if "image" not in used:  # the data of a task, of which nothing but their number is known
+            sizes = ", ".join(f"{name} {n:,}" for name, n in used["sizes"].items())
+            rows.append([drawn, used["sha256"][:16], f"numbers of batches: {sizes}", "", "", "", ""])
+            continue
         pixels, seen = ([spelled(of[key]) for key in ("mean", "std")] for of in (used, used["seen"]))
         rows.append([drawn, used["sha256"][:16], "×".join(map(str, used["image"])), *pixels, *seen])
     columns = ["drawn", "sha256", "image", "pixel mean", "pixel std", "mean seen", "std seen"]

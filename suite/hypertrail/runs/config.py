@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from .names import CONFIG, DONE, GROWS, WHERE
 Record = dict[str, Any]
 
 
-def config_record(experiment: str, config: Any) -> Record:
-    """config.json: experiment, hash and every field of the config dataclass, as JSON holds them."""
-    fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def config_record(experiment: str, config: Any, more: Mapping[str, str] = {}) -> Record:
+    """config.json: experiment, hash and every field of the config dataclass, as JSON holds them. more: further fields."""
+    fields = json.loads(json.dumps(dataclasses.asdict(config), default=str)) | dict(more)
     return {"experiment": experiment, "hash": hash_of(experiment, fields), "config": fields}
 
 

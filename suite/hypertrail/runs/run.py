@@ -32,6 +32,7 @@ from .names import (
     META_LOOP,
     METRICS,
     PARTS,
+    SOURCE,
     STATES,
     STEPS,
     STUDY,
@@ -138,8 +139,12 @@ class Run:
         if more is None or more:
             write_atomic(self.path / CONFIG, dump(self.record))
 
-    def describe(self, argv: list[str], engine: dict[str, Any], folders: Sequence[str] = META_LOOP) -> None:
+    def describe(
+        self, argv: list[str], engine: dict[str, Any], folders: Sequence[str] = META_LOOP, source: bytes | None = None
+    ) -> None:
         """Write config.json, env.json and command.txt, make the folders. To be called before anything is computed.
+
+        source: the file of an experiment that its user brought; a copy of it is kept.
 
         A run that is taken up keeps these files: another command is added to command.txt, and what differs in the environment
         to env.json under "later".
@@ -149,6 +154,8 @@ class Run:
             write_atomic(self.path / CONFIG, dump(self.record))
         else:
             self.log(f"taken up by process {os.getpid()} on {socket.gethostname()}")
+        if source is not None:
+            write_atomic(self.path / SOURCE, source)
         known = self.path / COMMAND
         said = reading.read_text(known) + "\n" if known.is_file() else ""
         if command not in said:

@@ -1,0 +1,212 @@
+"""Experiments that their users bring: a Python file anywhere, a module of an installed package, or an entry point.
+
+    hypertrail run my_task.py                a file
+    hypertrail run my_package.my_task        a module
+    hypertrail run my-task                   an entry point of the group "hypertrail.experiments"
+
+The simplest file has one function, `task() -> hypertrail.Task`; `task(config)` if it has settings. See docs/own-tasks.md. A file
+may also have what a built-in experiment has (`Config` with `problem` and `rule`, or `study`; see experiments/__init__.py).
+
+The file is executed, as `python my_task.py` would. Its sha256 is among the settings of the run, so a run is not gone on with by
+another file; what it imports is not looked at. A copy lies in the folder of the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from . import experiments
+from .errors import UsageError
+from .experiments._common import Common
+from .outer import Adam, Rule
+
+GROUP = "hypertrail.experiments"
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """What every task can be asked for. Extend it with the settings of your own; a frozen dataclass."""
+
+    method: str = "exact"
+    """How the hypergradient is taken. exact: back over every state; truncated-K: the last K steps; forward: for few
+    hyperparameters; for updates.Momentum also drmad-C0 … C6 and float-reversed; implicit-cg, -neumann, -dense with a
+    whole_loss."""
+    outer_rate: float = 0.1
+    """Step of the outer Adam that moves the hyperparameters, in the units of what is moved (0.1 of a Log is 10 %)."""
+    check: bool = True
+    """Before anything is tuned, compare the hypergradient of the first ten steps with differences of such trainings, and stop
+    where they differ: some models lie to every automatic derivative."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of an experiment, and what it held when it was loaded."""
+
+    path: Path
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the record of a run says of it."""
+        return {"source": str(self.path), "source_sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An experiment by the word that the user gave. title: what runs and folders call it. word: what another process gives.
+    source: of an experiment that its user brings."""
+
+    word: str
+    title: str
+    module: Any
+    source: Source | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return self.source.settings if self.source else {}
+
+
+def find(word: str) -> Found:
+    """The experiment of a name, a file or a module. UsageError in one line where there is none, or where it cannot be loaded."""
+    if word in experiments.names():
+        return Found(word, word, experiments.load(word))
+    entries = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
+    if word in entries:
+        with told(f"the entry point {word}"):
+            module = entries[word].load()
+        return own(word, word, module, Path(inspect.getfile(module)))
+    if word.endswith(".py") or "/" in word:
+        return of_file(Path(word))
+    if "." in word:
+        return of_module(word)
+    if Path(f"{word}.py").is_file():
+        raise UsageError(f"unknown experiment {word!r}; for the file in this folder say {word}.py")
+    experiments.load(word)  # refuses the word, with the nearest name
+    raise AssertionError(word)
+
+
+def of_file(path: Path) -> Found:
+    if not path.is_file():
+        raise UsageError(f"{path} is not there, or is no file; expected a Python file with a function task()")
+    path = path.resolve()
+    source = Source(path, path.read_bytes())
+    name = f"hypertrail_own_{path.stem}"
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # as for a script: it may import what lies beside it
+    sys.modules[name] = module  # a dataclass looks itself up there
+    with told(str(path)):
+        exec(compile(source.content, str(path), "exec"), module.__dict__)
+    return own(str(path), title_of(path.stem), module, path, source)
+
+
+def of_module(word: str) -> Found:
+    with told(f"module {word}"):
+        module = importlib.import_module(word)
+    return own(word, title_of(word.rpartition(".")[2]), module, Path(inspect.getfile(module)))
+
+
+def title_of(stem: str) -> str:
+    title = stem.replace("_", "-")
+    if title in experiments.names():
+        raise UsageError(f"{title} is the name of a built-in experiment; call the file otherwise")
+    return title
+
+
+def own(word: str, title: str, module: ModuleType, path: Path, source: Source | None = None) -> Found:
+    source = source or Source(path, path.read_bytes())
+    if hasattr(module, "task"):
+        return Found(word, title, of_task(module, path), source)
+    if hasattr(module, "Config") and (hasattr(module, "problem") or hasattr(module, "study")):
+        return Found(word, title, module, source)
+    raise UsageError(f"{path} has no function task(), and no Config with problem() or study(); see docs/own-tasks.md")
+
+
+def of_task(module: ModuleType, path: Path) -> SimpleNamespace:
+    """A file with `task` in the form of an experiment that the meta loop drives."""
+    config = getattr(module, "Config", Config)
+    if not (is_dataclass(config) and isinstance(config, type) and issubclass(config, Config)):
+        raise UsageError(
+            f"{path}: Config is {config!r}, expected a frozen dataclass that extends hypertrail.TaskConfig"
+        )
+    takes_settings = bool(inspect.signature(module.task).parameters)
+
+    def task(config: Config) -> Any:
+        with told(f"{path}: task()"):
+            return module.task(config) if takes_settings else module.task()
+
+    def rule(config: Config) -> Rule:
+        with told(f"{path}: rule()"):
+            return module.rule(config) if hasattr(module, "rule") else Adam(config.outer_rate)
+
+    return SimpleNamespace(
+        __doc__=module.__doc__,
+        Config=config,
+        DRAWS=getattr(module, "DRAWS", takes_settings),
+        task=task,
+        rule=rule,
+        problem=problem_of(task),
+    )
+
+
+def problem_of(task: Callable[[Config], Any]) -> Callable[[Config], Any]:
+    def problem(config: Config) -> Any:
+        """The task of these settings as the meta loop sees it. UsageError for the reference engine, and for several devices."""
+        from .engines import load
+
+        if config.engine != "gpu":
+            raise UsageError(
+                f"engine {config.engine!r}: an own model runs in the gpu engine alone, for the reference engine has its "
+                "derivatives by hand; hypertrail verify compares with differences and with the unrolled loop"
+            )
+        if config.devices != "1":
+            raise UsageError(f"devices {config.devices}: an own model runs on one device; leave out --devices")
+        engine: Any = load("gpu")
+        return engine.tunable(lambda: task(config), config.precision, config.seed)
+
+    return problem
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """What a user's code raises, as a UsageError in one line with the place; HYPERTRAIL_TRACEBACK=1 shows all of it."""
+    try:
+        yield
+    except Exception as problem:
+        if hasattr(problem, "exit_code"):
+            raise
+        raise UsageError(f"{where}: {in_one_line(problem)}") from problem
+
+
+def in_one_line(problem: Exception) -> str:
+    """The kind of an error, its words, and the last place of it that is no library's."""
+    words = " ".join(str(problem).split())[:300]
+    if isinstance(problem, SyntaxError):
+        return f"{type(problem).__name__}: {problem.msg} (line {problem.lineno})"
+    frames = [one for one in traceback.extract_tb(problem.__traceback__) if not in_library(one.filename)]
+    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(problem).__name__}: {words}{at}"
+
+
+def in_library(filename: str) -> bool:
+    here = Path(__file__).parent
+    return "site-packages" in filename or filename.startswith(("<", str(here))) or "hypertrail_gpu" in filename
