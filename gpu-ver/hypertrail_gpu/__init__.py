@@ -6,12 +6,13 @@
 from typing import Any
 
 from . import compilation_cache, devices, threads
-from .doubts import check
+from .doubts import check, compare, exact
 from .evaluation import evaluate, hyper_loss
 from .methods import hypergradient
 from .online import adapt
 from .training import train
-from .tuned import tunable
+from .tuned import TunedTask, tunable
+from .unrolled import unrolled
 
 name = "gpu"
 
@@ -43,17 +44,21 @@ def device_memory() -> int | None:
 
 
 __all__ = [
+    "TunedTask",
     "adapt",
     "check",
+    "compare",
     "compilation_cache",
     "describe",
     "device_memory",
     "devices",
     "evaluate",
+    "exact",
     "hyper_loss",
     "hypergradient",
     "name",
     "threads",
     "train",
     "tunable",
+    "unrolled",
 ]

@@ -7,6 +7,7 @@ Some models lie to every automatic derivative, and then every exact method agree
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,21 @@ class Compared:
         return max(abs(self.hypergradient), abs(self.differences), self.size) or 1.0
 
     @property
+    def gap(self) -> float:
+        """Relative."""
+        return abs(self.hypergradient - self.differences) / self.unit
+
+    @property
+    def allowed(self) -> float:
+        """Relative."""
+        return AGREES + 3 * self.error / self.unit
+
+    @property
     def verdict(self) -> str:
         """'agree', 'differ', or 'not told' where rounding or a kink hides the slope."""
         if not self.error <= TELLS * self.unit:
             return "not told"
-        gap = abs(self.hypergradient - self.differences)
-        return "agree" if gap <= AGREES * self.unit + 3 * self.error else "differ"
+        return "agree" if self.gap <= self.allowed else "differ"
 
     def __str__(self) -> str:
         slopes = f"hypergradient {self.hypergradient:.4g}, differences {self.differences:.4g} ± {self.error:.1g}"
@@ -66,11 +76,15 @@ def compare(tuned: TunedTask, hyper: Hyper | None = None, steps: int = STEPS, se
 
     hyper: where; None: where tuning begins. Cost for each kind: at most 8 trainings of `steps` steps, with the hyper loss.
     """
+    with tuned.precision():
+        return list(compared(tuned, hyper, steps, seed))
+
+
+def compared(tuned: TunedTask, hyper: Hyper | None, steps: int, seed: int) -> Iterator[Compared]:
     hyper = tuned.initial_hyper() if hyper is None else hyper
     steps = min(steps, tuned.steps)
     short = Short(tuned.task, tuned.steps, steps)
     result = trail.hypergradient(*short.exact(tuned.as_tree(hyper)))
-    found = []
     rng = generator(seed, "hyper", 0)
     for kind, arrays in tuned.as_hyper(result.hyper).items():
         signs = {key: rng.choice([-1.0, 1.0], size=h.shape) for key, h in arrays.items()}
@@ -83,14 +97,19 @@ def compare(tuned: TunedTask, hyper: Hyper | None = None, steps: int = STEPS, se
 
         enough = AGREES / 4 * max(abs(slope), size)
         value, error = measured(f, STEP, LEVELS, enough)
-        found.append(Compared(kind, slope, value, error, size))
-    return found
+        yield Compared(kind, slope, value, error, size)
+
+
+def exact(tuned: TunedTask, steps: int = STEPS) -> Hyper:
+    """The exact hypergradient of the first steps of training, where tuning begins."""
+    with tuned.precision():
+        short = Short(tuned.task, tuned.steps, min(steps, tuned.steps))
+        return tuned.as_hyper(trail.hypergradient(*short.exact(tuned.start)).hyper)
 
 
 def check(tuned: TunedTask) -> list[str]:
     """What `compare` found where tuning begins, in words. VerificationFailure where a slope differs from that of differences."""
-    with tuned.precision():
-        found = compare(tuned)
+    found = compare(tuned)
     wrong = [str(one) for one in found if one.verdict == "differ"]
     if wrong:
         raise VerificationFailure(

@@ -142,6 +142,11 @@ class TunedTask:
 
         return jax.tree_util.tree_map_with_path(leaf, self.start)
 
+    def values(self, tree: Tree) -> Tree:
+        """What the functions of the task are given for these arrays."""
+        with self.precision():
+            return trail.given_values(self.task, trail.in_precision(self.task, tree), self.steps)
+
     # -- what the meta loop asks ----------------------------------------------------------------------------------------------
 
     @property

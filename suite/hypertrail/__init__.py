@@ -2,6 +2,8 @@
 
 from .engines import load
 from .errors import NumericalFailure, UsageError, VerificationFailure
+from .front import Tuned, adapt, check, hypergradient, train, tune
+from .hyper import Bins, EachStep, Free, Linear, Log, Logit, Shared, Spline
 from .hyperparameters import (
     L1,
     L2,
@@ -17,9 +19,11 @@ from .hyperparameters import (
 from .keeping import Checkpoints, Last, Reversible
 from .methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Truncated
 from .online import MARTHE, OSGM, RTHO, T1T2, Adaptive, Almeida, Clarke, HypergradientDescent, Plain
+from .own import TaskConfig
 from .problem import Dynamics, Problem
 from .projections import Box, BudgetSum, Simplex
 from .records import Cost, Hypergradient, Metrics, Training
+from .task import Arrays, Rows, Start, Stream, Task
 
 __version__ = "0.1.0"
 
@@ -32,6 +36,8 @@ __all__ = [
     "T1T2",
     "Adaptive",
     "Almeida",
+    "Arrays",
+    "Bins",
     "Box",
     "BudgetSum",
     "Checkpoints",
@@ -39,10 +45,12 @@ __all__ = [
     "Cost",
     "DrMAD",
     "Dynamics",
+    "EachStep",
     "Exact",
     "ExampleWeight",
     "FloatReversed",
     "Forward",
+    "Free",
     "Hypergradient",
     "HypergradientDescent",
     "Implicit",
@@ -50,6 +58,9 @@ __all__ = [
     "InitialWeight",
     "Last",
     "LearningRate",
+    "Linear",
+    "Log",
+    "Logit",
     "Metrics",
     "Momentum",
     "Noise",
@@ -57,12 +68,25 @@ __all__ = [
     "Plain",
     "Problem",
     "Reversible",
+    "Rows",
+    "Shared",
     "Simplex",
+    "Spline",
+    "Start",
+    "Stream",
+    "Task",
+    "TaskConfig",
     "Training",
     "TrainingInput",
     "Truncated",
+    "Tuned",
     "UsageError",
     "VerificationFailure",
     "WeightTransform",
+    "adapt",
+    "check",
+    "hypergradient",
     "load",
+    "train",
+    "tune",
 ]

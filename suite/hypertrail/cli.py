@@ -321,7 +321,7 @@ def verify_command(words: list[str], name: str) -> int:
         return everything.main(parse(everything.Options, words[2:], "hypertrail verify everything", everything.__doc__))
     from . import verify
 
-    module = experiments.load(name)
+    module = own.find(name).module
     if not hasattr(module, "problem"):
         raise UsageError(
             f"{name} is a study without a problem of its own; hypertrail verify has nothing to check in it"

@@ -36,7 +36,7 @@ GROUP = "hypertrail.experiments"
 
 
 @dataclass(frozen=True)
-class Config(Common):
+class TaskConfig(Common):
     """What every task can be asked for. Extend it with the settings of your own; a frozen dataclass."""
 
     method: str = "exact"
@@ -143,18 +143,18 @@ def own(word: str, title: str, module: ModuleType, path: Path, source: Source | 
 
 def of_task(module: ModuleType, path: Path) -> SimpleNamespace:
     """A file with `task` in the form of an experiment that the meta loop drives."""
-    config = getattr(module, "Config", Config)
-    if not (is_dataclass(config) and isinstance(config, type) and issubclass(config, Config)):
+    config = getattr(module, "Config", TaskConfig)
+    if not (is_dataclass(config) and isinstance(config, type) and issubclass(config, TaskConfig)):
         raise UsageError(
             f"{path}: Config is {config!r}, expected a frozen dataclass that extends hypertrail.TaskConfig"
         )
     takes_settings = bool(inspect.signature(module.task).parameters)
 
-    def task(config: Config) -> Any:
+    def task(config: TaskConfig) -> Any:
         with told(f"{path}: task()"):
             return module.task(config) if takes_settings else module.task()
 
-    def rule(config: Config) -> Rule:
+    def rule(config: TaskConfig) -> Rule:
         with told(f"{path}: rule()"):
             return module.rule(config) if hasattr(module, "rule") else Adam(config.outer_rate)
 
@@ -168,8 +168,8 @@ def of_task(module: ModuleType, path: Path) -> SimpleNamespace:
     )
 
 
-def problem_of(task: Callable[[Config], Any]) -> Callable[[Config], Any]:
-    def problem(config: Config) -> Any:
+def problem_of(task: Callable[[TaskConfig], Any]) -> Callable[[TaskConfig], Any]:
+    def problem(config: TaskConfig) -> Any:
         """The task of these settings as the meta loop sees it. UsageError for the reference engine, and for several devices."""
         from .engines import load
 

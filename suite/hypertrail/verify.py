@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from . import diagnostics, processes, threads
+from . import diagnostics, differences, processes, threads
 from .checks import at_least, at_most
 from .engines import ENGINES, Engine, compilation_cache, load, starting
 from .errors import UsageError, VerificationFailure
@@ -78,6 +78,25 @@ def verify(problem: Problem, engine: Engine, other: Engine | None, method: Metho
             yield Check(what, both.total.difference, epsilon)
 
 
+def verify_task(problem: Any, engine: Any, method: Method, directions: int) -> Iterator[Check]:
+    """The checks of an own task, which the reference engine cannot run: the exact hypergradient of its first steps against
+    differences of such trainings, and against automatic differentiation through the unrolled loop."""
+    refuse_plan(problem, method, keep_for(method, True, "memory"))
+    steps = min(STEPS, problem.steps)
+    for n in range(directions):
+        for one in engine.compare(problem, steps=steps, seed=n):
+            what = f"exact of {one.kind} against differences of {steps} steps, direction {n + 1} of {directions}"
+            yield (
+                Check(what, one.gap, one.allowed)
+                if one.verdict != "not told"
+                else Check(f"{what} (not told)", 0.0, 1.0)
+            )
+    epsilon = tolerance("ways back" if problem.dtype == "float64" else "engines", problem.dtype.name).epsilon
+    ours, theirs = engine.exact(problem, steps), engine.unrolled(problem, steps)
+    for kind, both in diagnostics.agreement(ours, theirs).items():
+        yield Check(f"exact of {kind} against autodiff through {steps} unrolled steps", both.total.difference, epsilon)
+
+
 def finite_differences(problem: Problem, engine: Engine, ours: Hyper, directions: int) -> Iterator[Check]:
     """The exact hypergradient `ours`, along random signs, against differences of whole trainings of the same engine."""
     hyper = problem.initial_hyper()
@@ -98,27 +117,9 @@ def finite_differences(problem: Problem, engine: Engine, ours: Hyper, directions
 
 
 def derivative(f: Callable[[float], float], step: float, levels: int, enough: float) -> float:
-    """df/dx at 0 by Ridders' method: central differences at steps halved again and again, extrapolated to step 0.
-
-        D_{i,0} = (f(h_i) − f(−h_i)) / 2h_i,   D_{i,j} = D_{i,j−1} + (D_{i,j−1} − D_{i−1,j−1}) / (4ʲ − 1),   h_i = h / 2ⁱ
-
-    Returns the entry with the smallest estimated error, as soon as one is below `enough`. Cost: 2 evaluations a level.
-    Source: Ridders 1982, Advances in Engineering Software 4; Press et al., Numerical Recipes, section 5.7.
-    """
-    best, error = 0.0, np.inf
-    before: list[float] = []
-    for i in range(levels):
-        h = step / 2**i
-        row = [(f(h) - f(-h)) / (2 * h)]
-        for j, older in enumerate(before, 1):
-            row.append(row[-1] + (row[-1] - older) / (4**j - 1))
-            estimate = max(abs(row[j] - row[j - 1]), abs(row[j] - older))
-            if estimate < error:
-                best, error = row[j], estimate
-        if error <= enough:
-            return best
-        before = row
-    return best
+    """df/dx at 0 by `differences.measured`, without the estimate of its error. NaN where no difference was finite: a check
+    that is given it fails."""
+    return differences.measured(f, step, levels, enough).value
 
 
 def random_signs(hyper: Hyper, seed: int, n: int) -> Hyper:
@@ -159,16 +160,23 @@ def main(module: ModuleType, config: Any, name: str) -> int:
 
     at_least("directions", config.directions, 0)
     at_most("directions", config.directions, MOST_DIRECTIONS, "each is up to 28 trainings for every kind")
-    problem = build(module, config)
     method = parse_method(getattr(config, "method", "exact"))
     engine = load(config.engine)
-    with starting(engine), threads.fixed(engine, config.threads):
-        processes.share(engine, config.devices, problem)
-    other = None if config.alone else load(next(one for one in ENGINES if one != config.engine))
-    say(f"{name}: T {problem.steps}, {problem.precision}, seed {problem.seed}")
+    with threads.fixed(engine, config.threads):
+        problem = build(module, config)
+        with starting(engine):
+            processes.share(engine, config.devices, problem)
+    own = hasattr(problem, "task")
+    other = None if config.alone or own else load(next(one for one in ENGINES if one != config.engine))
+    say(f"{name}: T {problem.steps}, {problem.dtype}, seed {problem.seed}")
     failed = []
     with compilation_cache(config.compilation_cache, *filter(None, (engine, other))):
-        for check in verify(problem, engine, other, method, config.directions):
+        checks = (
+            verify_task(problem, engine, method, config.directions)
+            if own
+            else verify(problem, engine, other, method, config.directions)
+        )
+        for check in checks:
             say(check)
             if not check.passed:
                 failed.append(check)

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .. import experiments, runs
+from .. import experiments, own, runs
 from ..checks import shortened
 from ..errors import NoProgress, Stopped, UsageError
 from ..terminal import say, visible
@@ -78,15 +78,16 @@ class Options:
     """Any other option of sbatch, key=value or key: account=me qos=long exclusive."""
 
 
-def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
+def main(word: str, words: Sequence[str], command: Sequence[str]) -> int:
     """`hypertrail launch`: what is asked for is checked, shown or submitted; waits for local runs. UsageError before anything is
     written. Exit code 0; of local runs (`here`) 1 where one failed or was lost, 75 where one was stopped, whatever became of the
     others, 76 where those that were stopped had won nothing.
     """
-    options, settings = read(experiment, words)
-    module = experiments.load(experiment)
-    refuse_seeds(experiment, module, options.seeds)
-    planned = plan(experiment, module.Config, options, settings)
+    options, settings = read(word, words)
+    found = own.find(word)
+    experiment = found.title
+    refuse_seeds(experiment, found.module, options.seeds)
+    planned = plan(found, options, settings)
     asked = resources(options, experiment)
     base = runs_dir(planned)
     if options.dry_run:
@@ -94,10 +95,10 @@ def main(experiment: str, words: Sequence[str], command: Sequence[str]) -> int:
     submitting.refuse_missing(options.cluster)
     if options.cluster == "local":
         gpus.shares(min(asked.at_once or 1, len(planned)), asked.gpus)
-    found = launches.same(base, experiment, [run.hash for run in planned])
-    if found is not None:
-        with launches.submitting(found.path):
-            return submit(launches.read(found.path).asked_again(planned), options, asked)
+    before = launches.same(base, experiment, [run.hash for run in planned])
+    if before is not None:
+        with launches.submitting(before.path):
+            return submit(launches.read(before.path).asked_again(planned), options, asked)
     new = Launch(new_folder(base, experiment), experiment, shlex.join(["hypertrail", *command]), planned)
     with launches.submitting(new.path):
         try:
@@ -136,10 +137,11 @@ def refuse_control_characters(words: Sequence[str]) -> None:
             )
 
 
-def plan(experiment: str, config: type, options: Options, settings: list[str]) -> list[Planned]:
+def plan(found: own.Found, options: Options, settings: list[str]) -> list[Planned]:
     """Every run, cell by cell; each cell's settings read by the experiment's own parser, which refuses what it does not know."""
     from ..cli import parse
 
+    experiment, config = found.title, found.module.Config
     seeds = grid.seeds(options.seeds)
     axes = grid.axes([word for words in options.grid for word in words], config, experiment)
     grid.refuse_twice(axes, settings)
@@ -153,9 +155,9 @@ def plan(experiment: str, config: type, options: Options, settings: list[str]) -
         except UsageError as refused:
             raise UsageError(f"{grid.words_of(cell)}: {refused}" if cell else str(refused)) from None
         for seed in seeds:
-            record = runs.config_record(experiment, dataclasses.replace(one, seed=seed))
+            record = runs.config_record(experiment, dataclasses.replace(one, seed=seed), found.settings)
             folder = Path(one.runs_dir) / experiment / f"launched-{record['hash']}-s{seed}"
-            call = ["run", experiment, *words, "--seed", str(seed), "--run-dir", str(folder.absolute())]
+            call = ["run", found.word, *words, "--seed", str(seed), "--run-dir", str(folder.absolute())]
             planned.append(Planned(folder, record["hash"], seed, cell, call))
     first: dict[str, Planned] = {}
     for run in planned:

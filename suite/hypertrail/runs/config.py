@@ -67,7 +67,11 @@ def differences(a: Record, b: Record) -> str:
     words = [] if a["experiment"] == b["experiment"] else [f"experiment {a['experiment']}, not {b['experiment']}"]
     one, two = a["config"], b["config"]
     for key in sorted((set(one) | set(two)) - set(WHERE)):
-        if one.get(key) != two.get(key):
+        if key == "source_sha256" and one.get(key) != two.get(key):
+            words.append(
+                f"another file: {one.get('source')} has the sha256 {two.get(key)!s:.12}.., not {one.get(key)!s:.12}.."
+            )
+        elif one.get(key) != two.get(key):
             words.append(f"{key} {one.get(key)}, not {two.get(key)}")
     return "; ".join(words) or "no difference"
 
