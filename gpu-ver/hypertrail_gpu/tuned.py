@@ -247,7 +247,7 @@ class TunedTask:
                 raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
             found = training.trajectory.trail
             values = trail.means(found, feed(batches, split))
-            return Metrics(values.pop("loss"), values.pop("error", None), feed(batches, split).steps, values)
+            return Metrics(values.pop("loss"), values.pop("error", None), None, values, feed(batches, split).steps)
 
 
 @dataclass(frozen=True)
@@ -292,9 +292,9 @@ def splits_of(task: Task) -> dict[str, Any]:
         if name == "valid" or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise UsageError(f"splits: name {name!r}, expected lower case letters, digits and '_', and not 'valid'")
     for name in task.metrics:
-        if name in ("loss", "examples") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if name in ("loss", "examples", "batches") or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise UsageError(
-                f"metrics: name {name!r}, expected lower case letters, digits and '_', and not loss or examples"
+                f"metrics: name {name!r}, expected lower case letters, digits and '_', and not loss, examples or batches"
             )
     return {**splits, **task.splits}
 

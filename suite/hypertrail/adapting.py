@@ -22,7 +22,7 @@ from hypertrail_nets import Layer, Parameter
 from .errors import UsageError
 from .hyperparameters import LN10, OF_THE_START, Hyper, count
 from .mantissa import refuse_beyond
-from .online import MARTHE, OSGM, Adaptive, Almeida, Online, Plain
+from .online import LEARNING_RATE, MARTHE, OSGM, Adaptive, Almeida, Online, Plain
 from .problem import Problem
 from .records import Cost, Params
 from .refusals import held, refuse_without_valid
@@ -208,6 +208,7 @@ def refuse(problem: Problem, method: Online) -> None:
     """Raise UsageError for a method that cannot run on this problem, before anything is computed."""
     if not isinstance(method, Online):
         raise UsageError(f"adapt takes an online method (Adaptive, T1T2, …), not {method!r}")
+    refuse_settings_of_tasks(method)
     plain = isinstance(method, Plain)
     for one in problem.hyperparameters:
         if one.per_step and not plain:
@@ -250,6 +251,16 @@ def refuse(problem: Problem, method: Online) -> None:
         if m > method.most:
             raise UsageError(
                 f"{method.name} carries one state per hyperparameter, {m} are too many; share them or use Adaptive"
+            )
+
+
+def refuse_settings_of_tasks(method: Online) -> None:
+    """What names entries of a Task's hyperparameters: a Problem has kinds, and says itself which of them is what."""
+    usual = {"averaged": (), "rate": LEARNING_RATE} | ({} if isinstance(method, Adaptive) else {"moves": ()})
+    for name, default in usual.items():
+        if getattr(method, name, default) != default:
+            raise UsageError(
+                f"{method.name} {name}={getattr(method, name)!r} is for a Task; leave it out for a Problem"
             )
 
 

@@ -154,10 +154,10 @@ def dispatch(words: list[str]) -> int:
 
 
 def list_command(words: list[str]) -> int:
-    known = experiments.names()
+    known = {name: experiments.headline(name) for name in experiments.names()} | own.installed()
     width = max(map(len, known))
-    for name in known:
-        print(f"{name:<{width}}  {experiments.headline(name)}")
+    for name, headline in known.items():
+        print(f"{name:<{width}}  {headline}")
     return 0
 
 

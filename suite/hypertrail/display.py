@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import diagnostics, terminal
-from .measures import ERROR, LOSS, SPLITS, measures, of_lines, shown
+from .measures import ERROR, LOSS, SPLITS, count_of, measures, of_lines, shown
 from .sections import Section
 from .tuning import MetaIteration, warnings_of
 
@@ -145,14 +145,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def end_table(lines: Sequence[dict[str, Any]]) -> Table:
     """Loss and error of every split at the start and at the end."""
     start, end = lines[0], lines[-1]
-    rows, names = [], of_lines([start])
+    rows, names, unit = [], of_lines([start]), "examples"
     for split in (s for s in SPLITS if s in start["metrics"]):
         a, b = start["metrics"][split], end["metrics"][split]
+        unit, _ = count_of(a)
         both = [shown(what, line.get(what)) for what in names for line in (a, b)]
-        rows.append([split, *both, f"{a['examples']}"])
+        rows.append([split, *both, f"{count_of(a)[1]}"])
     empty = [""] * (2 * len(names) - 1)
     rows.append(["hyper loss", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", *empty])
-    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), "examples"]
+    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), unit]
     return table(f"After {end['meta_iteration']} updates", columns, rows)
 
 

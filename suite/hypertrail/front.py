@@ -18,6 +18,7 @@ from . import methods, outer, tuning
 from .engines import Progress, load
 from .errors import UsageError
 from .keeping import Keep
+from .measures import measures
 from .task import Task
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Tuned:
         for split, one in last.metrics.items():
             before = first.metrics[split].as_json()
             after = one.as_json()
-            words = (f"{name} {before[name]:.4g} → {after[name]:.4g}" for name in after if name != "examples")
+            words = (f"{name} {before[name]:.4g} → {after[name]:.4g}" for name in after if name in measures(after))
             lines.append(f"{split}: {', '.join(words)}")
         return "\n".join(lines)
 

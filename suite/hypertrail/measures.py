@@ -6,12 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SPLITS = ("train", "valid", "select", "test")
-LOSS, ERROR, EXAMPLES = "loss", "error", "examples"
+LOSS, ERROR = "loss", "error"
+COUNTS = ("examples", "batches")  # over how many the means are: of a task, only its batches are known
 
 
 def measures(found: Mapping[str, Any]) -> list[str]:
     """The names of what was measured on a split: its loss first."""
-    return [name for name in found if name != EXAMPLES]
+    return [name for name in found if name not in COUNTS]
+
+
+def count_of(found: Mapping[str, Any]) -> tuple[str, int]:
+    """('examples', 297): over how many of what the means are."""
+    name = next(name for name in COUNTS if name in found)
+    return name, int(found[name])
 
 
 def of_lines(lines: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -24,7 +24,7 @@ None of them looks ahead of what it has seen: the validation split is used up by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .checks import at_least, fraction, one_of, positive
 from .errors import UsageError
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 INSIDE_THE_LOSS = ("l2", "l1", "noise")
+LEARNING_RATE = "learning_rate"
+Outer = Rule | Any  # on a Task also an optax.GradientTransformation; keep the object, another one compiles anew
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Adaptive(Online):
     average_output: the thesis' averaging of the output layer: the hypergradient of its W (every kind) is replaced by the mean
     over the classes before its sign is taken, so that all classes of one input move together, by a whole step; its b is left
     alone. False: every class moves by a sign of its own. `Block.gradient` is in both cases the hypergradient before averaging.
+    On a Task, `moves` names the first-level entries of Task.hyper, and the step is in units of the unconstrained array (ln α for
+    Log). `averaged` stands in the place of average_output: the arrays that are averaged over their last axis, by their path in
+    hyper ("['rate']['W']"), or by the name of a group of Shared, which is that of the weights ("['out']['W']").
     Cost of a block: n + M gradients and K products (2 gradients each). Memory: K states.
     POOR: K steps see only what a hyperparameter does at once: the penalty of a weight acts over 1/(α λ) steps. Signs throw away
     how sure a gradient is; and a million hyperparameters overfit the validation split: published errors are 2 to 6 points
@@ -120,6 +125,7 @@ class Adaptive(Online):
     mode: str = "restore"
     states: str = "kept"
     average_output: bool = True
+    averaged: tuple[str, ...] = ()
 
     name = "adaptive"
 
@@ -205,6 +211,7 @@ class T1T2(Periodic):
     stops every run.
     at: 'after' (∇C₂ at θ', after the step) or 'same' (∇C₂ at the same θ as ∂_λ∇_θ C̃₁; a move then stands in the place of a
     step: of each `every` batches the last one serves the move alone, and `every` must be at least 2).
+    moves: on a Task, the first-level entries of Task.hyper that move; (): all that the elementary loss reads.
     Cost: M gradients every `every` steps ('same': one less); noise needs one product (2 gradients) more for each move, L2 and L1
     do not.
     POOR: sees one step ahead, so it finds what helps at once; steps of fixed size in λ itself are coarse where λ is
@@ -215,13 +222,14 @@ class T1T2(Periodic):
     cut of ∇C̃₁, which is left out. Older versions of it have none of the cuts, and take the step and the move together.
     """
 
-    outer: Rule = field(default_factory=lambda: Adam(0.001))
+    outer: Outer = field(default_factory=lambda: Adam(0.001))
     representation: str = "value"
     validation_batches: int = 1
     clip_norm: float = 3.0
     clip: str = "all"
     nonfinite: str = "skip"
     at: str = "after"
+    moves: tuple[str, ...] = ()
 
     name = "t1t2"
     movable = INSIDE_THE_LOSS
@@ -264,6 +272,7 @@ class HypergradientDescent(Online):
     the declaration's bounds; the released code has none.
     beta: published 1e-3 for SGD and Nesterov, 1e-7 for Adam (additive; α₀ = 1e-3, batch 128). Additive β has the units of
     α² over loss: multiply the loss by c and β must be divided by c³ (α₀ by c). The multiplicative rule does not care.
+    rate: on a Task, the first-level entry of Task.hyper that is the learning rate. Any update has a ∂w/∂α there, by its tangent.
     Other declared hyperparameters stay where they are. Cost: no gradient; one direction in memory, two passes over it.
     POOR with noisy batches: E[g_t g_{t−1}] is small against its noise; α follows short-term gains and ends too low
     (Wu, Ren, Liao, Grosse 2018: short-horizon bias). Source: Baydin, Cornish, Rubio, Schmidt, Wood 2018: SGD-HD, SGDN-HD, Adam-HD
@@ -273,6 +282,7 @@ class HypergradientDescent(Online):
     rule: str = "additive"
     beta: float = 1e-3
     block: int = 100
+    rate: str = LEARNING_RATE
 
     name = "hypergradient-descent"
     movable = ("learning_rate",)
@@ -296,7 +306,8 @@ class Almeida(Online):
         x_i ← x_i − p_i g_i(t)
 
     k: how fast p moves (relative, per step). average: γ. v begins at 0, which makes the first moves large (up to
-    k/(1−γ)). Needs LearningRate(level="parameter"). Cost: no gradient; two vectors in memory.
+    k/(1−γ)). Needs LearningRate(level="parameter"). rate: on a Task, the first-level entry of Task.hyper that is declared as
+    Log(…, over=Shared("parameter")). Cost: no gradient; two vectors in memory.
     POOR: as hypergradient descent, parameter by parameter, so with even less signal in the noise.
     Source: Almeida, Langlois, Amaral, Plakhov 1998, "Parameter adaptation in stochastic optimization" (equation 4.6, as HLearn
     cites it: the same p and v, without the floor ½, with k .01 and γ .9, which are the defaults here); the floor:
@@ -306,6 +317,7 @@ class Almeida(Online):
     k: float = 0.01
     average: float = 0.9
     block: int = 100
+    rate: str = LEARNING_RATE
 
     name = "almeida"
     movable = ("learning_rate",)
@@ -330,6 +342,7 @@ class MARTHE(Periodic):
 
     mu: μ. outer: how the unconstrained λ moves. validation_batches: random ones for each move; 0: the whole split.
     restart: Z ← 0 after each move ("warm restart" of Z; w and v go on). most: more hyperparameters are refused.
+    moves: on a Task, the first-level entries of Task.hyper that move; (): all of them.
     h is the exact derivative only while λ has been constant, and μ = 1: later Z mixes what former λ did.
     Cost: one gradient and m products (tangents, 2 gradients each) a step, M gradients a move; memory: m states. POOR beyond a few
     dozen hyperparameters. Source: Donini, Franceschi, Majumder, Pontil, Frasconi 2020 (MARTHE). Their released code (AdaTune)
@@ -337,11 +350,12 @@ class MARTHE(Periodic):
     """
 
     mu: float = 0.9
-    outer: Rule = field(default_factory=lambda: Adam(0.01))
+    outer: Outer = field(default_factory=lambda: Adam(0.01))
     validation_batches: int = 1
     restart: bool = False
     most: int = 64
     every: int = 1
+    moves: tuple[str, ...] = ()
 
     name = "marthe"
 
@@ -390,6 +404,8 @@ class OSGM(Online):
         x ← x⁺ only if f(x⁺) < f(x)                             null step
 
     learning_rate: η, in units of α. SGD only (momentum 0); LearningRate of any level, sums over what shares an α.
+    rate: on a Task, the first-level entry of Task.hyper that is the learning rate; h is there the slope of f(x⁺) by P, over ‖g‖²,
+    for any update.
     Cost: 2 gradients a step (deterministic f would give g for the next step for nothing; minibatches do not).
     POOR with small batches: the null step then compares noise with itself, it accepts what overfits the batch.
     Source: Chu, Gao, Ye, Udell 2025 ("Provable and practical online learning rate adaptation with hypergradient descent": HDM,
@@ -400,6 +416,7 @@ class OSGM(Online):
     learning_rate: float = 0.01
     epsilon: float = 1e-12
     block: int = 100
+    rate: str = LEARNING_RATE
 
     name = "osgm"
     movable = ("learning_rate",)
@@ -427,15 +444,16 @@ class Clarke(Periodic):
 
     terms: look-back distance (0: one step, as T1–T2 but for every kind); their released code counts from 1 and takes A and B
     before the last step, ∇f after it. Learning rates have a gradient here, other than in implicit differentiation of L: Φ
-    contains them.
+    contains them. moves: on a Task, the first-level entries of Task.hyper that move; (): all of them.
     Cost: M gradients and 1 + terms products (2 gradients each) every `every` steps; published 2 to 3 times plain training.
     POOR far from a fixed point, where ∇f Aʲ B is not what the steps to come will do; directions of curvature below 1/(α terms)
     are cut short. Source: Clarke, Oldewage, Hernández-Lobato 2022, equation 6.
     """
 
     terms: int = 5
-    outer: Rule = field(default_factory=lambda: Adam(0.05))
+    outer: Outer = field(default_factory=lambda: Adam(0.05))
     validation_batches: int = 1
+    moves: tuple[str, ...] = ()
 
     name = "clarke"
 

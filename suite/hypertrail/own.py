@@ -19,9 +19,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,6 +29,7 @@ from . import experiments
 from .errors import UsageError
 from .experiments._common import Common
 from .outer import Adam, Rule
+from .users_code import told
 
 GROUP = "hypertrail.experiments"
 
@@ -80,6 +79,11 @@ class Found:
     @property
     def settings(self) -> dict[str, str]:
         return self.source.settings if self.source else {}
+
+
+def installed() -> dict[str, str]:
+    """{name: what it is} of the experiments that installed packages bring as entry points. Nothing of them is imported."""
+    return {one.name: f"(of an installed package: {one.value})" for one in importlib.metadata.entry_points(group=GROUP)}
 
 
 def find(word: str) -> Found:
@@ -184,29 +188,3 @@ def problem_of(task: Callable[[TaskConfig], Any]) -> Callable[[TaskConfig], Any]
         return engine.tunable(lambda: task(config), config.precision, config.seed)
 
     return problem
-
-
-@contextmanager
-def told(where: str) -> Iterator[None]:
-    """What a user's code raises, as a UsageError in one line with the place; HYPERTRAIL_TRACEBACK=1 shows all of it."""
-    try:
-        yield
-    except Exception as problem:
-        if hasattr(problem, "exit_code"):
-            raise
-        raise UsageError(f"{where}: {in_one_line(problem)}") from problem
-
-
-def in_one_line(problem: Exception) -> str:
-    """The kind of an error, its words, and the last place of it that is no library's."""
-    words = " ".join(str(problem).split())[:300]
-    if isinstance(problem, SyntaxError):
-        return f"{type(problem).__name__}: {problem.msg} (line {problem.lineno})"
-    frames = [one for one in traceback.extract_tb(problem.__traceback__) if not in_library(one.filename)]
-    at = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(problem).__name__}: {words}{at}"
-
-
-def in_library(filename: str) -> bool:
-    here = Path(__file__).parent
-    return "site-packages" in filename or filename.startswith(("<", str(here))) or "hypertrail_gpu" in filename

@@ -41,18 +41,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over a whole split of `examples` examples (of a task: batches): the loss (of our problems in nats), the error rate
-    (0 … 1; None for a task that has none), and the further metrics of a task by name."""
+    """Means over a whole split: the loss (of our problems in nats), the error rate (0 … 1; None for a task that has none), and
+    the further metrics of a task by name. examples: how many the split has; batches: of a task, whose examples are not known."""
 
     loss: float
     error: float | None
-    examples: int
+    examples: int | None = None
     more: dict[str, float] = field(default_factory=dict)
+    batches: int | None = None
 
     def as_json(self) -> dict[str, float]:
-        """{name: number}, the loss first and the examples last."""
+        """{name: number}, the loss first and the number of examples or batches last."""
         error = {} if self.error is None else {"error": self.error}
-        return {"loss": self.loss, **error, **self.more, "examples": self.examples}
+        counts = {"examples": self.examples, "batches": self.batches}
+        known = {name: n for name, n in counts.items() if n is not None}
+        return {"loss": self.loss, **error, **self.more, **known}
 
 
 @dataclass

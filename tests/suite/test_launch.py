@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hypertrail import cli, experiments, runs
+from hypertrail import cli, experiments, own, runs
 from hypertrail.launch import command, gathering, gpus, launches, status, submitting
 from hypertrail.runs import lock
 
@@ -254,7 +254,7 @@ def test_which_gpus_there_are(tmp_path, monkeypatch, capsys, variable, listed, e
 
 def test_a_failed_run_is_told_and_tried_again_on_request_only(here, capsys, monkeypatch):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--steps", "5", "--cluster", "local"]
-    (run,) = command.plan("rosenbrock", experiments.load("rosenbrock").Config, command.Options(), words[2:-2])
+    (run,) = command.plan(own.find("rosenbrock"), command.Options(), words[2:-2])
     run.folder.mkdir(parents=True)
     record = runs.config_record("rosenbrock", experiments.load("rosenbrock").Config(engine="cpu", updates=1, steps=5))
     assert record["hash"] == run.hash
@@ -345,7 +345,7 @@ def test_runs_that_stopped_by_themselves_are_told_by_the_exit_code(here, capsys,
 def test_two_at_once_are_refused(here, capsys):
     words = ["launch", "rosenbrock", *ROSENBROCK, "--cluster", "local"]
     asked, planned = command.Options(cluster="local"), []
-    planned = command.plan("rosenbrock", experiments.load("rosenbrock").Config, asked, ROSENBROCK)
+    planned = command.plan(own.find("rosenbrock"), asked, ROSENBROCK)
     one = launches.Launch(here / "runs" / "launches" / "now-rosenbrock", "rosenbrock", "hypertrail …", planned)
     one.write()
     with launches.submitting(one.path):
@@ -450,7 +450,7 @@ def gone():
 
 def test_jobs_of_every_launch_count(here):
     """A run that waits in the queue for one launch is not submitted by another."""
-    (run,) = command.plan("rosenbrock", experiments.load("rosenbrock").Config, command.Options(), [])
+    (run,) = command.plan(own.find("rosenbrock"), command.Options(), [])
     base = here / "runs" / "launches"
     for name, jobs in (("a", ["3_0", "9"]), ("b", ["5_0"]), ("c", [])):
         launches.Launch(base / name, "rosenbrock", "", [dataclasses.replace(run, jobs=jobs)]).write()

@@ -41,6 +41,14 @@ def test_ridders_stops_when_it_is_good_enough():
     assert len(calls) == 4  # two levels of two
 
 
+def test_ridders_says_that_there_was_nothing_to_measure():
+    """It once said 0.0, which is what a hypergradient of nothing but zeros says as well."""
+    assert np.isnan(verify.derivative(lambda x: np.nan, 0.02, 8, 1e-12))
+    assert np.isnan(verify.derivative(lambda x: np.inf, 0.02, 8, 1e-12))
+    assert verify.derivative(lambda x: np.sin(x) if abs(x) < 0.001 else np.nan, 0.02, 12, 1e-12) == pytest.approx(1.0)
+    assert not verify.Check("exact", np.nan, 1e-6).passed
+
+
 def test_random_signs_are_signs_and_repeat(problem):
     hyper = problem.initial_hyper()
     one, again, other = (verify.random_signs(hyper, 0, n) for n in (0, 0, 1))

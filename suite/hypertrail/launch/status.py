@@ -22,6 +22,7 @@ from hypertrail_data import DataError
 
 from .. import experiments
 from ..errors import UsageError, looking_at
+from ..measures import LOSS, measures, shown
 from ..runs import CONFIG, DONE, FAILED, LOCK, lock, no_progress, read_metrics, read_text, writer
 from ..runs.names import PARTS
 from ..runs.reading import as_at_the_end
@@ -207,15 +208,19 @@ def is_study(name: str) -> bool:
 
 
 def metrics(lines: Sequence[dict[str, Any]]) -> str:
-    """Of the last line: hyper loss and test error of a meta loop, the first numbers of a study."""
+    """Of the last line: of a meta loop the hyper loss and the test error (or what a task measured first beside its loss, or its
+    test loss), of a study the first numbers."""
     if not lines:
         return ""
     last = lines[-1]
     if "meta_iteration" in last:
         splits = last["metrics"]
         split = next((name for name in ("test", "select", "valid") if name in splits), None)
-        error = f", {split} error {100 * splits[split]['error']:.2f} %" if split else ""
-        return f"hyper loss {last['hyper_loss']:.4f}{error}"
+        found = f"hyper loss {last['hyper_loss']:.4f}"
+        if split is None:
+            return found
+        what = next((name for name in measures(splits[split]) if name != LOSS), LOSS)
+        return f"{found}, {split} {what} {shown(what, splits[split][what])}"
     numbers = [(key, value) for key, value in last.items() if isinstance(value, float)]
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers[:3])
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import diagnostics, experiments
-from ..measures import SPLITS, of_lines, shown
+from ..measures import SPLITS, count_of, of_lines, shown
 from ..runs import COMMAND, DONE, FAILED, LOCK, LOG, REPORT, WHERE, read_text
 from ..sections import Section
 from ..terminal import visible
@@ -292,13 +292,14 @@ def start_and_end(one: View) -> str:
     if not one.lines:
         return ""
     start, end = one.lines[0], one.lines[-1]
-    rows, names = [], of_lines([start])
+    rows, names, unit = [], of_lines([start]), "examples"
     for split in one.splits:
         a, b = start["metrics"][split], end["metrics"][split]
-        rows.append([split, *(shown(what, line.get(what)) for what in names for line in (a, b)), f"{a['examples']:,}"])
+        unit, _ = count_of(a)
+        rows.append([split, *(shown(what, line.get(what)) for what in names for line in (a, b)), f"{count_of(a)[1]:,}"])
     empty = [""] * (2 * len(names) - 1)
     rows.append(["hyper loss f", f"{start['hyper_loss']:.4f}", f"{end['hyper_loss']:.4f}", *empty])
-    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), "examples"]
+    columns = ["split", *(f"{what}, {when}" for what in names for when in ("start", "end")), unit]
     return f"<p>After {end['meta_iteration']} updates:</p>" + table(columns, rows)
 
 

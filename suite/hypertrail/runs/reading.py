@@ -26,6 +26,7 @@ from hypertrail_data.sealed import check_sum, unseal
 from hypertrail_data.untrusted import LARGEST_JSON, json_object, open_regular, read_regular
 
 from ..errors import UsageError
+from ..measures import COUNTS
 from . import arrays, lock
 from .config import Record, hash_of, identity
 from .names import (
@@ -157,7 +158,11 @@ def plausible(line: Line) -> bool:
         and type(line.get("steps")) is int
         and number(line.get("hyper_loss"))
         and isinstance(metrics, dict)
-        and all(has_numbers(one, "loss", "examples", *one) for one in metrics.values() if isinstance(one, dict))
+        and all(
+            has_numbers(one, "loss", *one) and set(one) & set(COUNTS)
+            for one in metrics.values()
+            if isinstance(one, dict)
+        )
         and all(isinstance(one, dict) for one in metrics.values())
         and isinstance(cost, dict)
         and all(has_numbers(one, "seconds", "gradients", "hvps") for one in cost.values())
