@@ -17,6 +17,7 @@ import numpy as np
 
 from hypertrail.errors import UsageError
 from hypertrail.task import Arrays, Rows, Stream
+from hypertrail.users_code import told
 
 from .trees import length, named, strong
 
@@ -24,7 +25,12 @@ Tree = Any
 
 
 class Memory:
-    """Batches on the device, one after the other along the first axis."""
+    """Batches on the device, one after the other along the first axis.
+
+    first: the step of the first batch. Batches are numbered from 0; loss and update are told `first` more.
+    """
+
+    first = 0
 
     def __init__(self, tree: Tree) -> None:
         self.tree = strong(tree)
@@ -47,6 +53,10 @@ class Memory:
         """The batch of step t, for checks."""
         return self.pick(self.tree, t)
 
+    def like(self) -> Tree:
+        """The shapes and dtypes of a batch."""
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.tree)
+
 
 class OfRows(Memory):
     """A data set on the device, and the numbers of the rows of each batch."""
@@ -60,6 +70,10 @@ class OfRows(Memory):
         data, indices = payload
         return jax.tree.map(lambda a: a[indices[i]], data)
 
+    def like(self) -> Tree:
+        data, indices = self.tree
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((indices.shape[1], *a.shape[1:]), a.dtype), data)
+
 
 class Read(Memory):
     """Batches of a stream: NumPy arrays, stacked for one chunk of steps at a time."""
@@ -72,7 +86,8 @@ class Read(Memory):
         found: dict[int, Tree] = {}
         for t in map(int, steps):
             if t not in found:
-                found[t] = self.read(t)
+                with told(f"read({t})"):
+                    found[t] = self.read(t)
         try:
             return jax.tree.map(lambda *a: np.stack(a), *(found[int(t)] for t in steps)), np.arange(len(steps))
         except ValueError as error:
@@ -85,7 +100,11 @@ class Read(Memory):
             return jax.tree.map(jnp.asarray, payload)
 
     def look(self, t: int) -> Tree:
-        return self.put(self.read(t))
+        with told(f"read({t})"):
+            return self.put(self.read(t))
+
+    def like(self) -> Tree:
+        return self.look(0)
 
 
 def feed(batches: Any, what: str) -> Memory:
@@ -100,6 +119,7 @@ def feed(batches: Any, what: str) -> Memory:
         return OfRows(batches)
     tree = batches.tree if isinstance(batches, Arrays) else batches
     refuse_no_arrays(tree, what)
+    refuse_list(batches, what)
     lengths = {name: leaf.shape[0] if np.ndim(leaf) else None for name, leaf in named(tree).items()}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         raise UsageError(
@@ -110,9 +130,30 @@ def feed(batches: Any, what: str) -> Memory:
     return Memory(tree)
 
 
+def refuse_list(batches: Any, what: str) -> None:
+    """A list of batches is a tree too, of which every array would be cut along the examples. It is told from a list of the
+    parts of a batch, such as [x, y], by being longer than two, with all its entries alike."""
+    if not isinstance(batches, list) or len(batches) < 3:
+        return
+    kinds = {
+        (jax.tree.structure(one), *((getattr(a, "dtype", None), np.shape(a)[1:]) for a in jax.tree.leaves(one)))
+        for one in batches
+    }
+    if len(kinds) == 1:
+        raise UsageError(
+            f"{what} is a list of {len(batches)} entries that are alike, expected arrays with a leading axis of steps. If each "
+            f"is the batch of a step, give hypertrail.Stream({what}.__getitem__, {len(batches)}); if each is a part of every "
+            f"batch, hypertrail.Arrays({what})"
+        )
+
+
 def refuse_no_arrays(tree: Tree, what: str) -> None:
-    for name, leaf in named(tree).items() or {"": tree}.items():
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda one: isinstance(one, Iterator))[0] or [
+        ((), tree)
+    ]
+    for path, leaf in leaves:
         if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            name = jax.tree_util.keystr(path)
             raise UsageError(
                 f"{what}{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, expected arrays with a leading axis of "
                 "steps. For anything that is read piece by piece (a file, a loader, a generator) give "
@@ -141,7 +182,7 @@ def ahead(batches: Memory, tables: Sequence[dict[str, np.ndarray]]) -> Iterator[
     if not isinstance(batches, Read):
         for one in tables:
             payload, at = batches.load(one["t"])
-            yield one | {"at": np.asarray(at, np.int32)}, payload
+            yield placed(one, at, batches.first), payload
         return
     with ThreadPoolExecutor(1) as thread:
         reading = None
@@ -149,7 +190,13 @@ def ahead(batches: Memory, tables: Sequence[dict[str, np.ndarray]]) -> Iterator[
             ready, reading = reading, one and (one, thread.submit(batches.load, one["t"]))
             if ready:
                 payload, at = ready[1].result()
-                yield ready[0] | {"at": np.asarray(at, np.int32)}, batches.put(payload)
+                yield placed(ready[0], at, batches.first), batches.put(payload)
+
+
+def placed(one: dict[str, np.ndarray], at: np.ndarray, first: int) -> dict[str, np.ndarray]:
+    """A table with the places of the batches in the payload, and with the steps that loss and update are told."""
+    steps = {key: one[key] + np.int32(first) for key in ("t", "t_update")}
+    return one | steps | {"at": np.asarray(at, np.int32)}
 
 
 def table(start: int, steps: int, last: int) -> dict[str, np.ndarray]:

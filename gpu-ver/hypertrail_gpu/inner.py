@@ -59,11 +59,16 @@ def elementary_loss(task: Task, w: Tree, carried: Tree, hyper: Tree, batch: Tree
     return task.loss(w, jax.tree.map(lambda a: a, carried), hyper, batch, t)
 
 
+def measured(task: Task, function: Callable[..., Array], w: Tree, carried: Tree, hyper: Tree, batch: Tree) -> Array:
+    """The hyper loss, or a metric, on one batch."""
+    if carried is None:
+        return function(w, hyper, batch)
+    return function(w, jax.tree.map(lambda a: a, carried), hyper, batch)
+
+
 def hyper_loss(task: Task, w: Tree, carried: Tree, hyper: Tree, batch: Tree) -> Array:
     """f on one validation batch."""
-    if carried is None:
-        return task.hyper_loss(w, hyper, batch)
-    return task.hyper_loss(w, jax.tree.map(lambda a: a, carried), hyper, batch)
+    return measured(task, task.hyper_loss, w, carried, hyper, batch)
 
 
 def step(task: Task, s: State, hyper: Tree, batch: Tree, t: Array, t_update: Array) -> tuple[State, Array]:

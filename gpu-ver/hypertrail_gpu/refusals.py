@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 
 from hypertrail.errors import UsageError
 from hypertrail.task import Task
+from hypertrail.users_code import told
 
 from .batches import Memory
 from .declared import marks
-from .inner import State, elementary_loss, is_symmetric, seen, step
+from .inner import State, elementary_loss, is_symmetric, measured, seen, step
 from .trees import floats, is_float, named
 
 Tree = Any
@@ -22,23 +24,22 @@ Tree = Any
 def refuse_misfit(task: Task, s: State, hyper: Tree, batches: Memory) -> None:
     """The weights are floating point arrays, the loss is one number, and a step hands back what it was given: the same trees,
     shapes and dtypes. Traces the step once for each set of shapes, and remembers it."""
-    batch = batches.look(0)
-    key = "fits", jax.tree.structure((s, hyper, batch)), *map(shape_of, jax.tree.leaves((s, hyper, batch)))
+    arrays, tree = jax.tree.flatten((s, hyper, batches.like()))
+    key = "fits", tree, *((a.shape, a.dtype) for a in arrays)
     if key in task.programs:
         return
-    if not jax.tree.leaves(floats(hyper)):
-        raise UsageError(
-            f"hyper: no floating point array among {list(named(hyper)) or 'nothing'}; there is nothing to tune"
-        )
+    batch = batches.look(0)
     if marks(task) is not None and task.rows is None:
         raise UsageError(
             "a hyperparameter with a row per example is given without rows(batch), which says what rows of it a batch reads"
         )
-    task.programs["symmetric"] = is_symmetric(task, s, hyper, batch)
     t = jax.ShapeDtypeStruct((), jnp.int32)
-    found = jax.eval_shape(lambda s, h, b, t: task_loss(task, s, h, b, t), s, hyper, batch, t)
+    with told("loss"):
+        found = jax.eval_shape(lambda s, h, b, t: task_loss(task, s, h, b, t), s, hyper, batch, t)
     refuse_loss(found, s.carried)
-    after, _ = jax.eval_shape(lambda s, h, b, t: step(task, s, seen(task, h, b), b, t, t), s, hyper, batch, t)
+    task.programs["symmetric"] = is_symmetric(task, s, hyper, batch)
+    with told("a step (the gradient of loss, and update)"):
+        after, _ = jax.eval_shape(lambda s, h, b, t: step(task, s, seen(task, h, b), b, t, t), s, hyper, batch, t)
     refuse_weights(s.w)
     before, after = named(s), named(after)
     for name in [*before, *(name for name in after if name not in before)]:
@@ -48,9 +49,30 @@ def refuse_misfit(task: Task, s: State, hyper: Tree, batches: Memory) -> None:
     task.programs[key] = True
 
 
+def refuse_measures(task: Task, s: State, hyper: Tree, valid: Memory) -> None:
+    """The hyper loss and the metrics are one number each, on a validation batch. Traces them once for each set of shapes."""
+    batch = valid.look(0)
+    key = "measures", jax.tree.structure((s, hyper, batch)), *map(shape_of, jax.tree.leaves((s, hyper, batch)))
+    if key in task.programs:
+        return
+    functions = {"hyper_loss": task.hyper_loss} | {f"metric {name}": one for name, one in task.metrics.items()}
+    for what, function in functions.items():
+        with told(what):
+            found = jax.eval_shape(partial(measured, task, function), s.w, s.carried, hyper, batch)
+        good = hasattr(found, "shape") and not found.shape
+        if not good or (what == "hyper_loss" and not is_float(found)):
+            kind = "floating point number" if what == "hyper_loss" else "number"
+            raise UsageError(f"{what} gave {described(found)}, expected one {kind}")
+    task.programs[key] = True
+
+
 def refuse_no_arrays(task: Task, hyper: Tree) -> None:
     """Weights and hyperparameters are arrays and numbers, the weights of floating point."""
     refuse_leaves("hyper", hyper)
+    if not jax.tree.leaves(floats(hyper)):
+        raise UsageError(
+            f"hyper: no floating point array among {list(named(hyper)) or 'nothing'}; there is nothing to tune"
+        )
     if task.start is None:
         refuse_leaves("weights", task.weights)
         refuse_leaves("state", task.state)
@@ -81,19 +103,19 @@ def refuse_loss(found: Any, carried: Tree) -> None:
     loss = found[0] if carried is not None else found
     if not hasattr(loss, "shape") or loss.shape or not is_float(loss):
         more = (
-            "; a loss with further results needs a state to carry them: Task(state=…)"
+            "; further results need a state that carries them, Task(state=…); Inner(has_aux=True) drops them"
             if pair and carried is None
             else ""
         )
         raise UsageError(f"loss gave {described(loss)}, expected one floating point number{more}")
 
 
-def refuse_weights(w: Tree) -> None:
+def refuse_weights(w: Tree, word: str = "weights") -> None:
     for name, leaf in named(w).items() or {"": None}.items():
         if leaf is None or not is_float(leaf):
             what = "nothing" if leaf is None else shape_of(leaf)
             raise UsageError(
-                f"weights{name}: {what}, expected floating point arrays; put what is not trained into the state, or let the loss "
+                f"{word}{name}: {what}, expected floating point arrays; put what is not trained into the state, or let the loss "
                 "close over it (equinox.partition, nnx.split)"
             )
 

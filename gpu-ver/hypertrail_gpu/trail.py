@@ -26,11 +26,12 @@ from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.runs.midway import Midway
 from hypertrail.task import Start, Task
+from hypertrail.users_code import told
 
 from . import refusals
 from .batches import Memory, Pick, ahead, feed, table
 from .declared import initial, is_declared, over_leaves, values
-from .inner import State, begin, collect, hyper_loss, program, reverse_step, seen, step
+from .inner import State, begin, collect, hyper_loss, measured, program, reverse_step, seen, step
 from .midway import Here, taken_up, write
 from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
 
@@ -170,6 +171,7 @@ def train(
     hyper = in_precision(task, hyper)
     given = given_values(task, hyper, batches.steps)
     s = first_state(task, given)
+    refusals.refuse_measures(task, s, given, validation(task))
     return train_from(task, s, begin_task, hyper, given, batches, make_keeper, progress, midway)
 
 
@@ -181,7 +183,8 @@ def given_values(task: Task, hyper: Tree, steps: int) -> Tree:
 def first_state(task: Task, given: Tree) -> State:
     """The state before step 0."""
     start = Start(None, None) if task.start else strong(Start(task.weights, task.state))
-    return strong(program(task, begin)(given, start))
+    with told("start" if task.start else "update.init"):
+        return strong(program(task, begin)(given, start))
 
 
 def in_precision(task: Task, hyper: Tree) -> Tree:
@@ -231,9 +234,9 @@ def train_from(
 
     def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
         losses, distances, size = (np.asarray(one) for one in record)
-        refuse_first(losses[: b - a], kept.quantity, a, kept.hint)
+        refuse_first(losses[: b - a], kept.quantity, batches.first + a, kept.hint)
         if not np.isfinite(size):  # every step had a loss, but the last of them led nowhere
-            raise NumericalFailure("elementary weights", b, kept.hint)
+            raise NumericalFailure("elementary weights", batches.first + b, kept.hint)
         trail.losses[a:b] = losses[: b - a]
         measured = trail.distances[a:b]
         measured[:] = distances[: len(measured), 0]
@@ -252,7 +255,7 @@ def train_from(
         ):
             with kept.precision():
                 place, more = kept.before(a, place)
-                origins = tuple((np.int32(at), w) for at, w in ((0, s.w), *more))
+                origins = tuple((np.int32(batches.first + at), w) for at, w in ((0, s.w), *more))
                 run = program(task, forward, batches.pick, kept.advance, kept.wants(a))
                 place, path, record = run(place, origins, given, payload, x, np.int32(0), np.int32(b - a))
             if waiting is not None:
@@ -377,7 +380,7 @@ def walk(
             raise NumericalFailure("adjoint of the weights (‖dw‖)", int(t[i]), DIVERGED)
         run.norms.append(sizes[::-1])
         if replays:
-            true = trail.losses[t]
+            true = trail.losses[t - trail.batches.first]
             off = np.abs(losses - true) / (np.abs(trail.losses).max() + 1e-300)
             run.replayed = max(run.replayed, float(off.max()))
             if not off.max() <= allowed:
@@ -387,7 +390,7 @@ def walk(
                     "batches are not those of this training, or read(t) is not a pure function of t"
                 )
         if run.progress:
-            run.progress(T - int(t[0]), T)
+            run.progress(T + trail.batches.first - int(t[0]), T)
 
     for chunk in chunks:
         span = np.int32(chunk.lo), np.int32(chunk.hi)
@@ -456,15 +459,26 @@ def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
     task, s = trail.task, trail.end
     valid = validation(task)
     M, length = valid.steps, min(valid.steps, CHUNK_STEPS)
-    total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(trail.values)))
+    total = program(task, nothing_yet)(s.w, s.carried, trail.values)
     starts = range(0, M, length)
     for a, (x, payload) in zip(starts, ahead(valid, [table(a, length, M - 1) for a in starts]), strict=True):
         span = np.int32(0), np.int32(min(length, M - a))
         total = program(task, judge, valid.pick, f)(total, s.w, s.carried, trail.values, payload, x, *span)
-    value, dw, dcarried, dhyper = jax.tree.map(lambda a: a / M, total)
+    value, adjoint = program(task, mean_adjoint)(total, s.v, np.int32(M))
     if not np.isfinite(value):
-        raise NumericalFailure("hyper loss", trail.steps)
-    return float(value), (State(dw, zeros(floats(s.v)), dcarried), dhyper)
+        raise NumericalFailure("hyper loss", trail.batches.first + trail.steps)
+    return float(value), adjoint
+
+
+def nothing_yet(task: Task, w: Tree, carried: Tree, hyper: Tree) -> Tree:
+    """What `judge` adds to. Compiled, because to make every array of zeros by itself takes longer than the whole loss."""
+    return jnp.zeros((), dtype_of(w)), *zeros((w, floats(carried), floats(hyper)))
+
+
+def mean_adjoint(task: Task, total: Tree, v: Tree, M: Any) -> tuple[Array, tuple]:
+    """(f, the adjoint of the last state and of λ) of sums over M batches. Nothing of f reads v."""
+    value, dw, dcarried, dhyper = jax.tree.map(lambda a: a / M.astype(a.dtype), total)
+    return value, (State(dw, zeros(floats(v)), dcarried), dhyper)
 
 
 def validation(task: Task) -> Memory:
@@ -507,11 +521,11 @@ def means(trail: Trail, batches: Memory) -> dict[str, float]:
     starts = range(0, n, length)
     for a, (x, payload) in zip(starts, ahead(batches, [table(a, length, n - 1) for a in starts]), strict=True):
         span = np.int32(0), np.int32(min(length, n - a))
-        total = program(task, measured, batches.pick)(total, s.w, s.carried, trail.values, payload, x, *span)
+        total = program(task, add_measures, batches.pick)(total, s.w, s.carried, trail.values, payload, x, *span)
     return {name: float(one) / n for name, one in total.items()}
 
 
-def measured(
+def add_measures(
     task: Task, pick: Pick, total: Tree, w: Tree, carried: Tree, hyper: Tree, payload: Tree, x: Tree, lo: Any, hi: Any
 ) -> Tree:
     """total += the hyper loss and each metric on the batches lo … hi − 1 of a chunk."""
@@ -519,8 +533,8 @@ def measured(
 
     def one(i: Array, total: Tree) -> Tree:
         batch = pick(payload, x["at"][i])
-        arguments = (w, hyper, batch) if carried is None else (w, jax.tree.map(lambda a: a, carried), hyper, batch)
-        return {name: total[name] + jnp.asarray(functions[name](*arguments), total[name].dtype) for name in total}
+        values = {name: measured(task, function, w, carried, hyper, batch) for name, function in functions.items()}
+        return {name: total[name] + jnp.asarray(values[name], total[name].dtype) for name in total}
 
     return lax.fori_loop(lo, hi, one, total)
 
@@ -533,6 +547,9 @@ class NoData(Memory):
 
     @staticmethod
     def pick(payload: Tree, i: Any) -> Tree:
+        return None
+
+    def look(self, t: int) -> Tree:
         return None
 
 
@@ -571,7 +588,7 @@ def hypergradient(
         dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.values, trail.start, ds))
     if not run.pulled:
         dhyper = program(trail.task, pull_values, trail.whole)(trail.hyper, dhyper)
-    refuse_nonfinite_gradient(dhyper, first)
+    refuse_nonfinite_gradient(dhyper, trail.batches.first + first)
     norms = np.concatenate(run.norms) if run.norms else np.empty(0)
     return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found, run.recomputed)
 

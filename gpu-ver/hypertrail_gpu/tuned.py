@@ -90,7 +90,7 @@ class TunedTask:
                 continue
             front, leaf = leaves.of(path)
             plain = leaf is None
-            kind = word(path[:1] if plain else front)
+            kind = word(path[:1] if plain else front) or "hyper"
             self.paths[keystr(path)] = kind, word(path[1:] if plain else path[len(front) :]) or VALUE
             moved[kind] = Moved(kind, leaf)
         if not moved:

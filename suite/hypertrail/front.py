@@ -19,6 +19,7 @@ from .engines import Progress, load
 from .errors import UsageError
 from .keeping import Keep
 from .measures import measures
+from .outer_optax import as_rule
 from .task import Task
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Tuned:
 def tune(
     task: Task,
     method: methods.Method | str = "exact",
-    outer: outer.Rule = outer.Adam(0.1),  # noqa: B008 – a frozen record
+    outer: Any = outer.Adam(0.1),  # noqa: B008 – a frozen record
     meta_iterations: int = 10,
     compare_exact: bool = False,
     keep: Keep = "memory",
@@ -137,7 +138,8 @@ def tune(
 ) -> Tuned:
     """Descend on the hyperparameters: train, take the hypergradient, move, train again; and a training with the last ones.
 
-    method: how the hypergradient is taken. outer: how the hyperparameters move (`hypertrail.outer`). compare_exact: take the
+    method: how the hypergradient is taken. outer: how the hyperparameters move: a rule of
+    `hypertrail.outer`, or an optax transformation. compare_exact: take the
     exact hypergradient beside the method's and record how far apart they are. keep: where the trajectory of an exact pass lies.
     check: see `check`; it is done before anything is tuned. finished: called with each record, for progress.
     For a run folder, resuming, reports and clusters: `hypertrail run my_task.py`.
@@ -149,7 +151,7 @@ def tune(
     way = methods.parse_method(method) if isinstance(method, str) else method
     checked = engine.check(tuned) if check else []
     records = []
-    for record in tuning.tune(tuned, engine, way, outer, meta_iterations, compare_exact, keep=keep):
+    for record in tuning.tune(tuned, engine, way, as_rule(outer), meta_iterations, compare_exact, keep=keep):
         records.append(record)
         if finished is not None:
             finished(record)

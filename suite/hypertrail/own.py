@@ -29,6 +29,7 @@ from . import experiments
 from .errors import UsageError
 from .experiments._common import Common
 from .outer import Adam, Rule
+from .outer_optax import as_rule
 from .users_code import told
 
 GROUP = "hypertrail.experiments"
@@ -160,7 +161,7 @@ def of_task(module: ModuleType, path: Path) -> SimpleNamespace:
 
     def rule(config: TaskConfig) -> Rule:
         with told(f"{path}: rule()"):
-            return module.rule(config) if hasattr(module, "rule") else Adam(config.outer_rate)
+            return as_rule(module.rule(config)) if hasattr(module, "rule") else Adam(config.outer_rate)
 
     return SimpleNamespace(
         __doc__=module.__doc__,

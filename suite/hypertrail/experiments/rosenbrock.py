@@ -140,7 +140,7 @@ def compiled(config: Config) -> Callable[[Hyper], Training]:
             w0, nothing = jnp.asarray(START, config.precision), jnp.zeros(config.steps)  # every step sees the same loss
             run = functional.train(inner, w0, jnp.zeros_like(w0), here, nothing)
             result = functional.hypergradient(inner, final, run, here, nothing)
-            path, losses = np.vstack([run.w_path, run.w[None]]), np.append(run.losses, result.value)
+            path, losses = np.vstack([functional.path(run)[0], run.w[None]]), np.append(run.losses, result.value)
             return path, losses.astype(np.float64), {name: np.asarray(one) for name, one in result.hyper.items()}
 
     return train
