@@ -32,6 +32,7 @@ from . import refusals
 from .batches import Memory, Pick, ahead, feed, table
 from .declared import initial, is_declared, over_leaves, values
 from .inner import State, begin, collect, hyper_loss, measured, program, reverse_step, seen, step
+from .layout import Layout, layout_of
 from .midway import Here, taken_up, write
 from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
 
@@ -48,6 +49,8 @@ class Ends:
     """keep='ends': nothing is kept but where training began and ended. Other ways of keeping extend this (replay)."""
 
     quantity, hint = "elementary loss", LOWER  # what is said of a loss that is not finite
+    layout: Layout | None = None  # which arrays of a state are kept; set before the first step where `keeps_states`
+    keeps_states = False
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -230,6 +233,8 @@ def train_from(
     trail.losses[: middle.step] = middle.losses
     trail.distances[: len(middle.distances)] = middle.distances
     spans = [(max(a, middle.step), b) for a, b in spans if b > middle.step]
+    if kept.keeps_states:
+        kept.layout = layout_of(task, s, given, batches.look(0))
     place = kept.enter(task, middle.state, given)
 
     def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
@@ -256,7 +261,7 @@ def train_from(
             with kept.precision():
                 place, more = kept.before(a, place)
                 origins = tuple((np.int32(batches.first + at), w) for at, w in ((0, s.w), *more))
-                run = program(task, forward, batches.pick, kept.advance, kept.wants(a))
+                run = program(task, forward, batches.pick, kept.advance, kept.layout if kept.wants(a) else None)
                 place, path, record = run(place, origins, given, payload, x, np.int32(0), np.int32(b - a))
             if waiting is not None:
                 look(*waiting)
@@ -275,7 +280,7 @@ def forward(
     task: Task,
     pick: Pick,
     advance: Callable,
-    keep: bool,
+    keep: Layout | None,
     place: Any,
     origins: tuple,
     hyper: Tree,
@@ -284,24 +289,25 @@ def forward(
     lo: Any,
     hi: Any,
 ) -> tuple[Any, Tree, tuple]:
-    """Steps lo … hi − 1 of a chunk forward → (the place after them, the places before each where kept, the record).
+    """Steps lo … hi − 1 of a chunk forward → (the place after them, what is kept of the states before each, the record).
 
-    record: the loss of each step, its ‖w_{t+1} − w_a‖ for each origin (a, w_a) and t < a + 20, and the norm of the last place.
+    record: the loss of each step, its ‖w_{t+1} − w_a‖ for each origin (a, w_a) and t < a + 20, and the norm of the last weights.
     """
     n, dtype = len(x["t"]), dtype_of(origins[0][1])
-    path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), place) if keep else ()
+    path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), keep.of(place)) if keep else {}
     losses, distances = jnp.zeros(n, dtype), jnp.zeros((n, len(origins)), dtype)
 
     def one(i: Array, carry: tuple) -> tuple:
         place, path, losses, distances = carry
-        path = jax.tree.map(lambda all, a: all.at[i].set(a), path, place) if keep else ()
+        path = jax.tree.map(lambda all, a: all.at[i].set(a), path, keep.of(place)) if keep else {}
         batch, t = pick(payload, x["at"][i]), x["t"][i]
         place, loss, w = advance(task, place, seen(task, hyper, batch), batch, t)
         ways = jnp.stack([distance(t, w, *origin).astype(dtype) for origin in origins])
         return place, path, losses.at[i].set(loss.astype(dtype)), distances.at[i].set(ways)
 
     place, path, losses, distances = lax.fori_loop(lo, hi, one, (place, path, losses, distances))
-    return place, path, (losses, distances, norm(place))
+    # Of integers the loss says it. An update's own state may hold an infinity from the beginning ("the best so far").
+    return place, path, (losses, distances, norm(getattr(place, "w", ())))
 
 
 def distance(t: Array, w: Tree, a: Array, w_a: Tree) -> Array:

@@ -13,7 +13,7 @@ from hypertrail.methods import MEASURED_STEPS
 from ..batches import ahead, table
 from ..inner import State, program
 from ..trail import Chunk, Ends, Pass, advance_state, forward, walk
-from .stored import at_stored
+from .stored import Stored
 
 Tree = Any
 
@@ -23,6 +23,8 @@ class Starts(Ends):
 
     Memory: these states, and in the reverse pass those of one stretch. Cost: one more forward run.
     """
+
+    keeps_states = True
 
     def __init__(self, steps: int, at: list[int]) -> None:
         super().__init__(steps)
@@ -57,12 +59,12 @@ class Starts(Ends):
 
 def recomputed_states(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, int]:
     """Back over the true states, each stretch trained once more from its checkpoint, down to step `first`."""
-    return walk(run, at_stored, recomputed(run, first), adjoint)[0], first
+    return walk(run, Stored(run.trail.kept.layout), recomputed(run, first), adjoint)[0], first
 
 
 def recomputed(run: Pass, first: int) -> Iterator[Chunk]:
     trail, kept = run.trail, run.trail.kept
-    again = program(trail.task, forward, trail.batches.pick, advance_state, True)
+    again = program(trail.task, forward, trail.batches.pick, advance_state, kept.layout)
     for (start, stop), s in zip(reversed(kept.stretches()), reversed(kept.states), strict=True):
         if stop <= first:
             return

@@ -43,9 +43,10 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
         b = min(a + trail.chunk, T)
         s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, given, columns, payload, x, np.int32(b - a))
         losses, sizes = (np.asarray(one)[: b - a] for one in record)
-        refuse_first(losses, "elementary loss", a, LOWER)
+        refuse_first(losses, "elementary loss", trail.batches.first + a, LOWER)
+        later = trail.batches.first + a + 1
         refuse_first(
-            sizes, "forward derivative (‖Z‖)", a + 1, "the run is chaotic or diverged; lower the learning rate"
+            sizes, "forward derivative (‖Z‖)", later, "the run is chaotic or diverged; lower the learning rate"
         )
         if run.progress:
             run.progress(b, T)

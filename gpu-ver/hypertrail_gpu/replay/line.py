@@ -189,7 +189,9 @@ def momenta(run: Pass) -> list[np.ndarray]:
     trail = run.trail
     if getattr(trail.task.update, "rates", None) is None:
         return [np.zeros(())]
-    gammas = program(trail.task, last_momenta)(trail.end.w, trail.values, np.int32(trail.steps - 1))
+    gammas = program(trail.task, last_momenta)(
+        trail.end.w, trail.values, np.int32(trail.batches.first + trail.steps - 1)
+    )
     return [np.asarray(one, np.float64) for one in jax.tree.leaves(gammas)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from hypertrail_data.errors import DataError
 
 from ..batches import ahead, table
 from ..inner import State
+from ..layout import Layout
 from ..trail import Chunk, Ends, Pass, walk
-from ..trees import from_stored, on_device, on_host, stored
+from ..trees import from_stored, on_device, on_host, to_stored
 
 Tree = Any
 
@@ -27,6 +29,8 @@ class States(Ends):
 
     Memory: one state for each of these steps; of a folder, one chunk and what waits to be written.
     """
+
+    keeps_states = True
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class States(Ends):
         if start < self.first:
             return
         if self.folder is not None:
-            self.folder.append(start, {name: leaf[: stop - start] for name, leaf in stored(path).items()})
+            self.folder.append(start, {name: to_stored(leaf)[: stop - start] for name, leaf in path.items()})
         else:
             self.pieces.append((start, stop, jax.tree.map(on_host, path) if self.place == "host" else path))
 
@@ -81,24 +85,22 @@ class States(Ends):
         if self.folder is not None:
             self.folder.close()
 
-    def backwards(self, like: State, length: int) -> Iterator[tuple[int, int, Tree]]:
-        """(start, stop, the states before these steps, stacked and filled up to `length`), from the last to the first."""
+    def backwards(self, like: dict[str, Any], length: int) -> Iterator[tuple[int, int, Tree]]:
+        """(start, stop, what was kept of the states before these steps, stacked and filled up to `length`), from the last to the
+        first. like: what is kept of one state."""
         if self.folder is None:
             for start, stop, path in reversed(self.pieces):
                 yield start, stop, jax.tree.map(on_device, path, like) if self.place == "host" else path
             return
-        names = list(stored(like))
+        names = sorted(like)
         for segment in self.folder.backwards():
-            if sorted(segment.states) != sorted(names):
-                raise DataError(
-                    f"{self.place}: states of {sorted(segment.states)}, expected {sorted(names)}; train again"
-                )
+            if sorted(segment.states) != names:
+                raise DataError(f"{self.place}: states of {sorted(segment.states)}, expected {names}; train again")
             for start in range(segment.start + (len(segment) - 1) // length * length, segment.start - 1, -length):
                 stop = min(start + length, segment.stop)
                 rows = slice(start - segment.start, stop - segment.start)
-                leaves = [filled_up(np.asarray(segment.states[name][rows]), length) for name in names]
-                loaded = jax.tree.unflatten(jax.tree.structure(like), leaves)
-                yield start, stop, jax.tree.map(from_stored, loaded, like)
+                loaded = {name: filled_up(np.asarray(segment.states[name][rows]), length) for name in names}
+                yield start, stop, {name: from_stored(array, like[name]) for name, array in loaded.items()}
 
 
 def stored_states(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, int]:
@@ -110,18 +112,25 @@ def stored_states(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, int
         )
 
     def chunks() -> Iterator[Chunk]:
-        pieces = (one for one in kept.backwards(trail.start, trail.chunk) if one[1] > first)
+        pieces = (one for one in kept.backwards(kept.layout.of(trail.start), trail.chunk) if one[1] > first)
         for start, stop, states in pieces:
             tables = [table(start, trail.chunk, trail.steps - 1)]
             for x, payload in ahead(trail.batches, tables):
                 yield Chunk(x, payload, max(first - start, 0), stop - start, states)
 
-    return walk(run, at_stored, chunks(), adjoint)[0], first
+    return walk(run, Stored(kept.layout), chunks(), adjoint)[0], first
 
 
-def at_stored(task: Task, place: Any, fixed: State, x: Tree, i: Any, hyper: Tree, batch: Tree) -> tuple[Any, State]:
-    """State i of the chunk."""
-    return place, jax.tree.map(lambda a: a[i], fixed)
+@dataclass(frozen=True)
+class Stored:
+    """State i of a chunk, as far as it was kept."""
+
+    layout: Layout
+
+    def __call__(
+        self, task: Task, place: Any, fixed: dict[str, Any], x: Tree, i: Any, hyper: Tree, batch: Tree
+    ) -> tuple[Any, State]:
+        return place, self.layout.state({name: a[i] for name, a in fixed.items()})
 
 
 def filled_up(array: np.ndarray, length: int) -> np.ndarray:

@@ -208,7 +208,7 @@ def test_an_hdf5_dataset_is_no_array(tmp_path: Path) -> None:
         ),
         ({"loss": lambda w, hyper, batch, t: 1}, "loss gave (int|int64.*), expected one floating point number"),
         (
-            {"state": np.zeros(1), "loss": lambda w, s, h, b, t: w},
+            {"state": np.zeros(1), "loss": lambda w, s, h, b, t: w, "hyper_loss": lambda w, s, h, b: w},
             r"the task carries a state, so loss must give \(L, next state\)",
         ),
         (
