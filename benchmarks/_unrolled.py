@@ -38,6 +38,35 @@ def hypertrail_exact(problem: Problem) -> Once:
     return once
 
 
+def hypertrail_task(problem: Problem) -> Once:
+    """The same problem as an own model: a `Task` of plain functions, by the front door."""
+    import jax
+    import jax.numpy as jnp
+
+    import hypertrail as h
+    from hypertrail_gpu.updates import Momentum
+
+    cross_entropy, elementary, _ = jax_losses(problem)
+    w0, u, (x, y, indices, vx, vy) = arrays(problem)
+    alpha, gamma = problem.dynamics.learning_rate, problem.dynamics.momentum
+    task = h.Task(
+        loss=lambda w, penalties, batch, t: elementary(w, penalties, *batch),
+        update=Momentum(lambda penalties, t: alpha, lambda penalties, t: gamma),
+        hyper_loss=lambda w, penalties, batch: cross_entropy(w, *batch),
+        weights=w0,
+        hyper=u,
+        values=lambda u: jax.tree.map(lambda one: jnp.power(10.0, one), u),
+        batches=h.Rows((x, y), indices),
+        valid=(vx[None], vy[None]),
+    )
+
+    def once() -> tuple[dict[str, Any], int]:
+        trail = h.train(task)
+        return jax.device_get(h.hypergradient(trail).hyper), trail.kept.nbytes
+
+    return once
+
+
 def arrays(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[np.ndarray, ...]]:
     """(w_0, log10 λ, (train x, train y, batch indices, valid x, valid y)), images flattened, in the problem's precision."""
     train, valid = problem.splits.train, problem.splits.valid
@@ -221,6 +250,7 @@ def torchopt_unrolled(problem: Problem) -> Once:
 CONTENDERS: dict[str, tuple[str, Callable[[Problem], Once]]] = {
     "plain": ("plain training, hypertrail", hypertrail_plain),
     "exact": ("exact, states stored, hypertrail", hypertrail_exact),
+    "task": ("the same as an own model, a Task, hypertrail", hypertrail_task),
     "jax-plain": ("plain training, optax in one `lax.scan`", jax_plain),
     "jax-grad": ("`jax.grad` of optax in `lax.scan`, `jax.checkpoint` per step", jax_grad_of_scan),
     "jax-reverse": ("hand-written JAX reverse scan, w and v stored", jax_reverse_scan),
