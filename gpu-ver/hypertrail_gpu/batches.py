@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypertrail.errors import UsageError
-from hypertrail.task import Arrays, Rows, Stream
+from hypertrail.task import Arrays, Rows, Stream, Task
 from hypertrail.users_code import told
 
 from .trees import length, named, strong
@@ -105,6 +105,15 @@ class Read(Memory):
 
     def like(self) -> Tree:
         return self.look(0)
+
+
+def fed(task: Task, what: str) -> Memory:
+    """`feed` of task.batches or task.valid, once for each task and x64 mode: the data stay on the device with the task."""
+    key = "fed", what, jax.config.read("jax_enable_x64")
+    if key not in task.programs:
+        task.programs[key] = feed(getattr(task, what), what)
+    found: Memory = task.programs[key]
+    return found
 
 
 def feed(batches: Any, what: str) -> Memory:

@@ -7,10 +7,12 @@ Some models lie to every automatic derivative, and then every exact method agree
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hypertrail.differences import measured
@@ -20,7 +22,7 @@ from hypertrail.task import Task
 from hypertrail_data import generator
 
 from . import replay, trail
-from .batches import feed
+from .batches import fed
 from .tuned import TunedTask
 
 Tree = Any
@@ -97,7 +99,10 @@ def compared(tuned: TunedTask, hyper: Hyper | None, steps: int, seed: int) -> It
 
         enough = AGREES / 4 * max(abs(slope), size)
         value, error = measured(f, STEP, LEVELS, enough)
-        yield Compared(kind, slope, value, error, size)
+        rounding = (
+            float(jnp.finfo(tuned.dtype).eps) * abs(result.value) / STEP
+        )  # two equal differences may both be rounded
+        yield Compared(kind, slope, value, max(error, rounding), size)
 
 
 def exact(tuned: TunedTask, steps: int = STEPS) -> Hyper:
@@ -124,7 +129,7 @@ class Short:
 
     def __init__(self, task: Task, whole: int, steps: int) -> None:
         self.task, self.whole = task, whole
-        self.batches = feed(task.batches, "batches")
+        self.batches = copy.copy(fed(task, "batches"))
         self.batches.steps = steps
 
     def train(self, hyper: Tree, keep: str) -> trail.Trail:

@@ -29,7 +29,7 @@ from hypertrail.task import Start, Task
 from hypertrail.users_code import told
 
 from . import refusals
-from .batches import Memory, Pick, ahead, feed, table
+from .batches import Memory, Pick, ahead, fed, table
 from .declared import initial, is_declared, over_leaves, values
 from .inner import State, begin, collect, hyper_loss, measured, program, reverse_step, seen, step
 from .layout import Layout, layout_of
@@ -168,7 +168,7 @@ def train(
     Raises UsageError for what cannot be trained, before anything is; NumericalFailure, naming the step, for the first loss
     that is not finite.
     """
-    batches = feed(task.batches, "batches")
+    batches = fed(task, "batches")
     hyper = initial(task, batches.steps) if hyper is None else hyper
     refusals.refuse_no_arrays(task, hyper)
     hyper = in_precision(task, hyper)
@@ -234,7 +234,7 @@ def train_from(
     trail.distances[: len(middle.distances)] = middle.distances
     spans = [(max(a, middle.step), b) for a, b in spans if b > middle.step]
     if kept.keeps_states:
-        kept.layout = layout_of(task, s, given, batches.look(0))
+        kept.layout = layout_of(task, s, given, batches.like())
     place = kept.enter(task, middle.state, given)
 
     def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
@@ -489,7 +489,7 @@ def mean_adjoint(task: Task, total: Tree, v: Tree, M: Any) -> tuple[Array, tuple
 
 def validation(task: Task) -> Memory:
     """The batches that the hyper loss is averaged over."""
-    return NoData() if task.valid is None else feed(task.valid, "valid")
+    return NoData() if task.valid is None else fed(task, "valid")
 
 
 def judge(

@@ -29,7 +29,7 @@ from hypertrail.runs.midway import Midway
 from hypertrail.task import Arrays, Rows, Stream, Task
 
 from . import declared, replay, tasks, trail
-from .batches import feed
+from .batches import fed, feed
 from .midway import as_dicts
 from .trees import is_float, named, stored
 
@@ -80,7 +80,7 @@ class TunedTask:
         tasks.refuse_no_task(task)
         self.task, self.seed = task, seed
         self.x64 = jax.config.read("jax_enable_x64")
-        self.steps = feed(task.batches, "batches").steps
+        self.steps = fed(task, "batches").steps
         self.start = declared.initial(task, self.steps)
         leaves = declared.paths(task)
         self.paths: dict[str, tuple[str, str]] = {}  # {the path of an array: (kind, key)}

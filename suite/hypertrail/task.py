@@ -86,7 +86,8 @@ class Task:
     whole_loss(w, hyper), or whole_loss(w, state, hyper) → L over all training data: for `Implicit` alone.
     seed: of the batches that a line of DrMAD draws.
 
-    Keep the object: an engine compiles its programs once for each task, and they are released with it.
+    Keep the object: an engine compiles its programs and moves the data to the device once for each task; both are released
+    with it. Arrays that change afterwards are not read again.
     """
 
     loss: Callable[..., Any]
