@@ -119,6 +119,8 @@ def fed(task: Task, what: str) -> Memory:
 def feed(batches: Any, what: str) -> Memory:
     """The batches of a task in the form that programs take. what: 'batches' or 'valid', for messages. UsageError where they
     are none."""
+    if isinstance(batches, Memory):
+        return batches
     if isinstance(batches, Stream):
         if not isinstance(batches.steps, int) or batches.steps < 1:
             raise UsageError(f"{what}: a stream of {batches.steps!r} steps, expected a whole number from 1 on")

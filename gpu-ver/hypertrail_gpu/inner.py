@@ -36,7 +36,8 @@ def program(task: Task, function: Callable[..., Any], *static: Any) -> Callable[
     a function that is made anew for every call would be compiled anew."""
     key = (function, *static)
     if key not in task.programs:
-        task.programs[key] = jax.jit(partial(function, task, *static))
+        jit = getattr(task, "jit", jax.jit)
+        task.programs[key] = jit(partial(function, task, *static))
     return task.programs[key]
 
 

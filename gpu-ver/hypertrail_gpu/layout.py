@@ -17,7 +17,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from hypertrail.task import Task
 
 from .inner import State, reverse_step, seen
-from .trees import floats, is_float, named, safe
+from .trees import floats, is_float, named, names
 
 Array = Any
 Tree = Any
@@ -54,13 +54,18 @@ def layout_of(task: Task, s: State, given: Tree, batch: Tree) -> Layout:
     key = "layout", jax.tree.structure((s, given, batch)), shapes, dtypes
     if key not in task.programs:
         read = reads(task, s, given, batch)
-        names = tuple(
-            f"{i:04d}{safe(name)}" if used or not is_float(leaf) else None
-            for i, ((name, leaf), used) in enumerate(zip(named(s).items(), read, strict=True))
-        )
-        task.programs[key] = Layout(jax.tree.structure(s), names, shapes, dtypes)
+        every = zip(names(s), leaves, read, strict=True)
+        kept = tuple(name if used or not is_float(leaf) else None for name, leaf, used in every)
+        task.programs[key] = Layout(jax.tree.structure(s), kept, shapes, dtypes)
     found: Layout = task.programs[key]
     return found
+
+
+def carried_read(task: Task, s: State, given: Tree, batch: Tree) -> list[str]:
+    """The names of the arrays that the loss hands on and that a reverse step reads: those that cannot be undone."""
+    before = len(jax.tree.leaves((s.w, s.v)))
+    read = reads(task, s, given, batch)[before:]
+    return [name for name, used in zip(named(s.carried), read, strict=True) if used]
 
 
 def reads(task: Task, s: State, given: Tree, batch: Tree) -> list[bool]:

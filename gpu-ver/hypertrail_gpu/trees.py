@@ -92,14 +92,26 @@ def on_device(words: Any, like: Any) -> Array:
 # -- on the disk: float32, float64, int32 and int64 alone, under names that every format has ------------------------------------
 
 
-def stored(state: Tree) -> dict[str, np.ndarray]:
+def stored(tree: Tree) -> dict[str, np.ndarray]:
     """{name: array} of a tree, in dtypes that the formats have. Every value is kept exactly."""
-    return {f"{i:04d}{safe(name)}": to_stored(leaf) for i, (name, leaf) in enumerate(named(state).items())}
+    return {name: to_stored(leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
 
 
-def safe(name: str) -> str:
-    """The path of a leaf with letters, digits, '.', '_' and '-' alone."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "." for c in name)
+def names(tree: Tree) -> list[str]:
+    """A name for each leaf, as files have them: its path, such as 'hidden/W'; of a tree that is one leaf, 'value'. Two paths that
+    differ in other characters alone get numbers behind."""
+    found: list[str] = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = "/".join(filter(None, map(word_of, path))) or "value"
+        found.append(name if name not in found else f"{name}.{len(found)}")
+    return found
+
+
+def word_of(entry: Any) -> str:
+    """An entry of a path with letters, digits, '.', '_', '-' and '/' alone."""
+    key = str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-/") else "." for c in key)
+    return "/".join(filter(None, (part.strip(".") for part in clean.split("/"))))
 
 
 def to_stored(leaf: Any) -> np.ndarray:

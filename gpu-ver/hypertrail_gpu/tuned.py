@@ -31,7 +31,7 @@ from hypertrail.task import Arrays, Rows, Stream, Task
 from . import declared, replay, tasks, trail
 from .batches import fed, feed
 from .midway import as_dicts
-from .trees import is_float, named, stored
+from .trees import is_float, named, stored, word_of
 
 Tree = Any
 VALUE = "value"  # the key of a leaf that is a kind by itself
@@ -182,7 +182,8 @@ class TunedTask:
             hyper = trail.in_precision(self.task, self.start)
             given = trail.given_values(self.task, hyper, self.steps)
             first = jax.eval_shape(lambda given: trail.first_state(self.task, given), given)
-            replay.refuse_plan(self.task, first, hyper, self.steps, method, keep)
+            batch = fed(self.task, "batches").like()
+            replay.refuse_plan(self.task, first, hyper, given, batch, self.steps, method, keep)
 
     def with_(self, steps: int) -> TunedTask:
         if steps == self.steps:
@@ -301,8 +302,7 @@ def splits_of(task: Task) -> dict[str, Any]:
 
 def word(path: tuple[Any, ...]) -> str:
     """A path in a tree as one word that a file can have: 'decay.hidden'."""
-    keys = (str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
-    return ".".join(re.sub(r"[^A-Za-z0-9_.-]+", ".", key).strip(".") for key in keys)
+    return ".".join(filter(None, (word_of(entry).replace("/", ".") for entry in path)))
 
 
 def all_batches(task: Task) -> dict[str, Any]:

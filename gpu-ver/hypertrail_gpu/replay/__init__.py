@@ -110,9 +110,12 @@ WAYS: dict[type[Method], Callable[..., tuple[tuple, int]]] = {
 }
 
 
-def refuse_plan(task: Task, s: State, hyper: Tree, steps: int, method: Method, keep: Keep) -> None:
+def refuse_plan(
+    task: Task, s: State, hyper: Tree, given: Tree, batch: Tree, steps: int, method: Method, keep: Keep
+) -> None:
     """Raise UsageError for a method that cannot go back over a training of this task, or not from what will be kept of it.
-    Nothing is trained. s: the state before step 0, arrays or their shapes. hyper: the arrays that are moved."""
+    Nothing is trained. s, batch: the state before step 0 and a batch, arrays or their shapes. hyper: the arrays that are moved;
+    given: the values that they make."""
     if isinstance(keep, Reversible):
         refuse_integers(task, s)
     if isinstance(method, Exact | Truncated):
@@ -122,9 +125,9 @@ def refuse_plan(task: Task, s: State, hyper: Tree, steps: int, method: Method, k
                 f"{method.name} needs {needed} states, keep={keep!r} leaves fewer; keep 'memory' or Checkpoints()"
             )
     if isinstance(method, FloatReversed):
-        refuse_undo(task, s, method.name)
+        refuse_undo(task, s, given, batch, method.name)
     if isinstance(method, DrMAD):
-        refuse_line(task, s, method)
+        refuse_line(task, s, given, batch, method)
         if method.completion == "C6" and not isinstance(keep, Checkpoints):
             raise UsageError(f"{method.name} goes along lines between kept states; train with keep={Checkpoints()}")
     if isinstance(method, Implicit):

@@ -35,12 +35,12 @@ CONSTANT_STEPS = 200  # of completion C3
 
 def line_states(run: Pass, adjoint: tuple, method: DrMAD) -> tuple[tuple, int]:
     """Back along the line, or the lines, of a completion."""
-    refuse_line(run.trail.task, run.trail.start, method)
+    trail = run.trail
+    refuse_line(trail.task, trail.start, trail.values, trail.batches.like(), method)
     if method.completion == "C5":
         return tail_then_line(run, adjoint, method), 0
     if method.completion == "C6":
         return lines_between_kept_states(run, adjoint, method), 0
-    trail = run.trail
     N = line_steps(run, method)
     return along(run, adjoint, trail.start, trail.end, 0, trail.steps, N, method), 0
 
@@ -164,7 +164,7 @@ def literal_step(
     return State(add(after.w, hvp), after.v, after.carried), mixed, loss
 
 
-def refuse_line(task: Task, s: State, method: DrMAD) -> None:
+def refuse_line(task: Task, s: State, given: Tree, batch: Tree, method: DrMAD) -> None:
     """UsageError for an update that cannot say the velocity of a line, and for choices that are made of declared kinds."""
     if getattr(task.update, "speed", None) is None:
         raise UsageError(
@@ -176,7 +176,7 @@ def refuse_line(task: Task, s: State, method: DrMAD) -> None:
             f"{method.name} needs the momentum, which the update {type(task.update).__name__} does not offer (update.rates)"
         )
     if method.completion == "C5" and method.tail != 0:
-        refuse_undo(task, s, method.name)
+        refuse_undo(task, s, given, batch, method.name)
     chosen = [one for one in method.choices.on if one in ("line_dalpha", "sum_of_norms", "regularized_only")]
     if chosen:
         raise UsageError(

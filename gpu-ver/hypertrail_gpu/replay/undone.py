@@ -14,6 +14,7 @@ from hypertrail.methods import FloatReversed
 from hypertrail.task import Task
 
 from ..inner import State, elementary_loss
+from ..layout import carried_read
 from ..trail import Pass, chunks_back, walk
 from ..trees import named, on_host
 
@@ -30,18 +31,20 @@ def undone_states(run: Pass, adjoint: tuple, method: FloatReversed) -> tuple[tup
 
 def undo(run: Pass, adjoint: tuple, first: int, name: str) -> tuple[tuple, State]:
     """The steps T − 1 … first undone → (the adjoint there, the state that it arrived at)."""
-    refuse_undo(run.trail.task, run.trail.start, name)
+    trail = run.trail
+    refuse_undo(trail.task, trail.start, trail.values, trail.batches.like(), name)
     return walk(run, at_undone, chunks_back(run, first, run.trail.steps), adjoint, run.trail.end, replays=False)
 
 
-def refuse_undo(task: Task, s: State, name: str) -> None:
-    """UsageError for an update that cannot undo a step, and for a state that the loss hands on, which nothing can undo."""
+def refuse_undo(task: Task, s: State, given: Tree, batch: Tree, name: str) -> None:
+    """UsageError for an update that cannot undo a step, and where a reverse step reads what the loss hands on, which nothing can
+    undo. (Running averages that training does not read are no obstacle.)"""
     if getattr(task.update, "undo", None) is None:
         raise UsageError(
             f"{name} undoes steps, which the update {type(task.update).__name__} does not offer (update.undo); use Exact(), or "
             "updates.Momentum(rate, momentum, 'damped')"
         )
-    carried = named(s.carried)
+    carried = carried_read(task, s, given, batch) if named(s.carried) else []
     if carried:
         raise UsageError(
             f"{name} undoes steps, and the state of the task ({', '.join(carried)}) cannot be undone; use Exact()"
