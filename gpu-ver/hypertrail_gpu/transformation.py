@@ -7,18 +7,22 @@
 
 The transformation is built anew from `hyper` inside every step, which costs nothing once it is compiled, so whatever it is
 given (learning rate, momentum, weight decay, clipping norm) has a hypergradient. Its state is v: the floating point leaves are
-differentiated, the others (step counts, random keys) are kept with the trajectory and read back.
+differentiated, the others (step counts, random keys) are kept with the trajectory and read back. A schedule over the steps is
+`updates.Optax`, whose make has the step as a second argument.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optax
 
 from hypertrail.errors import UsageError
+
+from .updates import Optax
 
 Tree = Any
 
@@ -31,22 +35,25 @@ def from_optax(
         updates, v ← make(λ).update(g, v, w)
         w ← w + updates
 
-    Keep `update` (and the Inner): programs are compiled once for each. Cost of a step: that of the transformation. v_0 is taken
-    as a constant: a state that is filled from λ at the start does not carry a hypergradient through its first value.
+    Keep `update` (and the Inner): programs are compiled once for each. Cost of a step: that of the transformation.
+    update.init is init: a state that is filled from λ (optax.inject_hyperparams) carries what λ does to it into the
+    hypergradient, and `train` refuses a v_0 that was made from another λ.
     POOR where the transformation has an infinite slope: optax.adam's ε stands outside the root (eps=0, eps_root=ε puts it
     inside), the norms of optax.lars and of a zero gradient have no derivative. init raises UsageError for what is no
     transformation of gradients alone (line searches ask for the loss) and for a state whose shapes or dtypes do not stay.
     """
+    update = Transformation(lambda hyper, t: make(hyper))
+    return update.init, update
 
-    def init(w: Tree, hyper: Tree) -> Tree:
-        transformation = make(hyper)
-        if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
-            raise UsageError(
-                f"make(hyper) gave {type(transformation).__name__}, expected an optax.GradientTransformation"
-            )
-        v = transformation.init(w)
+
+@dataclass(frozen=True)
+class Transformation(Optax):
+    """`updates.Optax` whose state is looked at before anything is trained."""
+
+    def init(self, w: Tree, hyper: Tree) -> Tree:
+        v = super().init(w, hyper)
         try:
-            _, after = jax.eval_shape(lambda w, v, hyper: update(w, v, w, hyper, 0), w, v, hyper)
+            _, after = jax.eval_shape(lambda w, v, hyper: self(w, v, w, hyper, 0), w, v, hyper)
         except Exception as error:
             raise UsageError(
                 f"the transformation cannot be traced as a function of gradient, state and weights ({type(error).__name__}: "
@@ -59,12 +66,6 @@ def from_optax(
                 "structure, shapes and dtypes (give weights and hyperparameters one dtype)"
             )
         return v
-
-    def update(w: Tree, v: Tree, g: Tree, hyper: Tree, t: Any) -> tuple[Tree, Tree]:
-        updates, v = make(hyper).update(g, v, w)
-        return optax.apply_updates(w, updates), v
-
-    return init, update
 
 
 def shapes(tree: Tree) -> list[str]:

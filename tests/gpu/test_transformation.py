@@ -1,4 +1,4 @@
-"""optax transformations in the functional core: equal to jax.grad of the unrolled loop, compiled once, refused if need be."""
+"""optax transformations as updates: equal to jax.grad of the unrolled loop, compiled once, refused if need be."""
 
 from __future__ import annotations
 
@@ -133,3 +133,42 @@ def test_transformations_that_cannot_be_differentiated_are_told(case, make, mess
     w0, hyper, _ = case
     with jax.enable_x64(True), pytest.raises(UsageError, match=message):
         from_optax(make)[0](w0, hyper)
+
+
+def injected(h):
+    """The rate lives in the state, where `init` puts it: `update` reads it there, and not in h."""
+    sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=jnp.exp(h["rate"]), momentum=jax.nn.sigmoid(h["logit"]))
+    return optax.chain(optax.add_decayed_weights(jnp.exp(h["decay"])), sgd)
+
+
+def test_hyperparameters_in_the_state_of_the_transformation(case):
+    w0, hyper, batches = case
+    _, update = from_optax(injected)
+    inner = functional.Inner(loss, update)
+    with jax.enable_x64(True):
+        v0 = update.init(w0, hyper)
+        run = functional.train(inner, w0, v0, hyper, batches)
+        result = functional.hypergradient(inner, hyper_loss, run, hyper, batches)
+        expected = jax.jit(jax.grad(lambda hyper: unrolled(injected, hyper, w0, batches)))(hyper)
+        for name in ("rate", "logit", "decay", "l2"):
+            assert abs(expected[name]) > 1e-6
+            np.testing.assert_allclose(result.hyper[name], expected[name], rtol=1e-10)
+        assert float(result.value) == pytest.approx(float(unrolled(injected, hyper, w0, batches)), rel=1e-12)
+        found = functional.slopes(inner, hyper_loss, w0, v0, hyper, batches)
+        assert found.hypergradient == pytest.approx(found.differences, rel=1e-7)
+        moved = hyper | {"rate": hyper["rate"] + 0.5}
+        with pytest.raises(
+            UsageError, match=r"v0 is not update.init\(w0, hyper\), which reads .*logit'\], hyper\['rate'\]"
+        ):
+            functional.train(inner, w0, v0, moved, batches)
+
+
+def test_a_state_that_begins_alike_whatever_the_hyperparameters_may_be_any(case):
+    """Momenta that go on from another training: `init` reads nothing, so there is nothing to miss."""
+    w0, hyper, batches = case
+    init, update = from_optax(MAKE["sgd"])
+    inner = functional.Inner(loss, update)
+    with jax.enable_x64(True):
+        first = functional.train(inner, w0, init(w0, hyper), hyper, batches)
+        again = functional.train(inner, first.w, first.v, hyper, batches, start=STEPS)
+    assert again.losses[-1] < first.losses[-1]

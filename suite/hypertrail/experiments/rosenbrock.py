@@ -134,13 +134,19 @@ def compiled(config: Config) -> Callable[[Hyper], Training]:
     inner = functional.Inner(loss, update)
     final = jax.jit(lambda w, hyper: loss(w, hyper, None, None))
 
+    @jax.jit
+    def walk(w0: Any, here: Any) -> Any:
+        """(T, 2) the weights before each step, for the picture."""
+        states = (w0, jnp.zeros_like(w0)), jnp.arange(config.steps)
+        return jax.lax.scan(lambda s, t: (functional.step(inner, *s, here, None, t)[:2], s[0]), *states)[1]
+
     def train(hyper: Hyper) -> Training:
         with jax.enable_x64(config.precision == "float64"):
             here = {name: jnp.asarray(one, config.precision) for name, one in hyper.items()}
             w0, nothing = jnp.asarray(START, config.precision), jnp.zeros(config.steps)  # every step sees the same loss
             run = functional.train(inner, w0, jnp.zeros_like(w0), here, nothing)
             result = functional.hypergradient(inner, final, run, here, nothing)
-            path, losses = np.vstack([functional.path(run)[0], run.w[None]]), np.append(run.losses, result.value)
+            path, losses = np.vstack([walk(w0, here), run.w[None]]), np.append(run.losses, result.value)
             return path, losses.astype(np.float64), {name: np.asarray(one) for name, one in result.hyper.items()}
 
     return train
