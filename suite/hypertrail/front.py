@@ -10,6 +10,7 @@ All is computed by the compiled engine, which is imported with the first call.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,19 +20,22 @@ from .engines import Progress, load
 from .errors import UsageError
 from .keeping import Keep
 from .measures import measures
-from .outer_optax import as_rule
-from .task import Task
+from .outer import as_rule
+from .task import Gradient, Task, Trained
 
 if TYPE_CHECKING:
-    from hypertrail_gpu.trail import Result, Trail
-
     from .adapting import Block
     from .online import Online
 
 Tree = Any
 
 
-def train(task: Task, keep: Keep = "memory", hyper: Tree = None, progress: Progress | None = None) -> Trail:
+def engine(room: str) -> Any:
+    """A room of the compiled engine, which is found by name: JAX is imported with the first call."""
+    return importlib.import_module(f"hypertrail_gpu.{room}")
+
+
+def train(task: Task, keep: Keep = "memory", hyper: Tree = None, progress: Progress | None = None) -> Trained:
     """All steps of a task's training → a `Trail`: losses, the state at the end, and what was kept of the trajectory.
 
     keep: 'memory', 'host', 'auto', 'ends', a Path, Checkpoints(n), Last(n) or Reversible(); see `hypertrail.keeping`.
@@ -39,14 +43,13 @@ def train(task: Task, keep: Keep = "memory", hyper: Tree = None, progress: Progr
     Cost: T gradients. Raises UsageError for a task that cannot be trained, NumericalFailure (quantity, step) for a loss that is
     not finite.
     """
-    from hypertrail_gpu import tasks  # JAX: with the first call
-
-    return tasks.train(task, keep, hyper, progress)
+    trained: Trained = engine("tasks").train(task, keep, hyper, progress)
+    return trained
 
 
 def hypergradient(
-    task: Task | Trail, method: methods.Method | str = "exact", progress: Progress | None = None, **settings: Any
-) -> Result:
+    task: Task | Trained, method: methods.Method | str = "exact", progress: Progress | None = None, **settings: Any
+) -> Gradient:
     """df/dλ, the gradient of the mean hyper loss at the end of training with respect to the arrays that are moved.
 
     task: a task, which is then trained (settings as of `train`), or the `Trail` of a training.
@@ -56,15 +59,15 @@ def hypergradient(
     Cost: that of the training, and of the method: exact, T gradients with their Hessian-vector products.
     Raises what `train` raises; UsageError for a method that cannot go back over this training.
     """
-    from hypertrail_gpu import tasks  # JAX: with the first call
-
-    if not isinstance(task, Task):
-        if settings:
-            raise UsageError(
-                f"{', '.join(settings)}: for a task that is yet to be trained; this is the trail of a training"
-            )
-        return tasks.hypergradient(task, method, progress)
-    return tasks.hypergradient(tasks.train(task, **settings), method, progress)
+    tasks = engine("tasks")
+    if isinstance(task, Task):
+        task = tasks.train(task, **settings)
+    elif settings:
+        raise UsageError(
+            f"{', '.join(settings)}: for a task that is yet to be trained; this is the trail of a training"
+        )
+    found: Gradient = tasks.hypergradient(task, method, progress)
+    return found
 
 
 def check(task: Task) -> list[str]:
@@ -74,8 +77,8 @@ def check(task: Task) -> list[str]:
     models lie to every automatic derivative; see `hypertrail_gpu.doubts`. Raises VerificationFailure where the two differ.
     Cost: at most 8 trainings of ten steps for each kind.
     """
-    engine: Any = load("gpu")
-    found: list[str] = engine.check(engine.TunedTask(task))
+    gpu: Any = load("gpu")
+    found: list[str] = gpu.check(gpu.TunedTask(task))
     return found
 
 
@@ -87,9 +90,8 @@ def adapt(
     state: what an earlier block left, to go on from. blocks: how many; None: all that fit into the steps of the task.
     Cost: see the method (`hypertrail.online`).
     """
-    from hypertrail_gpu import blocks as engine  # JAX: with the first call
-
-    return engine.adapt(task, method, state=state, blocks=blocks, progress=progress)
+    walked: Iterator[Block] = engine("blocks").adapt(task, method, state=state, blocks=blocks, progress=progress)
+    return walked
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,12 @@ def tune(
     Cost of one meta-iteration: T gradients, the method's cost, and a forward pass over every split.
     Raises what `train`, `hypergradient` and `check` raise.
     """
-    engine: Any = load("gpu")
-    tuned = engine.TunedTask(task)
+    gpu: Any = load("gpu")
+    tuned = gpu.TunedTask(task)
     way = methods.parse_method(method) if isinstance(method, str) else method
-    checked = engine.check(tuned) if check else []
+    checked = gpu.check(tuned) if check else []
     records = []
-    for record in tuning.tune(tuned, engine, way, as_rule(outer), meta_iterations, compare_exact, keep=keep):
+    for record in tuning.tune(tuned, gpu, way, as_rule(outer), meta_iterations, compare_exact, keep=keep):
         records.append(record)
         if finished is not None:
             finished(record)

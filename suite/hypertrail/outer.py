@@ -10,9 +10,10 @@ array on what its declaration allows.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -165,6 +166,14 @@ class AdamHips(Rule):
         m_hat, s_hat = 1 - (1 - b1) ** (i + 1), 1 - (1 - b2) ** (i + 1)
         moved = tree(lambda λ, m, s: λ - lr * (m / m_hat) / (np.sqrt(s / s_hat) + ε), hyper, m, s)
         return moved, State(i + 1, {"m": m, "s": s})
+
+
+def as_rule(rule: Any) -> Rule:
+    """The rule itself, or an optax transformation as one."""
+    if isinstance(rule, Rule):
+        return rule
+    found: Rule = importlib.import_module("hypertrail_gpu.outer_optax").Optax(transformation=rule)  # optax needs JAX
+    return found
 
 
 def update(

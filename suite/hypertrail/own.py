@@ -28,8 +28,7 @@ from typing import Any
 from . import experiments
 from .errors import UsageError
 from .experiments._common import Common
-from .outer import Adam, Rule
-from .outer_optax import as_rule
+from .outer import Adam, Rule, as_rule
 from .users_code import told
 
 GROUP = "hypertrail.experiments"

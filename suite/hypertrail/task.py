@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 Tree = Any
 
@@ -109,4 +111,44 @@ class Task:
     programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
 
-__all__ = ["Arrays", "Batches", "Rows", "Start", "Stream", "Task"]
+class Trained(Protocol):
+    """A training of a task, as an engine gives it: its `Trail`."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(T,) float64, the elementary loss before each step."""
+
+    @property
+    def end(self) -> Any:
+        """w (the weights), v (the update's state) and carried (the state that the loss hands on) after T steps."""
+
+
+class Gradient(Protocol):
+    """A hypergradient, as an engine gives it."""
+
+    @property
+    def value(self) -> float:
+        """f, the mean hyper loss at the end of training."""
+
+    @property
+    def hyper(self) -> Tree:
+        """df/dλ, in the tree of the task's hyperparameters; None in the place of what is not floating point."""
+
+    @property
+    def start(self) -> Any:
+        """The gradient with respect to the state before step 0 (w, v, carried); None where the method does not go there."""
+
+    @property
+    def norms(self) -> np.ndarray:
+        """‖dw‖ before each reverse step, in the order in which they are taken."""
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The method's own numbers."""
+
+
+__all__ = ["Arrays", "Batches", "Gradient", "Rows", "Start", "Stream", "Task", "Trained"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypertrail.hyper import Log, Shared
 from hypertrail.task import Arrays, Rows, Start, Stream, Task
 from hypertrail_gpu.updates import Momentum, Optax
 
@@ -289,4 +291,22 @@ def convolutions(update: str = "damped") -> Task:
         hyper={"rate": np.log(0.3), "momentum": 0.4, "decay": -3.0},
         batches=Rows((X, y), rng.integers(0, 20, (STEPS, 6))),
         valid=(rng.standard_normal((2, 5, 1, 6, 6)), rng.integers(0, 4, (2, 5))),
+    )
+
+
+def has_gradient(name: str, shape: tuple[int, ...] = ()) -> bool:
+    """Softmax does not see the bias of the keys: its gradient is rounding alone, and a ratio of two of them is noise."""
+    return "['key']['bias']" not in name
+
+
+def rated(name: str, by: str = "parameter", momentum: float = 0.0, kind: str = "damped") -> Task:
+    """Another task of this file, moved by our dynamics with a declared learning rate "alpha". by: which weights share one."""
+    task = globals()[name]()
+    weights = task.weights if task.start is None else task.start(task.hyper).weights
+    return replace(
+        task,
+        weights=weights,
+        hyper=task.hyper | {"alpha": Log(0.05, bounds=(0.01, 0.06), over=Shared(by, where=has_gradient))},
+        update=Momentum(lambda hyper, t: hyper["alpha"], lambda hyper, t: momentum, kind),
+        per_example=None if task.per_example is None else task.per_example | {"alpha": False},
     )

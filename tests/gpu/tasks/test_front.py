@@ -14,9 +14,9 @@ import pytest
 
 import hypertrail as h
 from hypertrail.outer import Adam, GradientDescent, State, update
-from hypertrail.outer_optax import Optax as OuterOptax
 from hypertrail.runs import arrays
 from hypertrail_gpu import doubts
+from hypertrail_gpu.outer_optax import Optax as OuterOptax
 from hypertrail_gpu.tuned import TunedTask
 
 from .test_declared import declared_task
@@ -255,3 +255,14 @@ def test_the_task_is_not_touched() -> None:
     h.tune(task, meta_iterations=1, check=False)
     assert all(one is two for one, two in zip(before, jax.tree.leaves(task.weights), strict=True))
     assert replace(task, seed=3).programs == {}
+
+
+def test_hyperparameters_that_move_while_the_network_trains() -> None:
+    task = scalar_task(hyper={"penalty": h.Log(0.2)}, loss=lambda w, u, b, t: (w - b) ** 2 + u["penalty"] * w**2)
+    method = h.Adaptive(steps=2, last=1, validation_batches=0, moves=(("penalty", 0.1),), average_output=False)
+    blocks = list(h.adapt(task, method))
+    assert [block.start for block in blocks] == [0, 2]
+    places = [np.log(0.2), *(float(block.hyper["penalty"]) for block in blocks)]
+    np.testing.assert_allclose(np.abs(np.diff(places)), 0.1, rtol=1e-12)
+    (again,) = h.adapt(task, method, state=blocks[0].state)
+    assert float(again.hyper["penalty"]) == float(blocks[1].hyper["penalty"])

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from .errors import UsageError
-from .hyperparameters import Hyper
-from .outer import Rule, State
+from hypertrail.errors import UsageError
+from hypertrail.hyperparameters import Hyper
+from hypertrail.outer import Rule, State
 
 SLOT, KIND = "optax", "state"  # where its state lies among the buffers of an outer state
 
@@ -35,37 +37,24 @@ class Optax(Rule):
             )
 
     def start(self, hyper: Hyper) -> State:
-        import jax  # optax is built on it, and this is the one rule that needs either
-
         with jax.enable_x64(True):
             return State(0, slots_of(self.transformation.init(doubled(hyper))))
 
     def step(self, hyper: Hyper, h: Hyper, state: State) -> tuple[Hyper, State]:
-        import jax
-
         with jax.enable_x64(True):
             here = doubled(hyper)
             structure = jax.tree.structure(self.transformation.init(here))
             kept = state.slots.get(SLOT, {}).get(KIND, {})
-            before = jax.tree.unflatten(structure, [jax.numpy.asarray(kept[key]) for key in sorted(kept)])
+            before = jax.tree.unflatten(structure, [jnp.asarray(kept[key]) for key in sorted(kept)])
             updates, after = self.transformation.update(doubled(h), before, here)
             moved = jax.tree.map(lambda u, d: np.asarray(u + d, np.float64), here, updates)
             return moved, State(state.count + 1, slots_of(after))
 
 
 def doubled(hyper: Hyper) -> Any:
-    import jax
-
-    return jax.tree.map(lambda u: jax.numpy.asarray(u, jax.numpy.float64), hyper)
+    return jax.tree.map(lambda u: jnp.asarray(u, jnp.float64), hyper)
 
 
 def slots_of(state: Any) -> dict[str, Hyper]:
-    import jax
-
     leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     return {SLOT: {KIND: leaves}} if leaves else {}
-
-
-def as_rule(rule: Any) -> Rule:
-    """The rule itself, or an optax transformation as one."""
-    return rule if isinstance(rule, Rule) else Optax(transformation=rule)
