@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,20 @@ from hypertrail.users_code import told
 from .trees import length, named, strong
 
 Tree = Any
+
+
+CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
+
+
+class Inputs(NamedTuple):
+    """What a program reads for a chunk of steps: the values of the hyperparameters, a payload of batches, the table that says
+    where in it the batch of each step stands, and the span [lo, hi) of the table that is done."""
+
+    hyper: Tree
+    payload: Tree
+    x: Tree
+    lo: Any
+    hi: Any
 
 
 class Memory:

@@ -23,6 +23,8 @@ from hypertrail_data import generator
 
 from . import replay, trail
 from .batches import fed
+from .beginning import beginning
+from .judging import means, validation
 from .tuned import TunedTask
 
 Tree = Any
@@ -133,11 +135,8 @@ class Short:
         self.batches.steps = steps
 
     def train(self, hyper: Tree, keep: str) -> trail.Trail:
-        hyper = trail.in_precision(self.task, hyper)
-        given = trail.given_values(self.task, hyper, self.whole)
-        s = trail.first_state(self.task, given)
-        make = replay.making(keep)
-        return trail.train_from(self.task, s, trail.begin_task, hyper, given, self.batches, make, whole=self.whole)
+        begun = beginning(self.task, hyper, self.whole)
+        return trail.train_from(self.task, begun, self.batches, replay.making(keep), whole=self.whole)
 
     def exact(self, hyper: Tree) -> tuple[trail.Trail, Any]:
         found = self.train(hyper, "memory")
@@ -145,4 +144,4 @@ class Short:
 
     def hyper_loss(self, hyper: Tree) -> float:
         found = self.train(hyper, "memory")
-        return trail.means(found, trail.validation(self.task))["loss"]
+        return means(found, validation(self.task))["loss"]

@@ -35,10 +35,11 @@ from hypertrail.verify import LEVELS, START
 
 from . import trail
 from .batches import feed, refuse_no_arrays
+from .beginning import Begin, Beginning, begin_task
 from .inner import State, program
 from .refusals import refuse_leaves, refuse_weights
 from .same_training import Given, refuse_other_batches, refuse_other_hyper, refuse_other_inner, steps_of
-from .trail import Begin, Trail, begin_task, train_from
+from .trail import Trail, train_from
 from .trees import add, filled, floats, is_float, named, norm, strong, zeros
 
 Tree = Any
@@ -130,7 +131,7 @@ def train(
     fed.first = first
     s, λ = strong(State(w0, v0, None)), strong(hyper)
     begin = beginning(inner.task, s, λ)
-    found = train_from(inner.task, s, begin, λ, λ, fed, make_keeper)
+    found = train_from(inner.task, Beginning(λ, λ, s, begin), fed, make_keeper)
     end, given = found.end, Given(inner, batches, jax.config.read("jax_enable_x64"))
     return Run(end.w, end.v, found.losses, found, given)
 
@@ -165,7 +166,9 @@ def hypergradient(
         found = trail.hypergradient(trained, replay.way(trained, method), f=OfWeights(hyper_loss))
         if found.start is None:
             return Result(found.value, found.hyper, None, None)
-        dw, size = program(trained.task, first_gradient, trained.begin)(trained.values, trained.start, found.start)
+        dw, size = program(trained.task, first_gradient, trained.begun.begin)(
+            trained.values, trained.start, found.start
+        )
     if not np.isfinite(size):
         raise NumericalFailure("hypergradient of w0", trained.batches.first, trail.DIVERGED)
     return Result(found.value, found.hyper, dw, found.start.v)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,94 +24,25 @@ from hypertrail.engines import Progress
 from hypertrail.errors import NumericalFailure, VerificationFailure
 from hypertrail.methods import MEASURED_STEPS
 from hypertrail.runs.midway import Midway
-from hypertrail.task import Start, Task
-from hypertrail.users_code import told
+from hypertrail.task import Task
 
+from . import batches as of_batches
 from . import refusals
-from .batches import Memory, Pick, ahead, fed, table
-from .declared import initial, is_declared, over_leaves, values
-from .inner import State, begin, collect, hyper_loss, measured, program, reverse_step, seen, step
+from .batches import Inputs, Memory, Pick, ahead, fed, table
+from .beginning import Beginning, beginning, pull_start, pull_values
+from .declared import initial
+from .inner import State, collect, hyper_loss, program, reverse_step, seen
+from .judging import HyperLoss, hyper_gradient, validation
+from .keeper import Ends
 from .layout import Layout, layout_of
 from .midway import Here, taken_up, write
-from .trees import add, dtype_of, filled, floats, named, norm, strong, subtract, zeros
+from .trees import add, dtype_of, named, norm, subtract
 
 Array = Any
 Tree = Any
 
-CHUNK_STEPS = 250  # long enough that the host is not waited for, short enough for progress and early failure
 CHUNK_BYTES = 256 << 20
-LOWER = "lower the learning rate or its bounds"
 DIVERGED = "the reverse pass diverged; lower the learning rate, or take fewer steps"
-
-
-class Ends:
-    """keep='ends': nothing is kept but where training began and ended. Other ways of keeping extend this (replay)."""
-
-    quantity, hint = "elementary loss", LOWER  # what is said of a loss that is not finite
-    layout: Layout | None = None  # which arrays of a state are kept; set before the first step where `keeps_states`
-    keeps_states = False
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """JAX's x64 mode while the steps are computed: that of the caller."""
-        return nullcontext()
-
-    def cuts(self) -> list[int]:
-        """The steps at which a chunk must end, besides the length of chunks: where something is kept. Rising from 0 to T."""
-        return [0, self.steps]
-
-    def enter(self, task: Task, s: State, hyper: Tree) -> Any:
-        """The place of training, which `advance` moves: here a State."""
-        return s
-
-    def leave(self, place: Any) -> State:
-        """The State of a place."""
-        return place
-
-    @property
-    def advance(self) -> Callable[..., tuple[Any, Array, Tree]]:
-        """One step: (task, place, hyper, batch, t) → (the place after it, L, the weights after it)."""
-        return advance_state
-
-    def wants(self, start: int) -> bool:
-        """Whether the states of the chunk that begins here are kept."""
-        return False
-
-    def before(self, start: int, place: Any) -> tuple[Any, tuple[tuple[int, Tree], ...]]:
-        """See the place before a chunk → (the place to go on from, further (a, w_a) from which distances are measured)."""
-        return place, ()
-
-    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
-        """Take the states of a finished chunk (stacked, garbage beyond `stop`), its further distances, and the place after it."""
-
-    def finished(self) -> None:
-        """Nothing more is coming."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is kept."""
-        return 0
-
-    def flush(self) -> None:
-        """Return when what was taken is as safe as it can be made."""
-
-    def close(self) -> None:
-        """Let go of the states; what is durable stays."""
-
-
-def advance_state(task: Task, s: State, hyper: Tree, batch: Tree, t: Array) -> tuple[State, Array, Tree]:
-    s, loss = step(task, s, hyper, batch, t, t)
-    return s, loss, s.w
-
-
-# (task, λ, the state before step 0) → that state as a function of λ
-Begin = Callable[[Task, Tree, State], State]
-
-
-def begin_task(task: Task, hyper: Tree, s: State) -> State:
-    return begin(task, hyper, Start(s.w, s.carried))
 
 
 @dataclass
@@ -120,21 +50,16 @@ class Trail:
     """One training run, and all that its hypergradient needs. It holds its hyperparameters and batches by reference, so there
     is nothing that a caller could mismatch.
 
-    hyper: the arrays that are moved. values: what the functions of the task were given. whole: the number of steps that these
-    are made for. begin: how the beginning depends on
-    the values, None where it does not. losses: (T,) float64, L before each step. distances: ‖w_{t+1} − w_0‖ of the first 20
-    steps. kept: the keeper, with what it kept.
+    begun: where it began. whole: the number of steps that the values are made for. losses: (T,) float64, L before each step.
+    distances: ‖w_{t+1} − w_0‖ of the first 20 steps. kept: the keeper, with what it kept.
     """
 
     task: Task
-    hyper: Tree
-    values: Tree
+    begun: Beginning
     batches: Memory
     whole: int
     chunk: int
-    start: State
     kept: Any
-    begin: Begin | None
     losses: np.ndarray
     distances: np.ndarray
     place: Any = None
@@ -143,6 +68,21 @@ class Trail:
     @property
     def steps(self) -> int:
         return self.batches.steps
+
+    @property
+    def hyper(self) -> Tree:
+        """The arrays that are moved."""
+        return self.begun.hyper
+
+    @property
+    def values(self) -> Tree:
+        """What the functions of the task were given."""
+        return self.begun.values
+
+    @property
+    def start(self) -> State:
+        """The state before step 0."""
+        return self.begun.state
 
     @property
     def end(self) -> State:
@@ -171,55 +111,26 @@ def train(
     batches = fed(task, "batches")
     hyper = initial(task, batches.steps) if hyper is None else hyper
     refusals.refuse_no_arrays(task, hyper)
-    hyper = in_precision(task, hyper)
-    given = given_values(task, hyper, batches.steps)
-    s = first_state(task, given)
-    refusals.refuse_measures(task, s, given, validation(task))
-    return train_from(task, s, begin_task, hyper, given, batches, make_keeper, progress, midway)
-
-
-def given_values(task: Task, hyper: Tree, steps: int) -> Tree:
-    """What the functions of the task are given."""
-    return program(task, values, steps)(hyper)
-
-
-def first_state(task: Task, given: Tree) -> State:
-    """The state before step 0."""
-    start = Start(None, None) if task.start else strong(Start(task.weights, task.state))
-    with told("start" if task.start else "update.init"):
-        return strong(program(task, begin)(given, start))
-
-
-def in_precision(task: Task, hyper: Tree) -> Tree:
-    """On the device, strongly typed: declared hyperparameters in the precision of the weights, plain arrays in their own."""
-    dtype = dtype_of(strong(task.weights if task.weights is not None else hyper))
-
-    def cast(leaf: Any, u: Tree) -> Tree:
-        if is_declared(leaf):
-            return jax.tree.map(lambda a: jnp.asarray(a, dtype), u)
-        return jnp.asarray(u, strong(leaf).dtype)
-
-    return over_leaves(cast, task.hyper, hyper)
+    begun = beginning(task, hyper, batches.steps)
+    refusals.refuse_measures(task, begun.state, begun.values, validation(task))
+    return train_from(task, begun, batches, make_keeper, progress, midway)
 
 
 def train_from(
     task: Task,
-    s: State,
-    begin: Begin | None,
-    hyper: Tree,
-    given: Tree,
+    begun: Beginning,
     batches: Memory,
     make_keeper: MakeKeeper,
     progress: Progress | None = None,
     midway: Midway | None = None,
     whole: int | None = None,
 ) -> Trail:
-    """`train` from a state that is there already, on batches that are not the task's own. given: the values of `hyper`.
+    """`train` from a beginning that is there already, on batches that are not the task's own.
 
     whole: the number of steps of a longer training, whose programs are to be used.
     """
     started = time.perf_counter()
-    T = batches.steps
+    T, s, given = batches.steps, begun.state, begun.values
     refusals.refuse_misfit(task, s, given, batches)
     middle = Here(0, s) if midway is None else taken_up(midway, s)
     task, kept = make_keeper(task, T, given, s, middle.step, {} if midway is None else midway.about)
@@ -227,9 +138,7 @@ def train_from(
     cuts = kept.cuts()
     spans = [(i, min(i + length, b)) for a, b in pairwise(cuts) for i in range(a, b, length)]
     length = length if whole else max(b - a for a, b in spans)
-    trail = Trail(
-        task, hyper, given, batches, whole or T, length, s, kept, begin, np.zeros(T), np.zeros(min(T, MEASURED_STEPS))
-    )
+    trail = Trail(task, begun, batches, whole or T, length, kept, np.zeros(T), np.zeros(min(T, MEASURED_STEPS)))
     trail.losses[: middle.step] = middle.losses
     trail.distances[: len(middle.distances)] = middle.distances
     spans = [(max(a, middle.step), b) for a, b in spans if b > middle.step]
@@ -262,7 +171,8 @@ def train_from(
                 place, more = kept.before(a, place)
                 origins = tuple((np.int32(batches.first + at), w) for at, w in ((0, s.w), *more))
                 run = program(task, forward, batches.pick, kept.advance, kept.layout if kept.wants(a) else None)
-                place, path, record = run(place, origins, given, payload, x, np.int32(0), np.int32(b - a))
+                inputs = Inputs(given, payload, x, np.int32(0), np.int32(b - a))
+                place, path, record = run(place, origins, inputs)
             if waiting is not None:
                 look(*waiting)
             waiting = a, b, path, record, place
@@ -283,16 +193,13 @@ def forward(
     keep: Layout | None,
     place: Any,
     origins: tuple,
-    hyper: Tree,
-    payload: Tree,
-    x: Tree,
-    lo: Any,
-    hi: Any,
+    inputs: Inputs,
 ) -> tuple[Any, Tree, tuple]:
     """Steps lo … hi − 1 of a chunk forward → (the place after them, what is kept of the states before each, the record).
 
     record: the loss of each step, its ‖w_{t+1} − w_a‖ for each origin (a, w_a) and t < a + 20, and the norm of the last weights.
     """
+    hyper, payload, x, lo, hi = inputs
     n, dtype = len(x["t"]), dtype_of(origins[0][1])
     path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), keep.of(place)) if keep else {}
     losses, distances = jnp.zeros(n, dtype), jnp.zeros((n, len(origins)), dtype)
@@ -320,7 +227,7 @@ def distance(t: Array, w: Tree, a: Array, w_a: Tree) -> Array:
 def chunk_length(steps: int, s: State) -> int:
     """Steps per compiled chunk, such that the states of one fit into CHUNK_BYTES."""
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((s.w, s.v)))
-    return min(steps, CHUNK_STEPS, max(1, CHUNK_BYTES // max(state_bytes, 1)))
+    return min(steps, of_batches.CHUNK_STEPS, max(1, CHUNK_BYTES // max(state_bytes, 1)))
 
 
 # -- the reverse pass --------------------------------------------------------------------------------------------------------
@@ -399,9 +306,9 @@ def walk(
             run.progress(T + trail.batches.first - int(t[0]), T)
 
     for chunk in chunks:
-        span = np.int32(chunk.lo), np.int32(chunk.hi)
+        inputs = Inputs(trail.values, chunk.payload, chunk.x, np.int32(chunk.lo), np.int32(chunk.hi))
         with trail.kept.precision():
-            adjoint, place, record = go(adjoint, place, chunk.fixed, trail.values, chunk.payload, chunk.x, *span)
+            adjoint, place, record = go((adjoint, place), chunk.fixed, inputs)
         if waiting is not None:
             look(*waiting)
         waiting = chunk, record
@@ -415,19 +322,16 @@ def backward(
     pick: Pick,
     at: At,
     back: Callable,
-    adjoint: tuple,
-    place: Any,
+    there: tuple,
     fixed: Any,
-    hyper: Tree,
-    payload: Tree,
-    x: Tree,
-    lo: Any,
-    hi: Any,
+    inputs: Inputs,
 ) -> tuple[tuple, Any, tuple]:
     """Steps hi − 1 … lo of a chunk backward: the mirror image of `forward`, whatever the replay and whatever the update.
 
-    → (the adjoint before them, the place there, (the loss of each step, ‖dw‖ before each reverse step)).
+    there: (the adjoint after them, the place there) → (the adjoint before them, the place there, (the loss of each step, ‖dw‖
+    before each reverse step)).
     """
+    (adjoint, place), (hyper, payload, x, lo, hi) = there, inputs
     n, dtype = len(x["t"]), dtype_of(adjoint[0].w)
     record = jnp.zeros(n, dtype), jnp.zeros(n, dtype)
 
@@ -452,111 +356,6 @@ def chunks_back(run: Pass, first: int, stop: int, fixed: Callable[[int], Tree] =
     tables = [table(a, trail.chunk, trail.steps - 1) for a, _ in spans]
     for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
         yield Chunk(x, payload, 0, b - a, fixed(a))
-
-
-# -- the hyper loss -----------------------------------------------------------------------------------------------------------
-
-# (task, w, state, λ, batch) → f
-HyperLoss = Callable[..., Array]
-
-
-def hyper_gradient(trail: Trail, f: HyperLoss) -> tuple[float, tuple]:
-    """(f, the adjoint it gives the state after T steps and λ): means over the validation batches, each of which counts alike."""
-    task, s = trail.task, trail.end
-    valid = validation(task)
-    M, length = valid.steps, min(valid.steps, CHUNK_STEPS)
-    total = program(task, nothing_yet)(s.w, s.carried, trail.values)
-    starts = range(0, M, length)
-    for a, (x, payload) in zip(starts, ahead(valid, [table(a, length, M - 1) for a in starts]), strict=True):
-        span = np.int32(0), np.int32(min(length, M - a))
-        total = program(task, judge, valid.pick, f)(total, s.w, s.carried, trail.values, payload, x, *span)
-    value, adjoint = program(task, mean_adjoint)(total, s.v, np.int32(M))
-    if not np.isfinite(value):
-        raise NumericalFailure("hyper loss", trail.batches.first + trail.steps)
-    return float(value), adjoint
-
-
-def nothing_yet(task: Task, w: Tree, carried: Tree, hyper: Tree) -> Tree:
-    """What `judge` adds to. Compiled, because to make every array of zeros by itself takes longer than the whole loss."""
-    return jnp.zeros((), dtype_of(w)), *zeros((w, floats(carried), floats(hyper)))
-
-
-def mean_adjoint(task: Task, total: Tree, v: Tree, M: Any) -> tuple[Array, tuple]:
-    """(f, the adjoint of the last state and of λ) of sums over M batches. Nothing of f reads v."""
-    value, dw, dcarried, dhyper = jax.tree.map(lambda a: a / M.astype(a.dtype), total)
-    return value, (State(dw, zeros(floats(v)), dcarried), dhyper)
-
-
-def validation(task: Task) -> Memory:
-    """The batches that the hyper loss is averaged over."""
-    return NoData() if task.valid is None else fed(task, "valid")
-
-
-def judge(
-    task: Task,
-    pick: Pick,
-    f: HyperLoss,
-    total: Tree,
-    w: Tree,
-    carried: Tree,
-    hyper: Tree,
-    payload: Tree,
-    x: Tree,
-    lo: Any,
-    hi: Any,
-) -> Tree:
-    """total += Σ (f, ∂f/∂w, ∂f/∂state, ∂f/∂λ) over the validation batches lo … hi − 1 of a chunk."""
-
-    def one(i: Array, total: Tree) -> Tree:
-        batch = pick(payload, x["at"][i])
-
-        def of_floats(w: Tree, carried_floats: Tree, hyper_floats: Tree) -> Array:
-            return f(task, w, filled(carried, carried_floats), filled(hyper, hyper_floats), batch)
-
-        value, slopes = jax.value_and_grad(of_floats, (0, 1, 2))(w, floats(carried), floats(hyper))
-        return add(total, (value.astype(total[0].dtype), *slopes))
-
-    return lax.fori_loop(lo, hi, one, total)
-
-
-def means(trail: Trail, batches: Memory) -> dict[str, float]:
-    """The mean hyper loss ("loss") and the means of the task's metrics at the end of a training, over these batches."""
-    task, s = trail.task, trail.end
-    n, length = batches.steps, min(batches.steps, CHUNK_STEPS)
-    total = {name: jnp.zeros((), dtype_of(s.w)) for name in ("loss", *task.metrics)}
-    starts = range(0, n, length)
-    for a, (x, payload) in zip(starts, ahead(batches, [table(a, length, n - 1) for a in starts]), strict=True):
-        span = np.int32(0), np.int32(min(length, n - a))
-        total = program(task, add_measures, batches.pick)(total, s.w, s.carried, trail.values, payload, x, *span)
-    return {name: float(one) / n for name, one in total.items()}
-
-
-def add_measures(
-    task: Task, pick: Pick, total: Tree, w: Tree, carried: Tree, hyper: Tree, payload: Tree, x: Tree, lo: Any, hi: Any
-) -> Tree:
-    """total += the hyper loss and each metric on the batches lo … hi − 1 of a chunk."""
-    functions = {"loss": task.hyper_loss, **task.metrics}
-
-    def one(i: Array, total: Tree) -> Tree:
-        batch = pick(payload, x["at"][i])
-        values = {name: measured(task, function, w, carried, hyper, batch) for name, function in functions.items()}
-        return {name: total[name] + jnp.asarray(values[name], total[name].dtype) for name in total}
-
-    return lax.fori_loop(lo, hi, one, total)
-
-
-class NoData(Memory):
-    """valid=None: one batch, which is None."""
-
-    def __init__(self) -> None:
-        self.tree, self.steps = None, 1
-
-    @staticmethod
-    def pick(payload: Tree, i: Any) -> Tree:
-        return None
-
-    def look(self, t: int) -> Tree:
-        return None
 
 
 class Result(NamedTuple):
@@ -590,23 +389,14 @@ def hypergradient(
     run = Pass(trail, progress)
     value, adjoint = hyper_gradient(trail, f)
     (ds, dhyper), first = way(run, adjoint)
-    if first == 0 and trail.begin is not None:
-        dhyper = add(dhyper, program(trail.task, pull_start, trail.begin)(trail.values, trail.start, ds))
+    begin = trail.begun.begin
+    if first == 0 and begin is not None:
+        dhyper = add(dhyper, program(trail.task, pull_start, begin)(trail.values, trail.start, ds))
     if not run.pulled:
         dhyper = program(trail.task, pull_values, trail.whole)(trail.hyper, dhyper)
     refuse_nonfinite_gradient(dhyper, trail.batches.first + first)
     norms = np.concatenate(run.norms) if run.norms else np.empty(0)
     return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found, run.recomputed)
-
-
-def pull_start(task: Task, begin: Begin, hyper: Tree, s: State, ds: State) -> Tree:
-    """The adjoint of `begin`: what reaches the hypergradient through the state before step 0."""
-    return jax.vjp(lambda moving: floats(begin(task, filled(hyper, moving), s)), floats(hyper))[1](ds)[0]
-
-
-def pull_values(task: Task, steps: int, hyper: Tree, dvalues: Tree) -> Tree:
-    """The adjoint of `values`: from what the functions were given to what is moved."""
-    return jax.vjp(lambda moving: floats(values(task, steps, filled(hyper, moving))), floats(hyper))[1](dvalues)[0]
 
 
 def refuse_nonfinite_gradient(dhyper: Tree, step: int) -> None:

@@ -30,6 +30,8 @@ from hypertrail.task import Arrays, Rows, Stream, Task
 
 from . import declared, replay, tasks, trail
 from .batches import fed, feed
+from .beginning import beginning, given_values, in_precision
+from .judging import means, validation
 from .midway import as_dicts
 from .trees import is_float, named, stored, word_of
 
@@ -117,7 +119,7 @@ class TunedTask:
 
     def initial_hyper(self) -> Hyper:
         with self.precision():
-            return self.as_hyper(trail.in_precision(self.task, self.start))
+            return self.as_hyper(in_precision(self.task, self.start))
 
     def hyper_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         return {kind: {key: a.shape for key, a in arrays.items()} for kind, arrays in self.initial_hyper().items()}
@@ -145,7 +147,7 @@ class TunedTask:
     def values(self, tree: Tree) -> Tree:
         """What the functions of the task are given for these arrays."""
         with self.precision():
-            return trail.given_values(self.task, trail.in_precision(self.task, tree), self.steps)
+            return given_values(self.task, in_precision(self.task, tree), self.steps)
 
     # -- what the meta loop asks ----------------------------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class TunedTask:
     def dtype(self) -> np.dtype:
         """The precision in which the hyperparameters are used."""
         with self.precision():
-            leaves = named(trail.in_precision(self.task, self.start))
+            leaves = named(in_precision(self.task, self.start))
         return np.dtype(leaves[next(iter(self.paths))].dtype)
 
     @property
@@ -173,17 +175,13 @@ class TunedTask:
     def first(self) -> dict[str, Params]:
         """The state before step 0, by part."""
         with self.precision():
-            hyper = trail.in_precision(self.task, self.start)
-            return as_dicts(trail.first_state(self.task, trail.given_values(self.task, hyper, self.steps)))
+            return as_dicts(beginning(self.task, self.start, self.steps).state)
 
     def refuse_plan(self, method: Method, keep: Keep) -> None:
         """Raise UsageError for a method that cannot go back over a training of this task, or not from what is kept."""
         with self.precision():
-            hyper = trail.in_precision(self.task, self.start)
-            given = trail.given_values(self.task, hyper, self.steps)
-            first = jax.eval_shape(lambda given: trail.first_state(self.task, given), given)
-            batch = fed(self.task, "batches").like()
-            replay.refuse_plan(self.task, first, hyper, given, batch, self.steps, method, keep)
+            begun = beginning(self.task, self.start, self.steps)
+            replay.refuse_plan(self.task, begun, fed(self.task, "batches").like(), self.steps, method, keep)
 
     def with_(self, steps: int) -> TunedTask:
         if steps == self.steps:
@@ -228,7 +226,7 @@ class TunedTask:
 
     def cost(self, found: trail.Trail, method: Method, result: trail.Result) -> Cost:
         """By the rule of `records.Cost`."""
-        looks = trail.validation(self.task).steps
+        looks = validation(self.task).steps
         if isinstance(method, Forward):
             m = sum(np.size(a) for arrays in self.initial_hyper().values() for a in arrays.values())
             return Cost(found.steps + looks, found.steps * m)
@@ -238,7 +236,7 @@ class TunedTask:
 
     def hyper_loss(self, training: Training) -> float:
         with self.precision():
-            return trail.means(training.trajectory.trail, trail.validation(self.task))["loss"]
+            return means(training.trajectory.trail, validation(self.task))["loss"]
 
     def evaluate(self, training: Training, split: str) -> Metrics:
         """The mean hyper loss, and the task's metrics, over the batches of a split, each of which counts alike."""
@@ -247,7 +245,7 @@ class TunedTask:
             if batches is None:
                 raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
             found = training.trajectory.trail
-            values = trail.means(found, feed(batches, split))
+            values = means(found, feed(batches, split))
             return Metrics(values.pop("loss"), values.pop("error", None), None, values, feed(batches, split).steps)
 
 

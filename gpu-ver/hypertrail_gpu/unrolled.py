@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from hypertrail.hyperparameters import Hyper
 from hypertrail.task import Arrays, Rows, Start, Stream
 
-from . import declared, trail
+from . import declared
+from .beginning import in_precision
 from .trees import filled, floats, strong
 from .tuned import TunedTask
 
@@ -24,7 +25,7 @@ def unrolled(tuned: TunedTask, steps: int) -> Hyper:
     """df/dλ after the first `steps` steps, where tuning begins. Compiles for a time that grows with the steps."""
     task = tuned.task
     with tuned.precision():
-        hyper = trail.in_precision(task, tuned.start)
+        hyper = in_precision(task, tuned.start)
 
         def f(moving: Tree) -> Any:
             given = declared.values(task, tuned.steps, filled(hyper, moving))

@@ -26,10 +26,11 @@ from hypertrail.task import Task
 
 from .. import refusals as of_tasks
 from ..batches import Memory, ahead, fed, table
+from ..beginning import first_state, given_values, in_precision
 from ..declared import initial
 from ..inner import State, program
+from ..judging import NoData, validation
 from ..tasks import refuse_no_task
-from ..trail import NoData, first_state, given_values, in_precision, validation
 from ..trees import strong
 from . import adaptive, almeida, clarke, descent, osgm, plain, t1t2, tangents
 from .block import Look, Place, Read, Rule, Setting

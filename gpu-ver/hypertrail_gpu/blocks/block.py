@@ -15,10 +15,10 @@ from jax import lax
 from hypertrail.records import Cost
 from hypertrail.task import Task
 
-from ..batches import Pick
+from ..batches import Inputs, Pick
 from ..declared import values
 from ..inner import State, collect, elementary_loss, hyper_loss, reverse_step, seen, step
-from ..trail import judge
+from ..judging import judge
 from ..trees import dtype_of, filled, floats, norm, zeros
 from .entries import chosen
 
@@ -139,7 +139,8 @@ def validated(
     """(f, (the adjoint of the state, ∂f/∂values)): means over these validation batches. Cost: a gradient each."""
     M = len(numbers)
     total = jnp.zeros((), dtype_of(s.w)), *zeros((s.w, floats(s.carried), floats(given)))
-    total = judge(task, setting.pick_valid, hyper_loss, total, s.w, s.carried, given, payload, {"at": numbers}, 0, M)
+    inputs = Inputs(given, payload, {"at": numbers}, 0, M)
+    total = judge(task, setting.pick_valid, hyper_loss, total, s.w, s.carried, inputs)
     f, dw, dcarried, dgiven = jax.tree.map(lambda a: a / M, total)
     return f, (State(dw, zeros(floats(s.v)), dcarried), dgiven)
 

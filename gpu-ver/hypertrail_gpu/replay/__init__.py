@@ -23,9 +23,11 @@ from hypertrail.keeping import Checkpoints, Keep, Last, Reversible
 from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Implicit, Method, Truncated
 from hypertrail.task import Task
 
+from ..beginning import Beginning
 from ..inner import State
+from ..keeper import Ends
 from ..keeping import Temporary, room_for
-from ..trail import Ends, Pass, Trail
+from ..trail import Pass, Trail
 from .checkpoints import Starts, recomputed_states
 from .forward import forward_mode, refuse_many
 from .implicit import implicit_gradient, refuse_no_whole_loss
@@ -110,12 +112,10 @@ WAYS: dict[type[Method], Callable[..., tuple[tuple, int]]] = {
 }
 
 
-def refuse_plan(
-    task: Task, s: State, hyper: Tree, given: Tree, batch: Tree, steps: int, method: Method, keep: Keep
-) -> None:
+def refuse_plan(task: Task, begun: Beginning, batch: Tree, steps: int, method: Method, keep: Keep) -> None:
     """Raise UsageError for a method that cannot go back over a training of this task, or not from what will be kept of it.
-    Nothing is trained. s, batch: the state before step 0 and a batch, arrays or their shapes. hyper: the arrays that are moved;
-    given: the values that they make."""
+    Nothing is trained. begun, batch: arrays, or their shapes."""
+    s, given = begun.state, begun.values
     if isinstance(keep, Reversible):
         refuse_integers(task, s)
     if isinstance(method, Exact | Truncated):
@@ -133,7 +133,7 @@ def refuse_plan(
     if isinstance(method, Implicit):
         refuse_no_whole_loss(task, method)
     if isinstance(method, Forward):
-        refuse_many(hyper, method)
+        refuse_many(begun.hyper, method)
 
 
 def way(trail: Trail, method: Method) -> Callable[[Pass, tuple], tuple[tuple, int]]:

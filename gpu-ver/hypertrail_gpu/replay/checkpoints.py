@@ -10,9 +10,10 @@ import numpy as np
 
 from hypertrail.methods import MEASURED_STEPS
 
-from ..batches import ahead, table
+from ..batches import Inputs, ahead, table
 from ..inner import State, program
-from ..trail import Chunk, Ends, Pass, advance_state, forward, walk
+from ..keeper import Ends, advance_state
+from ..trail import Chunk, Pass, forward, walk
 from .stored import Stored
 
 Tree = Any
@@ -74,6 +75,7 @@ def recomputed(run: Pass, first: int) -> Iterator[Chunk]:
         for (a, b), (x, payload) in zip(spans, ahead(trail.batches, tables), strict=True):
             origins = ((np.int32(-MEASURED_STEPS), s.w),)  # nothing is measured
             run.recomputed += b - a
-            s, path, _ = again(s, origins, trail.values, payload, x, np.int32(0), np.int32(b - a))
+            inputs = Inputs(trail.values, payload, x, np.int32(0), np.int32(b - a))
+            s, path, _ = again(s, origins, inputs)
             found.append(Chunk(x, payload, max(first - a, 0), b - a, path))
         yield from reversed([chunk for chunk in found if chunk.hi > chunk.lo])

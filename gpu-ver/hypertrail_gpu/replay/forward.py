@@ -20,10 +20,12 @@ from hypertrail.errors import UsageError
 from hypertrail.methods import Forward
 from hypertrail.task import Task
 
-from ..batches import Pick, ahead, table
+from ..batches import Inputs, Pick, ahead, table
+from ..beginning import Begin
 from ..declared import values
 from ..inner import State, program, seen, step
-from ..trail import LOWER, Begin, Pass, refuse_first
+from ..keeper import LOWER
+from ..trail import Pass, refuse_first
 from ..trees import filled, floats, norm
 
 Array = Any
@@ -36,12 +38,13 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
     task, hyper, given, T = trail.task, trail.hyper, trail.values, trail.steps
     refuse_many(hyper, method)
     columns = program(task, columns_of, trail.whole)(hyper)
-    s, Z = trail.start, program(task, first_tangents, trail.begin)(given, columns, trail.start)
+    s, Z = trail.start, program(task, first_tangents, trail.begun.begin)(given, columns, trail.start)
     starts = range(0, T, trail.chunk)
     tables = [table(a, trail.chunk, T - 1) for a in starts]
     for a, (x, payload) in zip(starts, ahead(trail.batches, tables), strict=True):
         b = min(a + trail.chunk, T)
-        s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, given, columns, payload, x, np.int32(b - a))
+        inputs = Inputs(given, payload, x, np.int32(0), np.int32(b - a))
+        s, Z, record = program(task, tangents, trail.batches.pick)(s, Z, columns, inputs)
         losses, sizes = (np.asarray(one)[: b - a] for one in record)
         refuse_first(losses, "elementary loss", trail.batches.first + a, LOWER)
         later = trail.batches.first + a + 1
@@ -90,10 +93,9 @@ def first_tangents(task: Task, begin: Begin | None, given: Tree, columns: Tree, 
     return jax.vmap(tangent)(columns)
 
 
-def tangents(
-    task: Task, pick: Pick, s: State, Z: State, hyper: Tree, columns: Tree, payload: Tree, x: Tree, hi: Any
-) -> tuple[State, State, tuple]:
-    """The first `hi` steps of a chunk with Z ← A Z + B → (state, Z, (the loss of each step, ‖Z‖ after each))."""
+def tangents(task: Task, pick: Pick, s: State, Z: State, columns: Tree, inputs: Inputs) -> tuple[State, State, tuple]:
+    """Steps lo … hi − 1 of a chunk with Z ← A Z + B → (state, Z, (the loss of each step, ‖Z‖ after each))."""
+    hyper, payload, x, lo, hi = inputs
     n, dtype = len(x["t"]), jax.tree.leaves(s.w)[0].dtype
 
     def one(i: Array, carry: tuple) -> tuple:
@@ -108,7 +110,7 @@ def tangents(
         Z = jax.vmap(tangent)(Z, columns)
         return after, Z, (losses.at[i].set(loss.astype(dtype)), sizes.at[i].set(norm(Z).astype(dtype)))
 
-    return lax.fori_loop(0, hi, one, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
+    return lax.fori_loop(lo, hi, one, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
 
 
 def through(task: Task, hyper: Tree, columns: Tree, ds: State, dhyper: Tree, Z: State) -> Tree:

@@ -22,6 +22,7 @@ from hypertrail.refusals import refuse_momenta
 from hypertrail.task import Task
 
 from ..inner import State, elementary_loss, program
+from ..keeper import LOWER, Ends
 from ..reversal import (
     DENOMINATOR,
     HOLDS,
@@ -35,7 +36,7 @@ from ..reversal import (
     to_float,
     unscale,
 )
-from ..trail import LOWER, Ends, Pass, chunks_back, walk
+from ..trail import Pass, chunks_back, walk
 from ..trees import named, zeros
 from ..updates import Momentum
 

@@ -17,8 +17,9 @@ from hypertrail_data.errors import DataError
 
 from ..batches import ahead, table
 from ..inner import State
+from ..keeper import Ends
 from ..layout import Layout
-from ..trail import Chunk, Ends, Pass, walk
+from ..trail import Chunk, Pass, walk
 from ..trees import from_stored, on_device, on_host, to_stored
 
 Tree = Any

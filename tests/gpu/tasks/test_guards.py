@@ -18,7 +18,7 @@ from hypertrail.methods import DrMAD, Exact, FloatReversed, Forward, Truncated
 from hypertrail.runs import midway
 from hypertrail.runs.midway import Midway
 from hypertrail.task import Arrays, Rows, Start, Stream, Task
-from hypertrail_gpu import tasks, trail
+from hypertrail_gpu import batches, tasks
 from hypertrail_gpu.updates import Momentum, Optax
 
 from .problems import STEPS, least_squares, mlp
@@ -80,7 +80,7 @@ def test_a_second_round_compiles_nothing(tmp_path: Path, compilations: list[str]
 
 
 def test_a_stream_and_a_chunk_that_is_not_full_compile_once(compilations: list[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr(trail, "CHUNK_STEPS", 3)
+    monkeypatch.setattr(batches, "CHUNK_STEPS", 3)
     task = scalar_task(batches=Stream(lambda t: np.float64(t), 8))
     tasks.hypergradient(tasks.train(task))
     compilations.clear()
@@ -90,7 +90,7 @@ def test_a_stream_and_a_chunk_that_is_not_full_compile_once(compilations: list[s
 
 def test_short_chunks_are_the_same_numbers(monkeypatch: Any, task_of: Callable, oracle_of: Callable) -> None:
     _, true = oracle_of("mlp")
-    monkeypatch.setattr(trail, "CHUNK_STEPS", 4)
+    monkeypatch.setattr(batches, "CHUNK_STEPS", 4)
     task = replace(mlp(), seed=1)
     for keep in ("memory", Checkpoints(3)):
         assert distance(tasks.hypergradient(tasks.train(task, keep)).hyper, true) < 1e-10
@@ -354,7 +354,7 @@ def test_exact_reversal_keeps_the_masks_of_a_float32_model() -> None:
 def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
     name: str, place: str, tmp_path: Path, monkeypatch: Any, task_of: Callable
 ) -> None:
-    monkeypatch.setattr(trail, "CHUNK_STEPS", 4)
+    monkeypatch.setattr(batches, "CHUNK_STEPS", 4)
     monkeypatch.setattr(midway, "EVERY", 0.0)
     task = replace(task_of(name), seed=2)
 
