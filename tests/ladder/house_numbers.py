@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_online import CASES as ONLINE
 
 import hypertrail_data
 from hypertrail import Problem, UsageError, everything
 from hypertrail.engines import load
 from hypertrail.refusals import refuse_plan
 from hypertrail_nets import mlp
+
+sys.path.insert(0, str(Path(__file__).parent))  # as a script it lies there already, as a test it does not
+from test_online import CASES as ONLINE
 
 FILE = Path(__file__).with_name("house_numbers.json")
 # Every family of hyperparameters with damped momentum, every other kind of dynamics with two families.

@@ -208,9 +208,8 @@ def test_an_arm_that_cannot_run_is_refused_before_any_is_trained():
 
 @pytest.fixture
 def blank_data(monkeypatch):
-    rng = np.random.default_rng(0)
-
     def load(name, data_dir=None):
+        rng = np.random.default_rng(0)  # the same data at every call: a run refuses others than it began with
         n, official, shape = {
             "mnist": (90, 20, (28, 28, 1)),
             "cifar10": (90, 20, (32, 32, 3)),
