@@ -62,7 +62,8 @@ def offline(engine: Any, dynamics: str, family: str) -> Iterator[tuple[str, dict
     runs: dict[Any, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in everything.ways(Path(folder)):
-            name = f"{engine.name}, {dynamics}, {family}, {way.name}"
+            keep = "disk" if isinstance(way.keep, Path) else way.keep
+            name = f"{engine.name}, {dynamics}, {family}, {way.name}, keep {keep}"
             try:
                 refuse_plan(problem, way.method, way.keep)
                 result = everything.gradient(problem, hyper, engine, way, runs)
@@ -103,14 +104,20 @@ def online(engine: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield f"{engine.name}, online, {name}, last hypergradient", digest(blocks[-1].gradient)
 
 
+def add(found: dict[str, Any], more: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    for name, one in more:
+        assert name not in found, f"two numbers are called {name}"
+        found[name] = one
+
+
 def main() -> None:
     found: dict[str, Any] = {}
     for engine in (load("cpu"), load("gpu")):
         for dynamics, family in PROBLEMS:
-            found |= offline(engine, dynamics, family)
+            add(found, offline(engine, dynamics, family))
             print(engine.name, dynamics, family, len(found), file=sys.stderr, flush=True)
         for name in ONLINE:
-            found |= online(engine, name)
+            add(found, online(engine, name))
     lines = [f"{json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
