@@ -97,16 +97,16 @@ class Read(Memory):
         self.x64 = jax.config.read("jax_enable_x64")  # of the caller: exact reversal turns it on for itself
 
     def load(self, steps: np.ndarray) -> tuple[Tree, np.ndarray]:
-        found: dict[int, Tree] = {}
+        batches: dict[int, Tree] = {}
         for t in map(int, steps):
-            if t not in found:
+            if t not in batches:
                 with told(f"read({t})"):
-                    found[t] = self.read(t)
+                    batches[t] = self.read(t)
         try:
-            return jax.tree.map(lambda *a: np.stack(a), *(found[int(t)] for t in steps)), np.arange(len(steps))
+            return jax.tree.map(lambda *a: np.stack(a), *(batches[int(t)] for t in steps)), np.arange(len(steps))
         except ValueError as error:
             raise UsageError(
-                f"read(t) gives other shapes or another tree at some t of {min(found)} … {max(found)} ({error})"
+                f"read(t) gives other shapes or another tree at some t of {min(batches)} … {max(batches)} ({error})"
             ) from None
 
     def put(self, payload: Tree) -> Tree:
@@ -126,8 +126,8 @@ def fed(task: Task, what: str) -> Memory:
     key = "fed", what, jax.config.read("jax_enable_x64")
     if key not in task.programs:
         task.programs[key] = feed(getattr(task, what), what)
-    found: Memory = task.programs[key]
-    return found
+    batches: Memory = task.programs[key]
+    return batches
 
 
 def feed(batches: Any, what: str) -> Memory:
@@ -161,8 +161,8 @@ def refuse_list(batches: Any, what: str) -> None:
     if not isinstance(batches, list) or len(batches) < 3:
         return
     kinds = {
-        (jax.tree.structure(one), *((getattr(a, "dtype", None), np.shape(a)[1:]) for a in jax.tree.leaves(one)))
-        for one in batches
+        (jax.tree.structure(batch), *((getattr(a, "dtype", None), np.shape(a)[1:]) for a in jax.tree.leaves(batch)))
+        for batch in batches
     }
     if len(kinds) == 1:
         raise UsageError(
@@ -173,7 +173,7 @@ def refuse_list(batches: Any, what: str) -> None:
 
 
 def refuse_no_arrays(tree: Tree, what: str) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda one: isinstance(one, Iterator))[0] or [
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Iterator))[0] or [
         ((), tree)
     ]
     for path, leaf in leaves:
@@ -205,23 +205,23 @@ def ahead(batches: Memory, tables: Sequence[dict[str, np.ndarray]]) -> Iterator[
     The thread makes NumPy arrays only: JAX's x64 mode is a setting of the thread, and would cut float64 to float32 there.
     """
     if not isinstance(batches, Read):
-        for one in tables:
-            payload, at = batches.load(one["t"])
-            yield placed(one, at, batches.first), payload
+        for rows in tables:
+            payload, at = batches.load(rows["t"])
+            yield placed(rows, at, batches.first), payload
         return
     with ThreadPoolExecutor(1) as thread:
         reading = None
-        for one in [*tables, None]:
-            ready, reading = reading, one and (one, thread.submit(batches.load, one["t"]))
+        for rows in [*tables, None]:
+            ready, reading = reading, rows and (rows, thread.submit(batches.load, rows["t"]))
             if ready:
                 payload, at = ready[1].result()
                 yield placed(ready[0], at, batches.first), batches.put(payload)
 
 
-def placed(one: dict[str, np.ndarray], at: np.ndarray, first: int) -> dict[str, np.ndarray]:
+def placed(rows: dict[str, np.ndarray], at: np.ndarray, first: int) -> dict[str, np.ndarray]:
     """A table with the places of the batches in the payload, and with the steps that loss and update are told."""
-    steps = {key: one[key] + np.int32(first) for key in ("t", "t_update")}
-    return one | steps | {"at": np.asarray(at, np.int32)}
+    steps = {key: rows[key] + np.int32(first) for key in ("t", "t_update")}
+    return rows | steps | {"at": np.asarray(at, np.int32)}
 
 
 def table(start: int, steps: int, last: int) -> dict[str, np.ndarray]:

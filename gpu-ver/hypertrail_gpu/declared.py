@@ -37,15 +37,15 @@ def over_leaves(function: Any, tree: Tree, *rest: Tree) -> Tree:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the declarations of a task stand. found: {path: declaration}."""
+    """Where the declarations of a task stand. leaves: {path: declaration}."""
 
-    found: dict[tuple[Any, ...], Leaf]
+    leaves: dict[tuple[Any, ...], Leaf]
 
     def of(self, path: tuple[Any, ...]) -> tuple[tuple[Any, ...], Leaf | None]:
         """The declaration that an array belongs to, with its path; ((), None) where it belongs to none."""
         for n in range(len(path) + 1):
-            if path[:n] in self.found:
-                return path[:n], self.found[path[:n]]
+            if path[:n] in self.leaves:
+                return path[:n], self.leaves[path[:n]]
         return (), None
 
 
@@ -76,17 +76,17 @@ def initial_of(leaf: Leaf, task: Task, steps: int) -> Tree:
 
 def groups(leaf: Leaf, task: Task) -> dict[str, tuple[int, ...]]:
     """{group: the shape of its array} of a shared hyperparameter."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, weight in weights(task).items():
         shape = np.shape(weight)
         if not leaf.over.reaches(name, shape):
             continue
         group, held = leaf.over.group(name, shape), leaf.over.held(shape)
-        if found.setdefault(group, held) != held:
-            raise UsageError(f"over: group {group!r} has arrays of shapes {list(found[group])} and {list(held)}")
-    if not found:
+        if shapes.setdefault(group, held) != held:
+            raise UsageError(f"over: group {group!r} has arrays of shapes {list(shapes[group])} and {list(held)}")
+    if not shapes:
         raise UsageError("over: where(name, shape) is False for every array of the weights")
-    return found
+    return shapes
 
 
 def weights(task: Task) -> dict[str, Any]:
@@ -116,8 +116,8 @@ def value_of(leaf: Leaf, task: Task, steps: int, u: Tree) -> Tree:
 
     if leaf.over is None:
         return of_steps(u)
-    found = {group: of_steps(array) for group, array in u.items()}
-    some = next(iter(found.values()))
+    arrays = {group: of_steps(array) for group, array in u.items()}
+    some = next(iter(arrays.values()))
     front = () if leaf.steps is None else (steps,)
     elsewhere = jnp.full(front, leaf.over.elsewhere, some.dtype)
 
@@ -125,7 +125,7 @@ def value_of(leaf: Leaf, task: Task, steps: int, u: Tree) -> Tree:
         name, shape = jax.tree_util.keystr(path), np.shape(weight)
         if not leaf.over.reaches(name, shape):
             return elsewhere
-        return found[leaf.over.group(name, shape)]
+        return arrays[leaf.over.group(name, shape)]
 
     return jax.tree_util.tree_map_with_path(of_weight, task.weights)
 

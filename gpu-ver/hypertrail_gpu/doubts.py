@@ -32,6 +32,7 @@ Tree = Any
 STEPS = 10  # of the trainings that are compared: a step shows a wrong derivative as well as a thousand, without chaos
 STEP, LEVELS = 0.05, 4  # of the differences, in the units of what is moved
 AGREES = 0.02  # relative, besides the error of the differences
+ROUNDINGS = 4  # units in the last place of f that a training is off by: differences that agree may all be rounded
 TELLS = 0.2  # where the error of the differences is larger than this share, they tell nothing
 
 
@@ -101,9 +102,7 @@ def compared(tuned: TunedTask, hyper: Hyper | None, steps: int, seed: int) -> It
 
         enough = AGREES / 4 * max(abs(slope), size)
         value, error = measured(f, STEP, LEVELS, enough)
-        rounding = (
-            float(jnp.finfo(tuned.dtype).eps) * abs(result.value) / STEP
-        )  # two equal differences may both be rounded
+        rounding = ROUNDINGS * float(jnp.finfo(tuned.dtype).eps) * abs(result.value) / STEP
         yield Compared(kind, slope, value, max(error, rounding), size)
 
 
@@ -116,14 +115,14 @@ def exact(tuned: TunedTask, steps: int = STEPS) -> Hyper:
 
 def check(tuned: TunedTask) -> list[str]:
     """What `compare` found where tuning begins, in words. VerificationFailure where a slope differs from that of differences."""
-    found = compare(tuned)
-    wrong = [str(one) for one in found if one.verdict == "differ"]
+    comparisons = compare(tuned)
+    wrong = [str(comparison) for comparison in comparisons if comparison.verdict == "differ"]
     if wrong:
         raise VerificationFailure(
             f"the automatic derivative of this task is not that of its training ({'; '.join(wrong)}): look for stop_gradient, "
             "custom_vjp, rounding or a hyperparameter that is read from elsewhere, or go on with --no-check (check=False)"
         )
-    return [f"differences of the first steps: {one}" for one in found]
+    return [f"differences of the first steps: {comparison}" for comparison in comparisons]
 
 
 class Short:
@@ -139,9 +138,9 @@ class Short:
         return trail.train_from(self.task, begun, self.batches, replay.making(keep), whole=self.whole)
 
     def exact(self, hyper: Tree) -> tuple[trail.Trail, Any]:
-        found = self.train(hyper, "memory")
-        return found, replay.way(found, replay.Exact())
+        trained = self.train(hyper, "memory")
+        return trained, replay.way(trained, replay.Exact())
 
     def hyper_loss(self, hyper: Tree) -> float:
-        found = self.train(hyper, "memory")
-        return means(found, validation(self.task))["loss"]
+        trained = self.train(hyper, "memory")
+        return means(trained, validation(self.task))["loss"]

@@ -63,7 +63,7 @@ def judge(task: Task, pick: Pick, f: HyperLoss, total: Tree, w: Tree, carried: T
     """total += Σ (f, ∂f/∂w, ∂f/∂state, ∂f/∂λ) over the validation batches lo … hi − 1 of a chunk."""
     hyper, payload, x, lo, hi = inputs
 
-    def one(i: Array, total: Tree) -> Tree:
+    def body(i: Array, total: Tree) -> Tree:
         batch = pick(payload, x["at"][i])
 
         def of_floats(w: Tree, carried_floats: Tree, hyper_floats: Tree) -> Array:
@@ -72,7 +72,7 @@ def judge(task: Task, pick: Pick, f: HyperLoss, total: Tree, w: Tree, carried: T
         value, slopes = jax.value_and_grad(of_floats, (0, 1, 2))(w, floats(carried), floats(hyper))
         return add(total, (value.astype(total[0].dtype), *slopes))
 
-    return lax.fori_loop(lo, hi, one, total)
+    return lax.fori_loop(lo, hi, body, total)
 
 
 def means(trail: Trail, batches: Memory) -> dict[str, float]:
@@ -84,7 +84,7 @@ def means(trail: Trail, batches: Memory) -> dict[str, float]:
     for a, (x, payload) in zip(starts, ahead(batches, [table(a, length, n - 1) for a in starts]), strict=True):
         inputs = Inputs(trail.values, payload, x, np.int32(0), np.int32(min(length, n - a)))
         total = program(task, add_measures, batches.pick)(total, s.w, s.carried, inputs)
-    return {name: float(one) / n for name, one in total.items()}
+    return {name: float(added) / n for name, added in total.items()}
 
 
 def add_measures(task: Task, pick: Pick, total: Tree, w: Tree, carried: Tree, inputs: Inputs) -> Tree:
@@ -92,12 +92,12 @@ def add_measures(task: Task, pick: Pick, total: Tree, w: Tree, carried: Tree, in
     hyper, payload, x, lo, hi = inputs
     functions = {"loss": task.hyper_loss, **task.metrics}
 
-    def one(i: Array, total: Tree) -> Tree:
+    def body(i: Array, total: Tree) -> Tree:
         batch = pick(payload, x["at"][i])
         values = {name: measured(task, function, w, carried, hyper, batch) for name, function in functions.items()}
         return {name: total[name] + jnp.asarray(values[name], total[name].dtype) for name in total}
 
-    return lax.fori_loop(lo, hi, one, total)
+    return lax.fori_loop(lo, hi, body, total)
 
 
 class NoData(Memory):

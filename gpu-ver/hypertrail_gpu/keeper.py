@@ -38,28 +38,29 @@ class Ends:
         return [0, self.steps]
 
     def enter(self, task: Task, s: State, hyper: Tree) -> Any:
-        """The place of training, which `advance` moves: here a State."""
+        """The position of training, which `advance` moves: here a State."""
         return s
 
-    def leave(self, place: Any) -> State:
-        """The State of a place."""
-        return place
+    def leave(self, position: Any) -> State:
+        """The State of a position."""
+        return position
 
     @property
     def advance(self) -> Callable[..., tuple[Any, Array, Tree]]:
-        """One step: (task, place, hyper, batch, t) → (the place after it, L, the weights after it)."""
+        """One step: (task, position, hyper, batch, t) → (the position after it, L, the weights after it)."""
         return advance_state
 
     def wants(self, start: int) -> bool:
         """Whether the states of the chunk that begins here are kept."""
         return False
 
-    def before(self, start: int, place: Any) -> tuple[Any, tuple[tuple[int, Tree], ...]]:
-        """See the place before a chunk → (the place to go on from, further (a, w_a) from which distances are measured)."""
-        return place, ()
+    def before(self, start: int, position: Any) -> tuple[Any, tuple[tuple[int, Tree], ...]]:
+        """See the position before a chunk → (the position to go on from, further (a, w_a) from which distances are measured)."""
+        return position, ()
 
-    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
-        """Take the states of a finished chunk (stacked, garbage beyond `stop`), its further distances, and the place after it."""
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, position: Any) -> None:
+        """Take the states of a finished chunk (stacked, garbage beyond `stop`), its further distances, and the position after
+        it."""
 
     def finished(self) -> None:
         """Nothing more is coming."""

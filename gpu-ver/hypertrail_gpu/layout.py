@@ -57,8 +57,8 @@ def layout_of(task: Task, s: State, given: Tree, batch: Tree) -> Layout:
         every = zip(names(s), leaves, read, strict=True)
         kept = tuple(name if used or not is_float(leaf) else None for name, leaf, used in every)
         task.programs[key] = Layout(jax.tree.structure(s), kept, shapes, dtypes)
-    found: Layout = task.programs[key]
-    return found
+    layout: Layout = task.programs[key]
+    return layout
 
 
 def carried_read(task: Task, s: State, given: Tree, batch: Tree) -> list[str]:

@@ -35,8 +35,8 @@ def refuse_misfit(task: Task, s: State, hyper: Tree, batches: Memory) -> None:
         )
     t = jax.ShapeDtypeStruct((), jnp.int32)
     with told("loss"):
-        found = jax.eval_shape(lambda s, h, b, t: task_loss(task, s, h, b, t), s, hyper, batch, t)
-    refuse_loss(found, s.carried)
+        result = jax.eval_shape(lambda s, h, b, t: task_loss(task, s, h, b, t), s, hyper, batch, t)
+    refuse_loss(result, s.carried)
     task.programs["symmetric"] = is_symmetric(task, s, hyper, batch)
     with told("a step (the gradient of loss, and update)"):
         after, _ = jax.eval_shape(lambda s, h, b, t: step(task, s, seen(task, h, b), b, t, t), s, hyper, batch, t)
@@ -55,14 +55,14 @@ def refuse_measures(task: Task, s: State, hyper: Tree, valid: Memory) -> None:
     key = "measures", jax.tree.structure((s, hyper, batch)), *map(shape_of, jax.tree.leaves((s, hyper, batch)))
     if key in task.programs:
         return
-    functions = {"hyper_loss": task.hyper_loss} | {f"metric {name}": one for name, one in task.metrics.items()}
+    functions = {"hyper_loss": task.hyper_loss} | {f"metric {name}": metric for name, metric in task.metrics.items()}
     for what, function in functions.items():
         with told(what):
-            found = jax.eval_shape(partial(measured, task, function), s.w, s.carried, hyper, batch)
-        good = hasattr(found, "shape") and not found.shape
-        if not good or (what == "hyper_loss" and not is_float(found)):
+            result = jax.eval_shape(partial(measured, task, function), s.w, s.carried, hyper, batch)
+        good = hasattr(result, "shape") and not result.shape
+        if not good or (what == "hyper_loss" and not is_float(result)):
             kind = "floating point number" if what == "hyper_loss" else "number"
-            raise UsageError(f"{what} gave {described(found)}, expected one {kind}")
+            raise UsageError(f"{what} gave {described(result)}, expected one {kind}")
     task.programs[key] = True
 
 
@@ -96,11 +96,11 @@ def task_loss(task: Task, s: State, hyper: Tree, batch: Tree, t: Any) -> Any:
     )
 
 
-def refuse_loss(found: Any, carried: Tree) -> None:
-    pair = isinstance(found, tuple) and len(found) == 2
+def refuse_loss(result: Any, carried: Tree) -> None:
+    pair = isinstance(result, tuple) and len(result) == 2
     if carried is not None and not pair:
-        raise UsageError(f"the task carries a state, so loss must give (L, next state); it gave {described(found)}")
-    loss = found[0] if carried is not None else found
+        raise UsageError(f"the task carries a state, so loss must give (L, next state); it gave {described(result)}")
+    loss = result[0] if carried is not None else result
     if not hasattr(loss, "shape") or loss.shape or not is_float(loss):
         more = (
             "; further results need a state that carries them, Task(state=…); Inner(has_aux=True) drops them"
@@ -124,5 +124,5 @@ def shape_of(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}{list(np.shape(leaf))}"
 
 
-def described(found: Any) -> str:
-    return shape_of(found) if hasattr(found, "shape") else type(found).__name__
+def described(result: Any) -> str:
+    return shape_of(result) if hasattr(result, "shape") else type(result).__name__

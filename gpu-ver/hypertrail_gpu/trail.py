@@ -62,7 +62,7 @@ class Trail:
     kept: Any
     losses: np.ndarray
     distances: np.ndarray
-    place: Any = None
+    position: Any = None
     seconds: float = 0.0
 
     @property
@@ -87,7 +87,7 @@ class Trail:
     @property
     def end(self) -> State:
         """The state after T steps."""
-        return self.kept.leave(self.place)
+        return self.kept.leave(self.position)
 
 
 # (task, T, λ, the state before step 0, steps that an earlier start took, what is remembered of this training) → (the task as it
@@ -144,21 +144,21 @@ def train_from(
     spans = [(max(a, middle.step), b) for a, b in spans if b > middle.step]
     if kept.keeps_states:
         kept.layout = layout_of(task, s, given, batches.like())
-    place = kept.enter(task, middle.state, given)
+    position = kept.enter(task, middle.state, given)
 
-    def look(a: int, b: int, path: Tree, record: tuple, place: Any) -> None:
-        losses, distances, size = (np.asarray(one) for one in record)
+    def look(a: int, b: int, path: Tree, record: tuple, position: Any) -> None:
+        losses, distances, size = (np.asarray(array) for array in record)
         refuse_first(losses[: b - a], kept.quantity, batches.first + a, kept.hint)
         if not np.isfinite(size):  # every step had a loss, but the last of them led nowhere
             raise NumericalFailure("elementary weights", batches.first + b, kept.hint)
         trail.losses[a:b] = losses[: b - a]
         measured = trail.distances[a:b]
         measured[:] = distances[: len(measured), 0]
-        kept.after(a, b, path, distances[: b - a, 1:], place)
+        kept.after(a, b, path, distances[: b - a, 1:], position)
         if midway and midway.due():
             kept.flush()
             spent = middle.seconds + time.perf_counter() - started
-            write(midway, Here(b, kept.leave(place), trail.losses[:b], trail.distances[:b], spent))
+            write(midway, Here(b, kept.leave(position), trail.losses[:b], trail.distances[:b], spent))
         if progress:
             progress(b, T)
 
@@ -168,21 +168,21 @@ def train_from(
             spans, ahead(batches, [table(a, length, T - 1) for a, _ in spans]), strict=True
         ):
             with kept.precision():
-                place, more = kept.before(a, place)
+                position, more = kept.before(a, position)
                 origins = tuple((np.int32(batches.first + at), w) for at, w in ((0, s.w), *more))
                 run = program(task, forward, batches.pick, kept.advance, kept.layout if kept.wants(a) else None)
                 inputs = Inputs(given, payload, x, np.int32(0), np.int32(b - a))
-                place, path, record = run(place, origins, inputs)
+                position, path, record = run(position, origins, inputs)
             if waiting is not None:
                 look(*waiting)
-            waiting = a, b, path, record, place
+            waiting = a, b, path, record, position
         if waiting is not None:
             look(*waiting)
         kept.finished()
     except BaseException:
         kept.close()
         raise
-    trail.place, trail.seconds = place, middle.seconds + time.perf_counter() - started
+    trail.position, trail.seconds = position, middle.seconds + time.perf_counter() - started
     return trail
 
 
@@ -191,30 +191,30 @@ def forward(
     pick: Pick,
     advance: Callable,
     keep: Layout | None,
-    place: Any,
+    position: Any,
     origins: tuple,
     inputs: Inputs,
 ) -> tuple[Any, Tree, tuple]:
-    """Steps lo … hi − 1 of a chunk forward → (the place after them, what is kept of the states before each, the record).
+    """Steps lo … hi − 1 of a chunk forward → (the position after them, what is kept of the states before each, the record).
 
     record: the loss of each step, its ‖w_{t+1} − w_a‖ for each origin (a, w_a) and t < a + 20, and the norm of the last weights.
     """
     hyper, payload, x, lo, hi = inputs
     n, dtype = len(x["t"]), dtype_of(origins[0][1])
-    path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), keep.of(place)) if keep else {}
+    path = jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), keep.of(position)) if keep else {}
     losses, distances = jnp.zeros(n, dtype), jnp.zeros((n, len(origins)), dtype)
 
-    def one(i: Array, carry: tuple) -> tuple:
-        place, path, losses, distances = carry
-        path = jax.tree.map(lambda all, a: all.at[i].set(a), path, keep.of(place)) if keep else {}
+    def body(i: Array, carry: tuple) -> tuple:
+        position, path, losses, distances = carry
+        path = jax.tree.map(lambda all, a: all.at[i].set(a), path, keep.of(position)) if keep else {}
         batch, t = pick(payload, x["at"][i]), x["t"][i]
-        place, loss, w = advance(task, place, seen(task, hyper, batch), batch, t)
+        position, loss, w = advance(task, position, seen(task, hyper, batch), batch, t)
         ways = jnp.stack([distance(t, w, *origin).astype(dtype) for origin in origins])
-        return place, path, losses.at[i].set(loss.astype(dtype)), distances.at[i].set(ways)
+        return position, path, losses.at[i].set(loss.astype(dtype)), distances.at[i].set(ways)
 
-    place, path, losses, distances = lax.fori_loop(lo, hi, one, (place, path, losses, distances))
+    position, path, losses, distances = lax.fori_loop(lo, hi, body, (position, path, losses, distances))
     # Of integers the loss says it. An update's own state may hold an infinity from the beginning ("the best so far").
-    return place, path, (losses, distances, norm(getattr(place, "w", ())))
+    return position, path, (losses, distances, norm(getattr(position, "w", ())))
 
 
 def distance(t: Array, w: Tree, a: Array, w_a: Tree) -> Array:
@@ -238,7 +238,7 @@ class Pass:
     """One pass back over a training.
 
     norms: ‖dw‖ before each reverse step, in the order in which they are taken. replayed: how far the losses seen again were
-    from those of training, relative. found: the method's own diagnostics. recomputed: steps that were taken again. pulled:
+    from those of training, relative. diagnostics: the method's own numbers. recomputed: steps that were taken again. pulled:
     whether the way gives the gradient of what is moved itself, and not of the values.
     """
 
@@ -246,7 +246,7 @@ class Pass:
     progress: Progress | None = None
     norms: list[np.ndarray] = field(default_factory=list)
     replayed: float = 0.0
-    found: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     pulled: bool = False
     recomputed: int = 0
 
@@ -261,7 +261,7 @@ class Chunk(NamedTuple):
     fixed: Tree = ()
 
 
-# at(task, place, fixed, x_i, i, hyper, batch) → (the place before the step, its State)
+# at(task, position, fixed, x_i, i, hyper, batch) → (the position before the step, its State)
 At = Callable[..., tuple[Any, State]]
 # How far a loss that is computed again may be from the one of training, relative to the largest.
 AGAIN = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
@@ -272,11 +272,11 @@ def walk(
     at: At,
     chunks: Iterator[Chunk],
     adjoint: tuple,
-    place: Any = (),
+    position: Any = (),
     replays: bool = True,
     back: Callable = reverse_step,
 ) -> tuple[tuple, Any]:
-    """Backward over these chunks, from the last to the first → (the adjoint where they end, the last place).
+    """Backward over these chunks, from the last to the first → (the adjoint where they end, the last position).
 
     adjoint: (State, dλ). replays: whether the states are those of the run, so that every loss must be seen again: this is what
     finds a stream that is not a pure function of t. back: the reverse step.
@@ -287,7 +287,7 @@ def walk(
     allowed = AGAIN[dtype_of(trail.start.w).name]
 
     def look(chunk: Chunk, record: tuple) -> None:
-        losses, sizes = (np.asarray(one)[chunk.lo : chunk.hi] for one in record)
+        losses, sizes = (np.asarray(array)[chunk.lo : chunk.hi] for array in record)
         t = chunk.x["t"][chunk.lo : chunk.hi]
         for i in np.flatnonzero(~np.isfinite(sizes))[-1:]:
             raise NumericalFailure("adjoint of the weights (‖dw‖)", int(t[i]), DIVERGED)
@@ -308,13 +308,13 @@ def walk(
     for chunk in chunks:
         inputs = Inputs(trail.values, chunk.payload, chunk.x, np.int32(chunk.lo), np.int32(chunk.hi))
         with trail.kept.precision():
-            adjoint, place, record = go((adjoint, place), chunk.fixed, inputs)
+            adjoint, position, record = go((adjoint, position), chunk.fixed, inputs)
         if waiting is not None:
             look(*waiting)
         waiting = chunk, record
     if waiting is not None:
         look(*waiting)
-    return adjoint, place
+    return adjoint, position
 
 
 def backward(
@@ -328,25 +328,25 @@ def backward(
 ) -> tuple[tuple, Any, tuple]:
     """Steps hi − 1 … lo of a chunk backward: the mirror image of `forward`, whatever the replay and whatever the update.
 
-    there: (the adjoint after them, the place there) → (the adjoint before them, the place there, (the loss of each step, ‖dw‖
-    before each reverse step)).
+    there: (the adjoint after them, the position there) → (the adjoint before them, the position there, the record: the loss of
+    each step, ‖dw‖ before each reverse step).
     """
-    (adjoint, place), (hyper, payload, x, lo, hi) = there, inputs
+    (adjoint, position), (hyper, payload, x, lo, hi) = there, inputs
     n, dtype = len(x["t"]), dtype_of(adjoint[0].w)
     record = jnp.zeros(n, dtype), jnp.zeros(n, dtype)
 
-    def one(k: Array, carry: tuple) -> tuple:
-        (after, dhyper), place, (losses, sizes) = carry
+    def body(k: Array, carry: tuple) -> tuple:
+        (after, dhyper), position, (losses, sizes) = carry
         i = hi - 1 - (k - lo)
         x_i = jax.tree.map(lambda a: a[i], x)
         batch = pick(payload, x_i["at"])
         rows = seen(task, hyper, batch)
-        place, s = at(task, place, fixed, x_i, i, rows, batch)
+        position, s = at(task, position, fixed, x_i, i, rows, batch)
         sizes = sizes.at[i].set(norm(after.w).astype(dtype))
         before, share, loss = back(task, s, rows, batch, x_i["t"], x_i["t_update"], after)
-        return (before, collect(task, dhyper, share, batch)), place, (losses.at[i].set(loss.astype(dtype)), sizes)
+        return (before, collect(task, dhyper, share, batch)), position, (losses.at[i].set(loss.astype(dtype)), sizes)
 
-    return lax.fori_loop(lo, hi, one, (adjoint, place, record))
+    return lax.fori_loop(lo, hi, body, (adjoint, position, record))
 
 
 def chunks_back(run: Pass, first: int, stop: int, fixed: Callable[[int], Tree] = lambda a: ()) -> Iterator[Chunk]:
@@ -361,7 +361,7 @@ def chunks_back(run: Pass, first: int, stop: int, fixed: Callable[[int], Tree] =
 class Result(NamedTuple):
     """value: the mean hyper loss f. hyper: df/dλ, in the tree of λ (None in the place of what is not floating point). start: the
     adjoint of the State before step 0, None where the method does not go there. steps: of the way back. replayed: how far
-    the losses seen again were from those of training, relative. found: the method's own diagnostics. recomputed: steps that
+    the losses seen again were from those of training, relative. diagnostics: the method's own numbers. recomputed: steps that
     were taken again."""
 
     value: float
@@ -370,7 +370,7 @@ class Result(NamedTuple):
     steps: int
     replayed: float
     norms: np.ndarray
-    found: dict[str, Any]
+    diagnostics: dict[str, Any]
     recomputed: int
 
 
@@ -396,7 +396,9 @@ def hypergradient(
         dhyper = program(trail.task, pull_values, trail.whole)(trail.hyper, dhyper)
     refuse_nonfinite_gradient(dhyper, trail.batches.first + first)
     norms = np.concatenate(run.norms) if run.norms else np.empty(0)
-    return Result(value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.found, run.recomputed)
+    return Result(
+        value, dhyper, ds if first == 0 else None, len(norms), run.replayed, norms, run.diagnostics, run.recomputed
+    )
 
 
 def refuse_nonfinite_gradient(dhyper: Tree, step: int) -> None:

@@ -190,27 +190,27 @@ class TunedTask:
 
     def train(self, hyper: Hyper, keep: Keep, progress: Progress | None, midway: Midway | None) -> Training:
         with self.precision():
-            found = tasks.train(self.task, keep, self.as_tree(hyper), progress, midway)
-            start, end = as_dicts(found.start), as_dicts(found.end)
+            hasher = tasks.train(self.task, keep, self.as_tree(hyper), progress, midway)
+            start, end = as_dicts(hasher.start), as_dicts(hasher.end)
             return Training(
                 initial=start["w"],
                 final=end["w"],
                 weights=end["w"],
                 velocity=end["v"],
                 running=end["running"],
-                losses=found.losses,
-                distances=found.distances,
-                steps=found.steps,
-                trajectory=Kept(found),
-                cost=Cost(found.steps, seconds=found.seconds, trajectory_bytes=found.kept.nbytes),
+                losses=hasher.losses,
+                distances=hasher.distances,
+                steps=hasher.steps,
+                trajectory=Kept(hasher),
+                cost=Cost(hasher.steps, seconds=hasher.seconds, trajectory_bytes=hasher.kept.nbytes),
             )
 
     def hypergradient(self, training: Training, method: Method, progress: Progress | None) -> Hypergradient:
         with self.precision():
             clock = time.perf_counter()
-            found = training.trajectory.trail
-            result = tasks.hypergradient(found, method, progress)
-            cost = self.cost(found, method, result)
+            hasher = training.trajectory.trail
+            result = tasks.hypergradient(hasher, method, progress)
+            cost = self.cost(hasher, method, result)
             cost.seconds = time.perf_counter() - clock
             begun = {"w": {}, "v": {}} if result.start is None else as_dicts(result.start)
             return Hypergradient(
@@ -221,18 +221,18 @@ class TunedTask:
                 adjoint_norms=result.norms,
                 method=method.name,
                 cost=cost,
-                diagnostics={"replayed": result.replayed, **result.found},
+                diagnostics={"replayed": result.replayed, **result.diagnostics},
             )
 
-    def cost(self, found: trail.Trail, method: Method, result: trail.Result) -> Cost:
+    def cost(self, hasher: trail.Trail, method: Method, result: trail.Result) -> Cost:
         """By the rule of `records.Cost`."""
         looks = validation(self.task).steps
         if isinstance(method, Forward):
             m = sum(np.size(a) for arrays in self.initial_hyper().values() for a in arrays.values())
-            return Cost(found.steps + looks, found.steps * m)
+            return Cost(hasher.steps + looks, hasher.steps * m)
         if isinstance(method, Implicit):
-            return Cost(looks, result.found["iterations"] + 2)
-        return Cost(looks + result.recomputed, result.steps, trajectory_bytes=found.kept.nbytes)
+            return Cost(looks, result.diagnostics["iterations"] + 2)
+        return Cost(looks + result.recomputed, result.steps, trajectory_bytes=hasher.kept.nbytes)
 
     def hyper_loss(self, training: Training) -> float:
         with self.precision():
@@ -244,8 +244,8 @@ class TunedTask:
             batches = splits_of(self.task).get(split)
             if batches is None:
                 raise UsageError(f"split {split!r}, expected one of {', '.join(splits_of(self.task))}")
-            found = training.trajectory.trail
-            values = means(found, feed(batches, split))
+            hasher = training.trajectory.trail
+            values = means(hasher, feed(batches, split))
             return Metrics(values.pop("loss"), values.pop("error", None), None, values, feed(batches, split).steps)
 
 
@@ -270,8 +270,8 @@ def tunable(make: Callable[[], Task], precision: str, seed: int = 0) -> TunedTas
 class Kept:
     """What a training of a task kept, as a record holds it."""
 
-    def __init__(self, found: trail.Trail) -> None:
-        self.trail = found
+    def __init__(self, hasher: trail.Trail) -> None:
+        self.trail = hasher
 
     @property
     def nbytes(self) -> int:
@@ -309,14 +309,14 @@ def all_batches(task: Task) -> dict[str, Any]:
 
 def digest(task: Task) -> str:
     """sha256 over the data of a task: all of what is in memory, and the first and the last batch of a stream."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, batches in all_batches(task).items():
         for tree in parts(batches):
-            found.update(f"{name} {jax.tree.structure(tree)}".encode())
+            hasher.update(f"{name} {jax.tree.structure(tree)}".encode())
             for key, array in stored(tree).items():
-                found.update(f"{key} {array.dtype} {array.shape} ".encode())
-                found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+                hasher.update(f"{key} {array.dtype} {array.shape} ".encode())
+                hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
 
 
 def parts(batches: Any) -> Iterator[Tree]:

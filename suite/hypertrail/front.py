@@ -55,7 +55,8 @@ def hypergradient(
     task: a task, which is then trained (settings as of `train`), or the `Trail` of a training.
     method: a declaration such as Truncated(20), or a name such as 'truncated-20' or 'drmad-C4'.
     → value (f), hyper (the gradient, in the tree of task.hyper), start (the gradient with respect to w_0, v_0 and the first
-    state; None where the method does not go there), norms (‖dw‖ before each step back), found (the method's own numbers).
+    state; None where the method does not go there), norms (‖dw‖ before each step back), diagnostics (the
+    method's own numbers).
     Cost: that of the training, and of the method: exact, T gradients with their Hessian-vector products.
     Raises what `train` raises; UsageError for a method that cannot go back over this training.
     """

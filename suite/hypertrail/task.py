@@ -147,7 +147,7 @@ class Gradient(Protocol):
         """‖dw‖ before each reverse step, in the order in which they are taken."""
 
     @property
-    def found(self) -> dict[str, Any]:
+    def diagnostics(self) -> dict[str, Any]:
         """The method's own numbers."""
 
 

@@ -57,8 +57,8 @@ def keeper(
     if keep == "ends":
         return task, Ends(steps)
     if keep == "auto":
-        place = room_for(steps * state_bytes(s))
-        return task, States(steps, place, store=Temporary)
+        storage = room_for(steps * state_bytes(s))
+        return task, States(steps, storage, store=Temporary)
     if keep in ("memory", "host") or isinstance(keep, Path):
         return task, States(steps, keep, begun=begun, about=about)
     raise UsageError(

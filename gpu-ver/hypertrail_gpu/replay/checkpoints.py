@@ -47,12 +47,12 @@ class Starts(Ends):
     def cuts(self) -> list[int]:
         return [*self.at, self.steps]
 
-    def before(self, start: int, place: State) -> tuple[State, tuple[tuple[int, Tree], ...]]:
+    def before(self, start: int, position: State) -> tuple[State, tuple[tuple[int, Tree], ...]]:
         if start in self.at:
-            self.states.append(place)
-        return place, ((self.at[len(self.states) - 1], self.states[-1].w),)
+            self.states.append(position)
+        return position, ((self.at[len(self.states) - 1], self.states[-1].w),)
 
-    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, position: Any) -> None:
         j = int(np.searchsorted(self.at, start, side="right")) - 1
         measured = self.distances[j][start - self.at[j] :][: stop - start]
         measured[:] = distances[: len(measured), 0]

@@ -54,7 +54,7 @@ def forward_mode(run: Pass, adjoint: tuple, method: Forward) -> tuple[tuple, int
         if run.progress:
             run.progress(b, T)
     (ds, dhyper) = adjoint
-    run.found["N"] = T
+    run.diagnostics["N"] = T
     run.pulled = True
     return (None, program(task, through)(hyper, columns, ds, dhyper, Z)), T
 
@@ -98,7 +98,7 @@ def tangents(task: Task, pick: Pick, s: State, Z: State, columns: Tree, inputs: 
     hyper, payload, x, lo, hi = inputs
     n, dtype = len(x["t"]), jax.tree.leaves(s.w)[0].dtype
 
-    def one(i: Array, carry: tuple) -> tuple:
+    def body(i: Array, carry: tuple) -> tuple:
         s, Z, (losses, sizes) = carry
         batch, t = pick(payload, x["at"][i]), x["t"][i]
 
@@ -110,7 +110,7 @@ def tangents(task: Task, pick: Pick, s: State, Z: State, columns: Tree, inputs: 
         Z = jax.vmap(tangent)(Z, columns)
         return after, Z, (losses.at[i].set(loss.astype(dtype)), sizes.at[i].set(norm(Z).astype(dtype)))
 
-    return lax.fori_loop(lo, hi, one, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
+    return lax.fori_loop(lo, hi, body, (s, Z, (jnp.zeros(n, dtype), jnp.zeros(n, dtype))))
 
 
 def through(task: Task, hyper: Tree, columns: Tree, ds: State, dhyper: Tree, Z: State) -> Tree:

@@ -31,7 +31,7 @@ Tree = Any
 def implicit_gradient(run: Pass, adjoint: tuple, method: Implicit) -> tuple[tuple, int]:
     """The solve and the mixed term at w_T. Raises NotSolved for a solve that did not converge or met negative curvature.
 
-    found: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0.
+    diagnostics: iterations, residual (relative), gradient_norm = ‖∇L(w_T)‖, which should be near 0.
     """
     trail = run.trail
     refuse_no_whole_loss(trail.task, method)
@@ -39,7 +39,7 @@ def implicit_gradient(run: Pass, adjoint: tuple, method: Implicit) -> tuple[tupl
     method = method.at(np.dtype(jax.tree.leaves(trail.start.w)[0].dtype).name)
     mixed, iterations, residual, curvature, size = program(trail.task, solved, method)(trail.end, trail.values, ds.w)
     judge(method, int(iterations), float(residual), float(curvature))
-    run.found.update(iterations=int(iterations), residual=float(residual), gradient_norm=float(size))
+    run.diagnostics.update(iterations=int(iterations), residual=float(residual), gradient_norm=float(size))
     return (None, subtract(dhyper, mixed)), trail.steps
 
 

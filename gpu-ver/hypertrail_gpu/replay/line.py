@@ -62,7 +62,7 @@ def tail_then_line(run: Pass, adjoint: tuple, method: DrMAD) -> tuple:
     trail, T = run.trail, run.trail.steps
     first = T - tail_of(method, momenta(run), T)
     adjoint, end = undo(run, adjoint, first, method.name)
-    run.found["tail"] = T - first
+    run.diagnostics["tail"] = T - first
     if first == 0:
         refuse_wrong_arrival(run, end, method.name)
         return adjoint
@@ -75,14 +75,14 @@ def lines_between_kept_states(run: Pass, adjoint: tuple, method: DrMAD) -> tuple
     trail, kept = run.trail, run.trail.kept
     if not isinstance(kept, Starts):
         raise UsageError(f"{method.name} goes along lines between kept states; train with keep={Checkpoints()}")
-    run.found["pieces"] = []
+    run.diagnostics["pieces"] = []
     b = trail.end
     for (start, stop), a, distances in zip(
         reversed(kept.stretches()), reversed(kept.states), reversed(kept.distances), strict=True
     ):
         N = stretch_steps(distances, partial(between, a.w, b.w), stop - start, method)
         adjoint = along(run, adjoint, a, b, start, stop, N, method)
-        run.found["pieces"].insert(0, N)
+        run.diagnostics["pieces"].insert(0, N)
         b = a
     return adjoint
 
@@ -120,7 +120,7 @@ def pieces_of(run: Pass, whole: dict[str, np.ndarray], ends: tuple[State, State]
 
 
 def at_line(
-    task: Task, place: Any, ends: tuple[State, State], x: Tree, i: Any, hyper: Tree, batch: Tree
+    task: Task, position: Any, ends: tuple[State, State], x: Tree, i: Any, hyper: Tree, batch: Tree
 ) -> tuple[Any, State]:
     """w_i = (1 − ρ_i) w_a + ρ_i w_b, what is carried likewise, and the v that moves the weights as fast as the line does:
 
@@ -139,7 +139,7 @@ def at_line(
     carried = filled(whole, jax.tree.map(between_ends, floats(a.carried), floats(b.carried)))
     way = jax.tree.map(lambda u, z: x["rho_step"].astype(u.dtype) * (z - u), a.w, b.w)
     v = task.update.speed(way, hyper, x["t_update"])
-    return place, State(w, jax.tree.map(lambda u, z: jnp.where(x["true_start"], u, z), a.v, v), carried)
+    return position, State(w, jax.tree.map(lambda u, z: jnp.where(x["true_start"], u, z), a.v, v), carried)
 
 
 def literal_step(

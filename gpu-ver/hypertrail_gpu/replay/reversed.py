@@ -45,7 +45,7 @@ Tree = Any
 
 
 class Integers(NamedTuple):
-    """The place of a training in fixed point: weights and velocities in units of 2⁻⁵², and the digits that γ took from v."""
+    """The position of a training in fixed point: weights and velocities in units of 2⁻⁵², and the digits that γ took from v."""
 
     W: Tree
     V: Tree
@@ -88,23 +88,23 @@ class Digits(Ends):
             W = to_fixed(s.w)
             return Integers(W, zeros(W), zeros(W))
 
-    def leave(self, place: Integers) -> State:
+    def leave(self, position: Integers) -> State:
         with self.precision():
-            return State(to_float(place.W, self.dtype), to_float(place.V, self.dtype), None)
+            return State(to_float(position.W, self.dtype), to_float(position.V, self.dtype), None)
 
     @property
     def advance(self) -> Advance:
         return Advance(self.dtype.name)
 
-    def before(self, start: int, place: Integers) -> tuple[Integers, tuple]:
+    def before(self, start: int, position: Integers) -> tuple[Integers, tuple]:
         if start == 0 or start not in self.starts:
-            return place, ()
-        self.lost.append(place.B)
-        return place._replace(B=zeros(place.B)), ()
+            return position, ()
+        self.lost.append(position.B)
+        return position._replace(B=zeros(position.B)), ()
 
-    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Integers) -> None:
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, position: Integers) -> None:
         if stop == self.steps:
-            self.lost.append(place.B)
+            self.lost.append(position.B)
 
 
 def digits_keeper(task: Task, steps: int, hyper: Tree, s: State) -> tuple[Task, Digits]:
@@ -136,8 +136,10 @@ class Advance:
 
     dtype: str
 
-    def __call__(self, task: Task, place: Integers, hyper: Tree, batch: Tree, t: Array) -> tuple[Integers, Array, Tree]:
-        W, V, B = place
+    def __call__(
+        self, task: Task, position: Integers, hyper: Tree, batch: Tree, t: Array
+    ) -> tuple[Integers, Array, Tree]:
+        W, V, B = position
         w = to_float(W, self.dtype)
         loss, g = isolated_gradient(task, w, hyper, batch, t)
         alpha, gamma = task.update.rates(w, hyper, t)
@@ -159,9 +161,9 @@ class Undo:
     apart: bool
 
     def __call__(
-        self, task: Task, place: Integers, none: Any, x: Tree, i: Any, hyper: Tree, batch: Tree
+        self, task: Task, position: Integers, none: Any, x: Tree, i: Any, hyper: Tree, batch: Tree
     ) -> tuple[Integers, State]:
-        W, V, B = place
+        W, V, B = position
         alpha, gamma = task.update.rates(to_float(W, self.dtype), hyper, x["t"])
         v = to_float(V, self.dtype)
         W = jax.tree.map(lambda W, v, alpha: W - fixed(alpha * v), W, v, alpha)
@@ -178,27 +180,27 @@ def undone_integers(run: Pass, adjoint: tuple, first: int = 0) -> tuple[tuple, i
     A walk that ends inside a span meets no empty buffer that would prove it; there the gradient is computed apart.
     """
     trail, kept = run.trail, run.trail.kept
-    place, apart, stop = trail.place, False, trail.steps
+    position, apart, stop = trail.position, False, trail.steps
     for start, B in zip(reversed(kept.starts), reversed(kept.lost), strict=True):
         lo = max(start, first)
         apart = apart or lo != start
         taken = len(run.norms)
         while True:
             at = Undo(kept.dtype.name, apart)
-            after, there = walk(run, at, chunks_back(run, lo, stop), adjoint, place._replace(B=B))
+            after, there = walk(run, at, chunks_back(run, lo, stop), adjoint, position._replace(B=B))
             if lo != start or not any(bool(jnp.any(one)) for one in jax.tree.leaves(there.B)):
                 break
             if apart:
                 raise VerificationFailure(not_reproduced(start))
             apart = True  # from here on, this span once more
             del run.norms[taken:]
-        adjoint, place, stop = after, there, lo
+        adjoint, position, stop = after, there, lo
         if lo == first:
             break
     if first == 0:
         began = kept.enter(trail.task, trail.start, trail.values)
         with kept.precision():
-            same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), place, began)
+            same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), position, began)
         if not all(jax.tree.leaves(same)):
             raise VerificationFailure(not_reproduced(0))
     return adjoint, first

@@ -26,7 +26,7 @@ Tree = Any
 
 
 class States(Ends):
-    """Every state from step `first` on. place: 'memory' (on the device), 'host', or the folder of an HDF5 trajectory.
+    """Every state from step `first` on. storage: 'memory' (on the device), 'host', or the folder of an HDF5 trajectory.
 
     Memory: one state for each of these steps; of a folder, one chunk and what waits to be written.
     """
@@ -36,7 +36,7 @@ class States(Ends):
     def __init__(
         self,
         steps: int,
-        place: str | Path,
+        storage: str | Path,
         first: int = 0,
         begun: int = 0,
         about: Mapping[str, Any] = {},
@@ -45,12 +45,12 @@ class States(Ends):
         """begun: the steps whose states an earlier start has left in the folder. about: what the folder remembers of this
         training. The folder above must be there: one that was deleted meanwhile is not made again."""
         super().__init__(steps)
-        self.first, self.place = first, place
+        self.first, self.storage = first, storage
         self.pieces: list[tuple[int, int, Tree]] = []
         self.folder: StoredTrajectory | None = None
-        if isinstance(place, Path):
+        if isinstance(storage, Path):
             self.folder = (
-                store.open(place, "a", begun) if begun else store.create(place, meta=dict(about), parents=False)
+                store.open(storage, "a", begun) if begun else store.create(storage, meta=dict(about), parents=False)
             )
 
     def cuts(self) -> list[int]:
@@ -59,13 +59,13 @@ class States(Ends):
     def wants(self, start: int) -> bool:
         return start >= self.first
 
-    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, place: Any) -> None:
+    def after(self, start: int, stop: int, path: Tree, distances: np.ndarray, position: Any) -> None:
         if start < self.first:
             return
         if self.folder is not None:
             self.folder.append(start, {name: to_stored(leaf)[: stop - start] for name, leaf in path.items()})
         else:
-            self.pieces.append((start, stop, jax.tree.map(on_host, path) if self.place == "host" else path))
+            self.pieces.append((start, stop, jax.tree.map(on_host, path) if self.storage == "host" else path))
 
     @property
     def nbytes(self) -> int:
@@ -91,12 +91,12 @@ class States(Ends):
         first. like: what is kept of one state."""
         if self.folder is None:
             for start, stop, path in reversed(self.pieces):
-                yield start, stop, jax.tree.map(on_device, path, like) if self.place == "host" else path
+                yield start, stop, jax.tree.map(on_device, path, like) if self.storage == "host" else path
             return
         names = sorted(like)
         for segment in self.folder.backwards():
             if sorted(segment.states) != names:
-                raise DataError(f"{self.place}: states of {sorted(segment.states)}, expected {names}; train again")
+                raise DataError(f"{self.storage}: states of {sorted(segment.states)}, expected {names}; train again")
             for start in range(segment.start + (len(segment) - 1) // length * length, segment.start - 1, -length):
                 stop = min(start + length, segment.stop)
                 rows = slice(start - segment.start, stop - segment.start)
@@ -129,9 +129,9 @@ class Stored:
     layout: Layout
 
     def __call__(
-        self, task: Task, place: Any, fixed: dict[str, Any], x: Tree, i: Any, hyper: Tree, batch: Tree
+        self, task: Task, position: Any, fixed: dict[str, Any], x: Tree, i: Any, hyper: Tree, batch: Tree
     ) -> tuple[Any, State]:
-        return place, self.layout.state({name: a[i] for name, a in fixed.items()})
+        return position, self.layout.state({name: a[i] for name, a in fixed.items()})
 
 
 def filled_up(array: np.ndarray, length: int) -> np.ndarray:
