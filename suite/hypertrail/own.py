@@ -97,16 +97,16 @@ def find(word: str) -> Found:
         return own(word, word, module, Path(inspect.getfile(module)))
     if word.endswith(".py") or "/" in word:
         return of_file(Path(word))
-    if "." in word:
+    if all(part.isidentifier() for part in word.split(".")) and "." in word:
         return of_module(word)
-    if Path(f"{word}.py").is_file():
+    if is_file(Path(f"{word}.py")):
         raise UsageError(f"unknown experiment {word!r}; for the file in this folder say {word}.py")
     experiments.load(word)  # refuses the word, with the nearest name
     raise AssertionError(word)
 
 
 def of_file(path: Path) -> Found:
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"{path} is not there, or is no file; expected a Python file with a function task()")
     path = path.resolve()
     source = Source(path, path.read_bytes())
@@ -121,6 +121,14 @@ def of_file(path: Path) -> Found:
     with told(str(path)):
         exec(compile(source.content, str(path), "exec"), module.__dict__)
     return own(str(path), title_of(path.stem), module, path, source)
+
+
+def is_file(path: Path) -> bool:
+    """False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def of_module(word: str) -> Found:
