@@ -18,6 +18,7 @@ from hypertrail.runs import arrays
 from hypertrail_gpu import doubts
 from hypertrail_gpu.outer_optax import Optax as OuterOptax
 from hypertrail_gpu.tuned import TunedTask
+from hypertrail_gpu.updates import Optax
 
 from .test_declared import declared_task
 from .test_guards import scalar_task
@@ -209,6 +210,27 @@ def test_a_large_slope_hides_no_small_one() -> None:
 
     found = doubts.compare(TunedTask(scalar_task(loss=loss, hyper={"large": np.array(1.0), "small": np.array(1.0)})))
     assert {one.kind: one.verdict for one in found} == {"large": "agree", "small": "differ"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bend_of_adam_is_no_lie(seed: int) -> None:
+    """With a small ε the root bends within a step of the differences: a finer one tells."""
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(False):
+        x, y = rng.standard_normal((3, 20, 50)).astype("f4"), rng.standard_normal((3, 20)).astype("f4")
+
+        def make(hyper: Any, t: Any) -> Any:
+            return optax.chain(optax.scale_by_adam(eps=0.0, eps_root=1e-8), optax.scale(-1e-2))
+
+        task = h.Task(
+            loss=lambda w, hyper, batch, t: hyper["sources"] @ jnp.mean((x @ w - y) ** 2, 1),
+            update=Optax(make),
+            hyper_loss=lambda w, hyper, batch: jnp.mean((x[0] @ w - y[0]) ** 2),
+            weights=np.zeros(50, "f4"),
+            hyper={"sources": h.Linear(np.full(3, 1 / 3), projection=h.Simplex())},
+            batches=np.arange(10),
+        )
+        assert "differ" not in {comparison.verdict for comparison in doubts.compare(TunedTask(task))}
 
 
 # -- a user's own faults ------------------------------------------------------------------------------------------------------
