@@ -75,7 +75,10 @@ class Compared:
 
     def __str__(self) -> str:
         slopes = f"hypergradient {self.hypergradient:.4g}, differences {self.differences:.4g} ± {self.error:.1g}"
-        return f"{self.kind}: {slopes}: {self.verdict}"
+        idle = (
+            "" if self.size or self.differences else "; the hyper loss after these steps does not depend on it at all"
+        )
+        return f"{self.kind}: {slopes}: {self.verdict}{idle}"
 
 
 def compare(tuned: TunedTask, hyper: Hyper | None = None, steps: int = STEPS, seed: int = 0) -> list[Compared]:

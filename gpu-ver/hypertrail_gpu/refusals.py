@@ -112,7 +112,7 @@ def refuse_loss(result: Any, carried: Tree) -> None:
 
 def refuse_weights(w: Tree, word: str = "weights") -> None:
     for name, leaf in named(w).items() or {"": None}.items():
-        if leaf is None or not is_float(leaf):
+        if leaf is None or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             what = "nothing" if leaf is None else shape_of(leaf)
             raise UsageError(
                 f"{word}{name}: {what}, expected floating point arrays; put what is not trained into the state, or let the loss "

@@ -27,8 +27,9 @@ from hypertrail.methods import Forward, Implicit, Method
 from hypertrail.records import Cost, Hypergradient, Metrics, Params, Training
 from hypertrail.runs.midway import Midway
 from hypertrail.task import Arrays, Rows, Stream, Task
+from hypertrail.users_code import told
 
-from . import declared, replay, tasks, trail
+from . import declared, refusals, replay, tasks, trail
 from .batches import fed, feed
 from .beginning import beginning, given_values, in_precision
 from .judging import means, validation
@@ -84,6 +85,9 @@ class TunedTask:
         self.x64 = jax.config.read("jax_enable_x64")
         self.steps = fed(task, "batches").steps
         self.start = declared.initial(task, self.steps)
+        refusals.refuse_no_arrays(task, self.start)
+        begun = beginning(task, self.start, self.steps)
+        refusals.refuse_measures(task, begun.state, begun.values, validation(task))
         leaves = declared.paths(task)
         self.paths: dict[str, tuple[str, str]] = {}  # {the path of an array: (kind, key)}
         moved: dict[str, Moved] = {}
@@ -321,7 +325,9 @@ def digest(task: Task) -> str:
 
 def parts(batches: Any) -> Iterator[Tree]:
     if isinstance(batches, Stream):
-        yield {"steps": np.asarray(batches.steps), "first": batches.read(0), "last": batches.read(batches.steps - 1)}
+        with told("read(t)"):
+            first, last = batches.read(0), batches.read(batches.steps - 1)
+        yield {"steps": np.asarray(batches.steps), "first": first, "last": last}
     elif isinstance(batches, Rows):
         yield {"data": batches.data, "indices": np.asarray(batches.indices)}
     else:

@@ -141,6 +141,8 @@ def title_of(stem: str) -> str:
     title = stem.replace("_", "-")
     if title in experiments.names():
         raise UsageError(f"{title} is the name of a built-in experiment; call the file otherwise")
+    if title in ("collected", "launches") or not title.isprintable():
+        raise UsageError(f"{title!r} cannot be the name of a folder of runs; call the file otherwise")
     return title
 
 

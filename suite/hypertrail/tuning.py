@@ -500,7 +500,8 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_nonfinite(metrics: dict[str, Metrics], k: int, steps: int) -> None:
-    """NumericalFailure for a loss that is not finite: the elementary loss may be finite where a split's is not."""
-    for split, one in metrics.items():
-        if not np.isfinite(one.loss):
-            raise NumericalFailure(f"loss on {split} in meta-iteration {k}", steps, "lower the learning rate")
+    """NumericalFailure for a loss or a metric that is not finite: the elementary loss may be finite where a split's is not."""
+    for split, measured in metrics.items():
+        for name, value in measured.as_json().items():
+            if not np.isfinite(value):
+                raise NumericalFailure(f"{name} on {split} in meta-iteration {k}", steps, "lower the learning rate")

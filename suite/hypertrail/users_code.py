@@ -17,6 +17,8 @@ def told(where: str) -> Iterator[None]:
     """What a user's code raises, as a UsageError in one line with the place; HYPERTRAIL_TRACEBACK=1 shows all of it."""
     try:
         yield
+    except SystemExit as end:
+        raise UsageError(f"{where}: it ends the program (SystemExit: {end.code})") from end
     except Exception as problem:
         if hasattr(problem, "exit_code"):
             raise

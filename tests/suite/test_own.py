@@ -197,6 +197,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a task that is none": ("def task(): return 7\n", "int is no task, expected a hypertrail.Task"),
     "a task that fails": ("def task():\n    return {}['x']\n", r"task\(\): KeyError: 'x' \(my_task.py, line 2\)"),
+    "an end": ("raise SystemExit(0)\n", r"it ends the program \(SystemExit: 0\)"),
     "an exit": ("raise RuntimeError('no\\nway')\n", r"RuntimeError: no way \(my_task.py, line 1\)"),
 }
 

@@ -248,7 +248,7 @@ def fails(*arguments: Any) -> Any:
             {"update": fails},
             r"a step \(the gradient of loss, and update\): KeyError: 'nowhere' \(test_front.py, line \d+\)",
         ),
-        ({"batches": h.Stream(fails, 3)}, r"read\(0\): KeyError: 'nowhere' \(test_front.py, line \d+\)"),
+        ({"batches": h.Stream(fails, 3)}, r"read\((0|t)\): KeyError: 'nowhere' \(test_front.py, line \d+\)"),
         ({"hyper_loss": fails}, r"hyper_loss: KeyError: 'nowhere' \(test_front.py, line \d+\)"),
         ({"metrics": {"m": fails}}, r"metric m: KeyError: 'nowhere' \(test_front.py, line \d+\)"),
         ({"start": fails}, r"start: KeyError: 'nowhere' \(test_front.py, line \d+\)"),
@@ -269,6 +269,43 @@ def test_faults_of_a_users_functions_are_told_before_anything_is_trained(changes
         h.train(scalar_task(**changes), progress=lambda done, total: trained.append(done))
     assert not trained
     assert "\n" not in str(refused.value)
+    with pytest.raises(h.UsageError, match=reason):
+        h.tune(scalar_task(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"weights": np.zeros(5, int)}, r"weights: int64\[5\], expected floating point arrays"),
+        ({"weights": np.zeros(5, complex)}, r"weights: complex128\[5\], expected floating point arrays"),
+        ({"weights": {}}, "weights: nothing, expected floating point arrays"),
+        ({"hyper": {"p": "a"}}, r"hyper\['p'\] is str, expected arrays"),
+        ({"hyper_loss": lambda w: 0.0}, "hyper_loss: TypeError"),
+        (
+            {"hyper_loss": lambda w, hyper, batch: batch[0]},
+            "hyper_loss: TypeError: 'NoneType' object is not subscriptable",
+        ),
+    ],
+)
+def test_tuning_refuses_what_training_refuses(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(h.UsageError, match=reason) as refused:
+        h.tune(scalar_task(**changes))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_metric_that_is_not_finite_is_named() -> None:
+    task = scalar_task(valid=np.arange(2.0), metrics={"m": lambda w, hyper, batch: jnp.nan * w})
+    with pytest.raises(h.NumericalFailure, match="m on valid in meta-iteration 0 is not finite"):
+        h.tune(task)
+
+
+def test_a_hyperparameter_that_nothing_reads_is_told() -> None:
+    task = scalar_task(
+        hyper={"used": np.array(0.2), "idle": np.array(1.0)}, loss=lambda w, u, b, t: (w - b) ** 2 * u["used"]
+    )
+    used, idle = sorted(h.check(task), reverse=True)
+    assert "does not depend on it at all" in idle
+    assert "does not depend" not in used
 
 
 def test_the_task_is_not_touched() -> None:
